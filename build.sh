@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# Builds the training image: `bash build.sh --help`.
+set -euo pipefail
+
+repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+docker=${DOCKER:-docker}
+
+usage() {
+    cat <<'EOF'
+usage: bash build.sh [--cpu] [further options of `docker build` ...]
+
+Builds the image gpt-oss-grpo for NVIDIA GPUs; --cpu builds the smaller gpt-oss-grpo:cpu with the CPU build of torch.
+
+Environment, all optional:
+  IMAGE             name of the image
+  BASE_IMAGE        a Debian-based image with Python 3.11+ (python:3.11-slim-bookworm)
+  DOCKER            the client (docker); it needs BuildKit
+  HTTP_PROXY, HTTPS_PROXY, NO_PROXY
+  PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST
+  PIP_FIND_LINKS    a local folder of wheels to take first, or an address
+  PIP_CERT, SSL_CERT_FILE   CA bundle of a network that intercepts TLS
+  TORCH_CPU_INDEX   index of CPU builds of torch, for --cpu (https://download.pytorch.org/whl/cpu)
+Settings of pip and the CA bundle are build secrets: none is stored in the image.
+EOF
+}
+
+die() {
+    local line
+    for line; do echo "build.sh: $line" >&2; done
+    echo "build.sh: To try the project without Docker and without a GPU: bash train.sh --smoke" >&2
+    exit 2
+}
+
+requirements="requirements-gpu.txt"
+image=${IMAGE:-gpt-oss-grpo}
+case ${1:-} in
+    -h | --help)
+        usage
+        exit 0
+        ;;
+    --cpu)
+        requirements=requirements.txt
+        image=${IMAGE:-gpt-oss-grpo:cpu}
+        shift
+        ;;
+esac
+
+command -v "$docker" >/dev/null || die "there is no Docker client ($docker)." "Install Docker Engine, or name a client with DOCKER=."
+if ! error=$("$docker" version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
+    die "no Docker engine answers: $error" \
+        "Start it (sudo systemctl start docker); if permission is denied, join the group: sudo usermod -aG docker \$USER"
+fi
+build=("$docker" build)
+if "$docker" buildx version >/dev/null 2>&1; then
+    build=("$docker" buildx build --load)
+elif (($("$docker" version --format '{{.Client.Version}}' | cut -d . -f 1) >= 23)); then
+    die "this Docker client has no BuildKit." "Install its buildx plugin (docker-buildx-plugin, docker-buildx), or name" \
+        "another client, such as the distribution's: DOCKER=/usr/bin/docker bash build.sh"
+fi
+export DOCKER_BUILDKIT=1
+
+secrets=$(mktemp -d)
+wheels=
+clean_up() {
+    rm -rf -- "$secrets"
+    if [[ -n $wheels ]]; then "$docker" image rm "$wheels" >/dev/null 2>&1; fi
+}
+trap clean_up EXIT
+options=()
+ca=${PIP_CERT:-${SSL_CERT_FILE:-}}
+find_links=${PIP_FIND_LINKS:-}
+if [[ -d $find_links ]]; then
+    # The engine may be elsewhere and sees no folder of ours, so the wheels travel as an image of their own. Those for
+    # the CPU would win over the CUDA build of the same version.
+    exclude=()
+    [[ $requirements == requirements.txt ]] || exclude=(--exclude='*+cpu*')
+    wheels=gpt-oss-grpo:wheels-$$
+    tar -C "$find_links" "${exclude[@]}" -c . | "$docker" import - "$wheels" >/dev/null
+    options+=(--build-arg "WHEELS_IMAGE=$wheels")
+    find_links=
+fi
+extra_index=${PIP_EXTRA_INDEX_URL:-}
+if [[ $requirements == requirements.txt ]]; then extra_index+=" ${TORCH_CPU_INDEX:-}"; fi
+{
+    echo "[global]"
+    setting() { if [[ -n ${2// /} ]]; then echo "$1 = $2"; fi; }
+    setting index-url "${PIP_INDEX_URL:-}"
+    setting extra-index-url "$extra_index"
+    setting trusted-host "${PIP_TRUSTED_HOST:-}"
+    setting find-links "$find_links"
+    if [[ -s $ca ]]; then echo "cert = /run/secrets/ca"; fi
+} >"$secrets/pip.conf"
+options+=(--secret "id=pip,src=$secrets/pip.conf")
+if [[ -s $ca ]]; then options+=(--secret "id=ca,src=$ca"); fi
+for name in HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
+    if [[ -n ${!name:-} ]]; then options+=(--build-arg "$name"); fi # predefined: Docker keeps them out of the history
+done
+if [[ -n ${BASE_IMAGE:-} ]]; then options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE"); fi
+revision=$(git -C "$repo" rev-parse --verify --quiet HEAD || echo unknown)
+
+"${build[@]}" --build-arg "REQUIREMENTS=$requirements" --build-arg "REVISION=$revision" "${options[@]}" "$@" \
+    --tag "$image" -- "$repo"
+echo "Built $image. Next: bash train.sh$([[ $requirements == requirements-gpu.txt ]] || echo ' --cpu')"

@@ -1,0 +1,351 @@
+"""YAML + key=value -> one validated, frozen Config, or every mistake at once.
+
+Layers, later ones win: config.yaml (all defaults), the file named by --config, the overrides of the command line.
+"""
+
+import ast
+import difflib
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, make_dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+import reward_functions
+import sandbox
+import tasks
+
+ROOT = Path(__file__).resolve().parent
+TINY_MODEL = ROOT / "tiny_model"
+
+
+class ConfigError(Exception):
+    """The user's fault: one line a mistake, found before the GPU is touched."""
+
+    def __init__(self, mistakes: str | Sequence[str]):
+        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
+        super().__init__("\n".join(self.mistakes))
+
+
+@dataclass(frozen=True)
+class Model:
+    """Arguments of from_pretrained, by Unsloth's names."""
+
+    name: str = MISSING
+    backend: Literal["auto", "unsloth", "transformers"] = MISSING
+    max_seq_length: int = MISSING
+    load_in_4bit: bool = MISSING
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = MISSING
+    offload_embedding: Literal["auto", True, False] = MISSING
+
+    @property
+    def path(self) -> str:
+        """What from_pretrained gets: a Hub id, or an absolute path (Unsloth takes a relative one for a Hub id)."""
+        if self.name == "tiny":
+            return str(TINY_MODEL)
+        local = Path(self.name).expanduser()
+        return str(local.resolve()) if looks_local(self.name) or local.is_dir() else self.name
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Arguments of get_peft_model / LoraConfig, by their names."""
+
+    r: int = MISSING
+    lora_alpha: int = MISSING
+    lora_dropout: float = MISSING
+    bias: Literal["none", "all", "lora_only"] = MISSING
+    target_modules: Any = MISSING
+    target_parameters: list[str] | None = None
+    use_gradient_checkpointing: Literal["unsloth", True, False] = MISSING
+    random_state: int = MISSING
+
+
+@dataclass(frozen=True)
+class SandboxOptions(sandbox.Limits):
+    workers: int | None = None  # programs run at once; null: one a CPU core
+    require: list[str] = MISSING  # layers without which nothing is run
+
+
+@dataclass(frozen=True)
+class Config:
+    model: Model
+    lora: Lora
+    grpo: Mapping[str, Any]  # keyword arguments of GRPOConfig; a key left null is the library's default
+    task: tasks.Options
+    sandbox: SandboxOptions
+    notices: tuple[str, ...] = ()  # legacy keys that were mapped or dropped, in words
+
+
+# Keys that the seed documents or older libraries use: (new place, or None where nothing is left to set, why).
+LEGACY = {
+    "model.model_name": ("model.name", ""),
+    "model.lora_rank": ("lora.r", ""),
+    "model.lora_alpha": ("lora.lora_alpha", ""),
+    "lora.rank": ("lora.r", ""),
+    "lora.lora_rank": ("lora.r", ""),
+    "lora.alpha": ("lora.lora_alpha", ""),
+    "lora.dropout": ("lora.lora_dropout", ""),
+    "grpo.warmup_ratio": ("grpo.warmup_steps", "a number below 1 is a share of all steps"),
+    "grpo.max_prompt_length": (None, "prompts are measured, never truncated"),
+    "grpo.save_safetensors": (None, "always on"),
+    "grpo.logging_dir": (None, "TensorBoard files go to <output_dir>/runs"),
+    "grpo.overwrite_output_dir": (None, "gone from transformers"),
+    "grpo.max_seq_length": ("model.max_seq_length", ""),
+}
+LEGACY_TASKS = {"code_generation": "matmul"}
+
+TRACKERS = ["tensorboard", "wandb", "trackio", "mlflow", "none"]
+POSITIVE = (
+    "model.max_seq_length lora.r lora.lora_alpha task.num_rows "
+    "grpo.learning_rate grpo.temperature grpo.per_device_train_batch_size grpo.gradient_accumulation_steps "
+    "grpo.save_steps grpo.logging_steps grpo.max_completion_length grpo.num_generations"
+).split()
+
+
+def load(path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read config.yaml, `path` over it and `overrides` ("section.key=value") over both.
+
+    Raises:
+        ConfigError: with every mistake found, each with its full key and what was expected.
+    """
+    mistakes: list[str] = []
+    layers = [read_yaml(ROOT / "config.yaml", mistakes)]
+    if path is not None:
+        layers.append(read_yaml(Path(path), mistakes))
+    layers.append(parse_overrides(overrides, mistakes))
+    notices = [notice for layer in layers for notice in rename_legacy(layer)]
+
+    task_type = settle_task_type(layers, mistakes)
+    schema = {
+        "model": Model,
+        "lora": Lora,
+        "grpo": grpo_schema(),
+        "task": tasks.load(task_type).Options if task_type else None,
+        "sandbox": SandboxOptions,
+    }
+    tree = {name: OmegaConf.structured(cls) if cls else None for name, cls in schema.items()}
+    for node in tree.values():
+        if node is not None:
+            OmegaConf.set_readonly(node, False)  # OmegaConf freezes what comes from a frozen dataclass
+    for layer in layers:
+        for section, key, value in entries(layer, list(schema), mistakes):
+            if tree[section] is not None:
+                set_key(tree[section], section, key, value, tree, mistakes)
+    for section, node in tree.items():
+        if node is not None and section != "grpo":
+            mistakes += [f"{section}.{key}: missing, and it has no default" for key in OmegaConf.missing_keys(node)]
+    mistakes += impossible(tree)
+    sections = {}
+    for name in ("model", "lora", "task", "sandbox"):
+        if not any(mistake.startswith(f"{name}.") for mistake in mistakes):
+            try:
+                sections[name] = OmegaConf.to_object(tree[name])
+            except ValueError as error:  # from a section's own __post_init__
+                mistakes.append(f"{name}: {error}")
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+    grpo = {key: value for key, value in OmegaConf.to_container(tree["grpo"]).items() if value not in (None, MISSING)}
+    return Config(**sections, grpo=MappingProxyType(grpo), notices=tuple(notices))
+
+
+def save(config: Config, path: str | os.PathLike) -> None:
+    """Write the resolved config as YAML that `load` reads back to the same Config."""
+    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "task", "sandbox")}
+    OmegaConf.save(OmegaConf.create({**sections, "grpo": dict(config.grpo)}), path)
+
+
+def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError:
+        mistakes.append(f"{path}: no such file")
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.append(f"{path}: cannot be read: {error}")
+    except (YAMLError, OmegaConfBaseException) as error:
+        mistakes.append(f"{path}: not valid YAML: {' '.join(str(error).split())}")
+    else:
+        if isinstance(content, dict):
+            return content
+        mistakes.append(
+            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:), not a {type(content).__name__}"
+        )
+    return {}
+
+
+def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, Any]:
+    layer: dict[str, Any] = {}
+    for text in overrides:
+        dotted, equals, value = text.partition("=")
+        section, dot, key = dotted.partition(".")
+        if not (equals and dot and section and key):
+            mistakes.append(f"override {text!r}: write it as section.key=value, e.g. grpo.max_steps=1")
+            continue
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
+        except (YAMLError, OmegaConfBaseException) as error:
+            mistakes.append(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}")
+            continue
+        # a: b inside a word is text, not a mapping; {a: b} is one
+        is_text = isinstance(parsed, dict | list) and not value.lstrip().startswith(("{", "["))
+        layer.setdefault(section, {})[key] = value if is_text else parsed
+    return layer
+
+
+def rename_legacy(layer: dict[str, Any]) -> Iterator[str]:
+    """Map the seeds' keys in place; yield a notice for each."""
+    for old, (new, why) in LEGACY.items():
+        section, key = old.split(".")
+        if isinstance(layer.get(section), dict) and key in layer[section]:
+            value = layer[section].pop(key)
+            if new:
+                new_section, new_key = new.split(".")
+                layer.setdefault(new_section, {})[new_key] = value
+            yield (f"{old} is now {new}" * bool(new) + f"{old} is ignored" * (not new) + f" ({why})" * bool(why))
+    task = layer.get("task")
+    if isinstance(task, dict) and str(task.get("type")) in LEGACY_TASKS:
+        yield f"task.type: {task['type']} is now {LEGACY_TASKS[task['type']]}"
+        task["type"] = LEGACY_TASKS[task["type"]]
+
+
+def settle_task_type(layers: list[dict[str, Any]], mistakes: list[str]) -> str | None:
+    """The last layer's task type. Keys that only another task knows are dropped from the layers before it."""
+    settled = None
+    shared = OmegaConf.structured(tasks.Options).keys()
+    for index, layer in enumerate(layers):
+        task = layer.get("task")
+        if isinstance(task, dict) and "type" in task and task["type"] != settled:
+            settled = task["type"]
+            for earlier in layers[:index]:
+                if isinstance(earlier.get("task"), dict):
+                    earlier["task"] = {key: value for key, value in earlier["task"].items() if key in shared}
+    if settled in tasks.names():
+        return settled
+    mistakes.append(f"task.type: no task {settled!r}{nearest(str(settled), tasks.names())}; there are {tasks.names()}")
+    return None
+
+
+def entries(layer: dict[str, Any], sections: list[str], mistakes: list[str]) -> Iterator[tuple[str, str, Any]]:
+    for section, content in layer.items():
+        if section not in sections:
+            mistakes.append(f"{section}: no such section{nearest(str(section), sections)}; there are {sections}")
+        elif isinstance(content, dict):
+            yield from ((section, str(key), value) for key, value in content.items())
+        elif content is not None:
+            mistakes.append(f"{section}: must hold keys and values, not {content!r}")
+
+
+def set_key(node: Any, section: str, key: str, value: Any, tree: dict[str, Any], mistakes: list[str]) -> None:
+    if key not in node.keys():  # `in node` is False for a key without a value yet
+        elsewhere = [f"{name}.{key}" for name, other in tree.items() if other is not None and key in other.keys()]
+        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(key, list(node), f"{section}.")
+        mistakes.append(f"{section}.{key}: no such key{hint}")
+        return
+    try:
+        OmegaConf.update(node, key, literal(value), merge=False)
+    except (OmegaConfBaseException, ValueError) as error:
+        mistakes.append(f"{section}.{key}: {str(error).splitlines()[0]}")
+
+
+def literal(value: Any) -> Any:
+    """`value` with OmegaConf's ${...} switched off: prompts and code are full of it."""
+    if isinstance(value, dict):
+        return {key: literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [literal(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def nearest(word: str, allowed: Sequence[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def looks_local(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~"))
+
+
+def impossible(tree: dict[str, Any]) -> Iterator[str]:
+    """What is well-formed, key by key, and still cannot run."""
+
+    def get(path: str) -> Any:
+        section, key = path.split(".")
+        node = tree[section]
+        return None if node is None or OmegaConf.is_missing(node, key) else node[key]
+
+    for path in POSITIVE:
+        value = get(path)
+        if value is not None and value <= 0:
+            yield f"{path}: must be above 0, not {value}"
+    if not get("grpo.output_dir"):
+        yield "grpo.output_dir: missing; name a folder"
+    name = get("model.name")
+    if name and looks_local(name) and not (Path(name).expanduser() / "config.json").is_file():
+        yield f"model.name: {name} is not a folder with a model in it (no config.json there)"
+    yield from batch_mistakes(get)
+    trackers = get("grpo.report_to") or []
+    for tracker in [trackers] if isinstance(trackers, str) else trackers:
+        if tracker not in TRACKERS:
+            yield f"grpo.report_to: no tracker {tracker!r}{nearest(str(tracker), TRACKERS)}; there are {TRACKERS}"
+        elif tracker != "none" and importlib.util.find_spec(tracker) is None:
+            yield f"grpo.report_to: {tracker} is not installed; pip install {tracker}, or leave it out"
+    if tree["task"] is not None:
+        chosen = tree["task"].rewards or tasks.load(tree["task"].type).REWARDS
+        for reward in chosen:
+            try:
+                reward_functions.resolve(str(reward))
+            except ValueError as error:
+                yield f"task.rewards: {error}{nearest(str(reward), reward_functions.__all__)}"
+
+
+def batch_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
+    """GRPO compares the completions of one prompt, so whole groups must fit into what is generated at once."""
+    num_generations = get("grpo.num_generations") or 8
+    if num_generations < 2:
+        yield f"grpo.num_generations: must be at least 2 (an advantage compares completions), not {num_generations}"
+        return
+    if get("grpo.generation_batch_size"):
+        batch, remedy = get("grpo.generation_batch_size"), "generation_batch_size"
+        per_unit, units = 1, batch
+    else:
+        per_unit = (get("grpo.per_device_train_batch_size") or 8) * int(os.environ.get("WORLD_SIZE", "1"))
+        remedy = "steps_per_generation" if get("grpo.steps_per_generation") else "gradient_accumulation_steps"
+        units = get(f"grpo.{remedy}") or 1
+        batch = per_unit * units
+    if batch > 0 and batch % num_generations:
+        least = num_generations // math.gcd(num_generations, per_unit)
+        yield (
+            f"grpo.num_generations: groups of {num_generations} do not fill a generation batch of {batch} completions "
+            "(per_device_train_batch_size x processes x gradient_accumulation_steps); "
+            f"the nearest that fits is {remedy} {max(round(units / least), 1) * least}"
+        )
+
+
+def grpo_schema() -> type:
+    """The fields of the installed GRPOConfig as a dataclass whose every value may also be null.
+
+    Read from TRL's source instead of imported: Unsloth must be imported before TRL, and a misspelt key should cost
+    a moment, not an import of torch.
+    """
+    annotations: dict[str, str] = {}
+    for package, file, class_name in (
+        ("transformers", "training_args.py", "TrainingArguments"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("trl", "trainer/grpo_config.py", "GRPOConfig"),
+    ):
+        source = Path(importlib.util.find_spec(package).origin).parent / file
+        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and node.name == class_name:
+                fields = (item for item in node.body if isinstance(item, ast.AnnAssign))
+                annotations.update({field.target.id: ast.unparse(field.annotation) for field in fields})
+    simple = {"int": int | None, "float": float | None, "bool": bool | None, "str": str | None}
+    plain = {name: annotation.removesuffix(" | None") for name, annotation in annotations.items()}
+    return make_dataclass("Grpo", [(name, simple.get(annotation, Any), MISSING) for name, annotation in plain.items()])

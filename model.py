@@ -1,0 +1,182 @@
+"""The only room that knows Unsloth from plain transformers. Heavy imports stay inside the functions: Unsloth must be
+imported before TRL, transformers and PEFT, and config errors should not wait for torch."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from config import ConfigError, Lora, Model
+
+
+def load(config: Model, lora: Lora) -> tuple[Any, Any]:
+    """The model with a fresh LoRA adapter, and its tokenizer.
+
+    Raises:
+        ConfigError: if the model cannot be had: no such folder or Hub id, no access, no network, or a backend that
+            this machine cannot run.
+    """
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it pings out while loading and can hang for 2 minutes
+    if is_on_disk(config):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    backend = choose_backend(config)
+    try:
+        model, tokenizer = load_unsloth(config, lora) if backend == "unsloth" else load_transformers(config, lora)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # what from_pretrained raises for anything that it cannot find, fetch or read
+        raise ConfigError(
+            f"model.name: {config.name} cannot be loaded: {' '.join(str(error).split())[:500]}"
+        ) from error
+    use_final_channel(tokenizer)
+    return model, tokenizer
+
+
+def choose_backend(config: Model) -> str:
+    import torch
+
+    if config.backend == "unsloth" and not torch.cuda.is_available():
+        raise ConfigError("model.backend: unsloth needs a CUDA GPU and none is visible; use auto or transformers")
+    if config.backend != "auto":
+        return config.backend
+    return "unsloth" if torch.cuda.is_available() else "transformers"
+
+
+def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
+    try:
+        from unsloth import FastLanguageModel
+    except ImportError as error:
+        raise ConfigError(
+            f"model.backend: unsloth cannot be imported ({error}); install requirements-gpu.txt or use "
+            "model.backend=transformers"
+        ) from error
+    import torch
+
+    offload = config.offload_embedding
+    if offload == "auto":
+        offload = torch.cuda.get_device_properties(0).total_memory < 24 * 2**30
+    model, tokenizer = FastLanguageModel.from_pretrained(
+        model_name=config.path,
+        max_seq_length=config.max_seq_length,
+        dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
+        load_in_4bit=quantize(config),
+        offload_embedding=offload,
+    )
+    model = FastLanguageModel.get_peft_model(
+        model,
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        bias=lora.bias,
+        target_modules=lora.target_modules,
+        use_gradient_checkpointing=lora.use_gradient_checkpointing,
+        random_state=lora.random_state,
+        **({"target_parameters": lora.target_parameters} if lora.target_parameters else {}),
+    )
+    return model, tokenizer
+
+
+def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+    cuda = torch.cuda.is_available()
+    dtype = getattr(torch, config.dtype) if config.dtype != "auto" else best_dtype()
+    four_bit = quantize(config) and cuda and not stored(config).get("quantization_config")
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(config.path)
+    model = AutoModelForCausalLM.from_pretrained(
+        config.path,
+        dtype=dtype,
+        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if cuda else None,
+        **({"quantization_config": quantization} if four_bit else {}),
+    )
+    if not cuda and model.num_parameters() < 50e6:
+        # Matrices this small lose more to handing work between threads than they gain, and far more on busy cores.
+        torch.set_num_threads(1)
+    if four_bit:
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(lora.use_gradient_checkpointing))
+    torch.manual_seed(lora.random_state)
+    adapter = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        bias=lora.bias,
+        target_modules=lora.target_modules,
+        target_parameters=lora.target_parameters,
+    )
+    return get_peft_model(model, adapter), tokenizer
+
+
+def best_dtype() -> Any:
+    import torch
+
+    if not torch.cuda.is_available():
+        return torch.float32
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def trainer_settings(config: Model, lora: Lora, model: Any) -> dict[str, bool | float]:
+    """The GRPOConfig arguments that follow from the loaded model, unless the user's config says otherwise."""
+    import torch
+
+    dtype = best_dtype()
+    settings = {
+        "bf16": dtype is torch.bfloat16,
+        "fp16": dtype is torch.float16,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    if model.config.model_type == "gpt_oss":
+        # Its config carries 0.9, meant for pre-training; TRL would add that to the loss. A dense model refuses the key.
+        settings["router_aux_loss_coef"] = 0.0
+    if choose_backend(config) == "transformers":  # Unsloth's own checkpointing is set in get_peft_model
+        settings["gradient_checkpointing"] = bool(lora.use_gradient_checkpointing)
+    return settings
+
+
+def use_final_channel(tokenizer: Any) -> None:
+    """For harmony models, make TRL hand rewards the final channel alone instead of all channels run together."""
+    if "<|channel|>" in (tokenizer.chat_template or ""):
+        from trl.chat_template_utils import gptoss_template
+
+        tokenizer.response_template = gptoss_template
+
+
+def quantize(config: Model) -> bool:
+    """Whether to ask for 4 bit. Not for a local 16-bit gpt-oss: its fused experts would silently stay as they are."""
+    model = stored(config)
+    fused = model.get("model_type") == "gpt_oss" and not model.get("quantization_config")
+    return config.load_in_4bit and not fused
+
+
+def stored(config: Model) -> dict[str, Any]:
+    """config.json of a local model; empty for a Hub id."""
+    path = Path(config.path) / "config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def is_on_disk(config: Model) -> bool:
+    """Whether everything is local or in the Hub cache, so that no request need be made."""
+    if Path(config.path).is_dir():
+        return True
+    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
+    # Unsloth fetches its 4-bit copy of a model when there is one
+    names = (
+        [config.name + "-unsloth-bnb-4bit"]
+        if config.load_in_4bit and config.name.startswith("unsloth/")
+        else [config.name]
+    )
+    return any(
+        (weights.parent / "config.json").is_file()
+        for name in names
+        for weights in (hub / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/*.safetensors*")
+    )

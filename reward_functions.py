@@ -1,0 +1,201 @@
+"""Completion -> Grade -> numbers. Add your own reward function here and name it in config.yaml: task.rewards.
+
+A reward function takes `completions` (a list of one-message lists: [{"role": "assistant", "content": str}]), any
+dataset column and `grades` (a list of tasks.Grade) by name, the rest as **kwargs, and returns one float for each
+completion, or None for a completion that it does not judge.
+"""
+
+import functools
+import importlib
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+import tasks
+from sandbox import Sandbox, Status
+from tasks import Grade
+
+__all__ = ["function_works", "no_cheating", "correctness_check", "speed_check"]
+
+UNREADABLE = (Status.NO_FUNCTION, Status.SYNTAX_ERROR)
+
+
+def function_works(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """1.0 the function ran and returned; -0.5 it failed; -2.0 there is none, or it does not parse."""
+    return [-2.0 if grade.status in UNREADABLE else 1.0 if grade.status is Status.OK else -0.5 for grade in grades]
+
+
+def no_cheating(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """1.0 honest; -20.0 cheating was attempted; -1.0 nothing to judge: no code, or it does not parse."""
+    return [-20.0 if grade.cheating else -1.0 if grade.status in UNREADABLE else 1.0 for grade in grades]
+
+
+def correctness_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """10.0 every result was right; -2.0 otherwise."""
+    return [10.0 if grade.correct and not grade.cheating else -2.0 for grade in grades]
+
+
+def speed_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """0 to 10 by the speed-up over the baseline; 0 unless correct and measured."""
+    return [speed_score(grade.speedup) if grade.correct and not grade.cheating else 0.0 for grade in grades]
+
+
+def speed_score(speedup: float | None) -> float:
+    """2 points for each doubling of the speed, 4 for the baseline's own, between 0 and 10.
+
+    The logarithm is rounded to steps of 0.15 (11 %), because GRPO divides by the spread of a group: equal programs
+    must get equal scores although no two measurements agree.
+    """
+    if speedup is None or speedup <= 0:
+        return 0.0
+    doublings = round(math.log2(speedup) / 0.15) * 0.15
+    return round(10.0 * min(max((doublings + 2.0) / 5.0, 0.0), 1.0), 6)
+
+
+class RewardError(Exception):
+    """A reward function failed; the message names it and the completion. Ends the run."""
+
+
+def resolve(name: str) -> Callable[..., list[float | None]]:
+    """The function called `name` in this file, or "package.module:function".
+
+    Raises:
+        ValueError: if there is no such function, or it does not take `completions`.
+    """
+    module_name, _, function_name = name.rpartition(":")
+    try:
+        module = importlib.import_module(module_name or __name__)
+    except ImportError as error:
+        raise ValueError(f"{name}: module {module_name} cannot be imported: {error}") from error
+    function = getattr(module, function_name, None)
+    if not inspect.isfunction(function):
+        raise ValueError(f"there is no function {function_name!r} in {module.__name__}")
+    parameters = inspect.signature(function).parameters
+    if "completions" not in parameters:
+        raise ValueError(f"{name}{inspect.signature(function)} must take `completions`")
+    return function
+
+
+class Grader:
+    """Grades each batch once; the reward functions that it hands out read the same grades.
+
+    Args:
+        options: the validated `task:` section.
+        sandbox: where programs run; one worker thread here for each of its workers.
+        seed: with the training step it fixes the inputs that programs are tried on.
+    """
+
+    def __init__(self, options: tasks.Options, sandbox: Sandbox, seed: int):
+        self.options, self.sandbox, self.seed = options, sandbox, seed
+        self.task = tasks.load(options.type)
+        self._threads = ThreadPoolExecutor(sandbox.workers, thread_name_prefix="grader")
+        self._batch: tuple[Any, list[Grade]] | None = None
+
+    def grade(self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0) -> list[Grade]:
+        """One Grade for each text, in order. Equal texts of equal rows are run once."""
+        keys = [(text, repr(row)) for text, row in zip(texts, rows, strict=True)]
+        jobs = {}
+        for key, text, row in zip(keys, texts, rows, strict=True):
+            if key not in jobs:
+                rng = np.random.default_rng([self.seed, step, len(jobs)])
+                jobs[key] = self._threads.submit(self.task.grade, text, row, self.options, self.sandbox, rng)
+        return [jobs[key].result() for key in keys]
+
+    def reward_functions(self) -> list[Callable[..., list[float | None]]]:
+        """The configured functions, as GRPOTrainer calls them."""
+        return [self._bind(resolve(name)) for name in self.options.reward_weights]
+
+    def _bind(self, function: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
+        parameters = inspect.signature(function).parameters.values()
+        takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+        wanted = {parameter.name for parameter in parameters}
+
+        @functools.wraps(function)
+        def reward(completions, **kwargs):
+            kwargs["grades"] = self._grades_of(completions, **kwargs)
+            arguments = {"completions": completions, **kwargs}
+            if not takes_all:
+                arguments = {name: value for name, value in arguments.items() if name in wanted}
+            return checked(function, arguments)
+
+        return reward
+
+    def _grades_of(self, completions, trainer_state=None, log_metric=None, log_extra=None, **columns) -> list[Grade]:
+        # TRL hands the same list to every function of one batch; holding on to it keeps its identity unique.
+        if self._batch is None or self._batch[0] is not completions:
+            columns = {name: values for name, values in columns.items() if name not in ("prompts", "completion_ids")}
+            rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
+            grades = self.grade(
+                [text_of(completion) for completion in completions],
+                rows,
+                getattr(trainer_state, "global_step", 0),
+            )
+            self._batch = completions, grades
+            if log_metric:
+                for name, value in shares(grades).items():
+                    log_metric(name, value)
+            if log_extra:
+                log_extra("status", [str(grade.status) for grade in grades])
+                log_extra("detail", ["; ".join((*grade.cheating, grade.detail)) for grade in grades])
+        return self._batch[1]
+
+
+def text_of(completion: Any) -> Any:
+    """The text that rewards read: the content of the one message, or the completion itself if it is plain text."""
+    return completion[0].get("content") if isinstance(completion, list) else completion
+
+
+def shares(grades: Sequence[Grade]) -> dict[str, float]:
+    """Metrics of a batch: the share (0 to 1) of correct and of cheating completions, and of each status."""
+    count = max(len(grades), 1)
+    statuses = Counter(str(grade.status) for grade in grades)
+    return {
+        "grades/correct": sum(grade.correct and not grade.cheating for grade in grades) / count,
+        "grades/cheating": sum(bool(grade.cheating) for grade in grades) / count,
+        **{f"grades/status/{status}": statuses[status] / count for status in map(str, Status)},
+    }
+
+
+def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]:
+    """Call a reward function; anything but one number or None for each completion is a RewardError."""
+    name, completions = function.__name__, arguments["completions"]
+    try:
+        rewards = list(function(**arguments))
+    except Exception as error:
+        culprit = find_culprit(function, arguments)
+        raise RewardError(f"reward function {name} raised {type(error).__name__}: {error}{culprit}") from error
+    if len(rewards) != len(completions):
+        raise RewardError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
+    for reward, completion in zip(rewards, completions, strict=True):
+        if reward is None:
+            continue
+        if isinstance(reward, bool) or not isinstance(reward, (int, float, np.number)) or not math.isfinite(reward):
+            raise RewardError(
+                f"reward function {name} returned {reward!r}, not a finite number, for {quoted(completion)}"
+            )
+    return rewards
+
+
+def find_culprit(function: Callable, arguments: dict[str, Any]) -> str:
+    """The first completion that makes the function raise on its own, in words."""
+    count = len(arguments["completions"])
+    for i in range(count):
+        one = {
+            name: [value[i]] if isinstance(value, list) and len(value) == count else value
+            for name, value in arguments.items()
+        }
+        try:
+            function(**one)
+        except Exception:
+            return f"\non completion {i} of {count}: {quoted(arguments['completions'][i])}"
+    return f"\non a batch of {count} completions, though on none of them alone"
+
+
+def quoted(completion: Any) -> str:
+    text = repr(text_of(completion))
+    return text if len(text) <= 1000 else f"{text[:1000]}… ({len(text)} characters)"

@@ -1,0 +1,90 @@
+"""What all tasks share. A task is one file here; `task.type: NAME` finds tasks/NAME.py.
+
+A task module offers
+    Options      frozen dataclass, a subclass of tasks.Options: the keys of the config's `task:` section
+    REWARDS      names of the reward functions it wants by default
+    REFERENCE    a completion that earns full marks
+    CHEATS       completions that must not
+    rows(options) -> list of {"prompt": [messages], further columns}, one for each dataset row
+    grade(completion, row, options, sandbox, rng) -> Grade, a fresh judgement of one completion (thread-safe)
+
+A task never sees a score and never imports torch.
+"""
+
+import importlib
+import pkgutil
+import re
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+from sandbox import Status
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of `task:` that every task has."""
+
+    type: str = MISSING
+    num_rows: int = 1000
+    reasoning_effort: Literal["low", "medium", "high"] = "low"
+    rewards: Any = None  # names, or {name: weight}; null takes the task's REWARDS
+
+    @property
+    def reward_weights(self) -> dict[str, float]:
+        """Reward function names in order, each with its weight."""
+        chosen = self.rewards or load(self.type).REWARDS
+        return dict(chosen) if isinstance(chosen, dict) else dict.fromkeys(chosen, 1.0)
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What one completion turned out to be. Every reward function is a function of it, and nothing runs twice."""
+
+    status: Status
+    code: str | None = None  # the program that was extracted
+    correct: bool = False
+    cheating: tuple[str, ...] = ()  # what was attempted, in words; empty for an honest completion
+    passed: float = 0.0  # share of the checks that passed, 0 to 1
+    speedup: float | None = None  # CPU time of the baseline / of the program; None where not measured
+    detail: str = ""  # why, in words
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def load(name: str) -> ModuleType:
+    return importlib.import_module(f"tasks.{name}")
+
+
+FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[ \t]*$")
+
+
+def code_blocks(text: str) -> list[str]:
+    """The fenced blocks of `text`, in order; a last one that is never closed counts."""
+    blocks: list[list[str]] = []
+    fence = None
+    for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n"):
+        match = FENCE.match(line)
+        if fence is None:
+            if match:
+                fence = match[1]
+                blocks.append([])
+        elif match and not match[2] and match[1].startswith(fence):
+            fence = None
+        else:
+            blocks[-1].append(line)
+    return ["\n".join(block) for block in blocks]
+
+
+def extract_code(completion: Any, function: str) -> str | None:
+    """The last fenced block that defines `function`, or None. The text is only searched here, never parsed:
+    parsing untrusted source can exhaust the parser, so that happens in the sandbox."""
+    if not isinstance(completion, str):
+        return None
+    definition = re.compile(rf"^[ \t\ufeff]*(?:async[ \t]+)?def[ \t]+{re.escape(function)}\b", re.MULTILINE)
+    found = [block for block in code_blocks(completion) if definition.search(block)]
+    return found[-1].replace("\ufeff", "") if found else None

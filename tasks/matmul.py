@@ -1,0 +1,167 @@
+"""Fast matrix multiplication in pure Python: is it right, and how much faster than a naive loop?"""
+
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sandbox import Sandbox, Status
+from tasks import Grade, extract_code
+from tasks import Options as SharedOptions
+
+PROMPT = """\
+Create a new fast matrix multiplication function using only native Python code.
+You are given a list of list of numbers.
+Output your new function in backticks using the format below:
+```python
+def matmul(A, B):
+    return ...
+```
+"""
+
+REWARDS = ["function_works", "no_cheating", "correctness_check", "speed_check"]
+
+REFERENCE = """\
+```python
+from operator import mul
+
+def matmul(A, B):
+    columns = list(zip(*B))
+    return [[sum(map(mul, row, column)) for column in columns] for row in A]
+```
+"""
+
+CHEATS = [
+    "```python\nimport numpy as np\n\ndef matmul(A, B):\n    return (np.array(A) @ np.array(B)).tolist()\n```",
+    "```python\ndef matmul(A, B):\n    raise SystemExit(0)\n```",
+    "```python\nclass Zero:\n    def __sub__(self, other):\n        return 0\n\ndef matmul(A, B):\n    return Zero()\n```",
+]
+
+BASELINE = """\
+def matmul(A, B):
+    n, k, m = len(A), len(B), len(B[0])
+    C = [[0.0] * m for _ in range(n)]
+    for i in range(n):
+        for j in range(m):
+            total = 0.0
+            for p in range(k):
+                total += A[i][p] * B[p][j]
+            C[i][j] = total
+    return C
+"""
+
+
+@dataclass(frozen=True)
+class Options(SharedOptions):
+    prompt: str = PROMPT
+    timing_pairs: int = 5  # measured pairs of (program, baseline); the median counts
+    timing_min_size: int = 56  # bounds of n, k and m in a timed call
+    timing_max_size: int = 96
+    max_speedup: float = 20.0  # above this a speed-up is not believed and not paid
+
+    def __post_init__(self):
+        if not (1 <= self.timing_min_size <= self.timing_max_size and self.timing_pairs >= 1):
+            raise ValueError("timing_pairs and 1 <= timing_min_size <= timing_max_size must hold")
+
+
+def rows(options: Options) -> list[dict[str, Any]]:
+    return [{"prompt": [{"role": "user", "content": options.prompt}]} for _ in range(options.num_rows)]
+
+
+def grade(
+    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+) -> Grade:
+    """Run the completion's matmul on fresh inputs, then time it if every result was right.
+
+    Inputs travel to the program by value and are drawn anew for every call, so a program that changes or remembers
+    them changes nothing else.
+    """
+    code = extract_code(completion, "matmul")
+    if code is None:
+        return Grade(Status.NO_FUNCTION, detail="no code block defines matmul")
+    with sandbox.open(code, "matmul") as program:
+        known = {"code": code, "cheating": program.findings}
+        if program.status is not Status.OK:
+            return Grade(program.status, **known, detail=program.error)
+        inputs = test_inputs(rng)
+        right = 0
+        detail = ""
+        for a, b in inputs:
+            run = program.call([a.tolist(), b.tolist()])
+            if run.status is not Status.OK:
+                return Grade(run.status, **known, passed=right / len(inputs), detail=run.error)
+            problem = mistake(run.value, a, b)
+            right += not problem
+            detail = detail or problem
+        if detail:
+            return Grade(Status.OK, **known, passed=right / len(inputs), detail=detail)
+        speedup, detail = measure_speedup(program, options, sandbox, rng)
+    return Grade(Status.OK, **known, correct=True, passed=1.0, speedup=speedup, detail=detail)
+
+
+def test_inputs(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Pairs of (n, k) and (k, m) matrices: the corner shapes, one large pair, and values of all kinds."""
+    n, k, m = (int(size) for size in rng.integers(2, 12, size=3))
+    shapes = [(1, 1, 1), (1, k, m), (n, k, 1), (n, 1, m), (n, n + 1, n + 3), (n + k, k, m + n), (33, 47, 29)]
+    values = [
+        lambda shape: rng.uniform(-10, 10, shape),
+        lambda shape: rng.integers(-9, 10, shape),
+        lambda shape: rng.uniform(-1, 1, shape) * 10.0 ** rng.integers(-6, 7, shape),
+        lambda shape: rng.uniform(-10, 10, shape) * (rng.random(shape) < 0.5),
+    ]
+    first = int(rng.integers(len(values)))
+    return [
+        (values[(first + i) % len(values)]((n, k)), values[(first + i) % len(values)]((k, m)))
+        for i, (n, k, m) in enumerate(shapes)
+    ]
+
+
+def mistake(value: Any, a: np.ndarray, b: np.ndarray) -> str:
+    """What is wrong with `value` as the product of a and b, in words; empty if nothing is.
+
+    The tolerance is 1e-9 of |a| @ |b|, the bound that the rounding error of any order of summation scales with
+    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5).
+    """
+    n, m = a.shape[0], b.shape[1]
+    if not isinstance(value, list) or len(value) != n:
+        return f"expected a list of {n} rows"
+    for row in value:
+        if not isinstance(row, list) or len(row) != m:
+            return f"expected rows of {m} numbers"
+        if not all(type(entry) is float or type(entry) is int for entry in row):
+            return "expected int or float entries"
+    try:
+        got = np.array([[float(entry) for entry in row] for row in value])
+    except OverflowError:
+        return "an entry is too large for a float"
+    if not np.isfinite(got).all():
+        return "an entry is not finite"
+    if not (np.abs(got - a @ b) <= 1e-9 * (np.abs(a) @ np.abs(b))).all():
+        return f"wrong product of a {a.shape} and a {b.shape} matrix"
+    return ""
+
+
+def measure_speedup(program, options: Options, sandbox: Sandbox, rng: np.random.Generator) -> tuple[float | None, str]:
+    """Median over pairs of CPU time of the naive loop / of the program, on the same fresh inputs, in turns on one
+    CPU. Both clocks are read by this process from the kernel. None, with the reason, if any timed call fails."""
+    ratios = []
+    with sandbox.processor() as cpu, sandbox.open(BASELINE, "matmul") as baseline:
+        program.pin(cpu)
+        baseline.pin(cpu)
+        for pair in range(options.timing_pairs + 1):
+            n, k, m = (int(size) for size in rng.integers(options.timing_min_size, options.timing_max_size + 1, size=3))
+            a, b = rng.uniform(-10, 10, (n, k)), rng.uniform(-10, 10, (k, m))
+            arguments = [a.tolist(), b.tolist()]
+            turns = (program, baseline) if pair % 2 else (baseline, program)
+            runs = {turn: turn.call(arguments) for turn in turns}
+            run = runs[program]
+            problem = run.error if run.status is not Status.OK else mistake(run.value, a, b)
+            if problem:
+                return None, f"not timed: {problem}"
+            ratios.append(runs[baseline].cpu_s / run.cpu_s)
+    speedup = statistics.median(ratios[1:])  # the first pair warms up
+    if speedup > options.max_speedup:
+        return None, f"a speed-up of {speedup:.1f} is implausible and is not paid"
+    return speedup, ""

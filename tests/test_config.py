@@ -1,0 +1,199 @@
+"""config.py: one validated Config, or every mistake at once."""
+
+import dataclasses
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import config
+import tasks
+from config import ConfigError, load
+
+CONFIGS = sorted([config.ROOT / "config.yaml", *(config.ROOT / "configs").glob("*.yaml")])
+
+
+def mistakes(path=None, overrides=()):
+    with pytest.raises(ConfigError) as caught:
+        load(path, overrides)
+    return caught.value.mistakes
+
+
+def write(tmp_path, text):
+    path = tmp_path / "job.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_config_loads_and_starts_with_its_command(path):
+    load(path)
+    assert re.search(r"^#\s+bash .*train\.sh", path.read_text(), re.MULTILINE)
+
+
+def test_settled_defaults():
+    loaded = load()
+    assert loaded.model.name == "unsloth/gpt-oss-20b" and loaded.model.load_in_4bit
+    assert loaded.model.max_seq_length == 1024
+    assert (loaded.lora.r, loaded.lora.lora_alpha, loaded.lora.random_state) == (8, 16, 3407)
+    assert loaded.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
+    wanted = {"beta": 0.1, "temperature": 1.0, "learning_rate": 5e-5, "weight_decay": 0.01, "max_steps": 10}
+    wanted |= {"num_generations": 8, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    wanted |= {"optim": "adamw_8bit", "save_steps": 10, "logging_steps": 1, "warmup_steps": 0.1}
+    assert wanted.items() <= dict(loaded.grpo).items()
+    assert "max_completion_length" not in loaded.grpo  # null: worked out from the longest prompt
+
+
+def test_grpo_schema_is_the_installed_grpo_config():
+    from trl import GRPOConfig
+
+    assert {field.name for field in dataclasses.fields(config.grpo_schema())} == {
+        field.name for field in dataclasses.fields(GRPOConfig) if field.init
+    }
+
+
+def test_loading_imports_no_torch():
+    code = "import sys, config; config.load(); print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_resolved_config_loads_back_the_same(tmp_path):
+    first = load(None, ["grpo.max_steps=3", "task.prompt=say 5: {x}", "lora.target_modules=all-linear"])
+    config.save(first, tmp_path / "resolved.yaml")
+    assert load(tmp_path / "resolved.yaml") == first
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("grpo.learning_rate=5e-5", "grpo", "learning_rate", 5e-5),
+        ("grpo.learning_rate=2E-4", "grpo", "learning_rate", 2e-4),
+        ("grpo.max_steps=7", "grpo", "max_steps", 7),
+        ("grpo.log_completions=false", "grpo", "log_completions", False),
+        ("grpo.report_to=none", "grpo", "report_to", "none"),
+        ("grpo.report_to=[]", "grpo", "report_to", []),
+        ("model.load_in_4bit=false", "model", "load_in_4bit", False),
+        ("lora.target_modules=[q_proj,v_proj]", "lora", "target_modules", ["q_proj", "v_proj"]),
+        ("task.rewards={function_works: 0.5}", "task", "rewards", {"function_works": 0.5}),
+        ("model.name=Qwen/Qwen2.5-0.5B-Instruct", "model", "name", "Qwen/Qwen2.5-0.5B-Instruct"),
+    ],
+)
+def test_overrides(override, section, key, value):
+    part = getattr(load(None, [override]), section)
+    assert (part[key] if section == "grpo" else getattr(part, key)) == value
+
+
+def test_scientific_notation_in_yaml_is_a_number(tmp_path):
+    assert load(write(tmp_path, "grpo:\n  learning_rate: 5e-5\n")).grpo["learning_rate"] == 5e-5
+
+
+def test_five_mistakes_are_all_reported(tmp_path):
+    path = write(
+        tmp_path,
+        "model:\n  backend: unslot\nlora:\n  beta: 1\n"
+        "grpo:\n  max_step: 3\n  learning_rate: fast\n  num_generations: 7\n",
+    )
+    found = "\n".join(mistakes(path))
+    for expected in (
+        "model.backend: Invalid value 'unslot', expected one of ['auto', 'unsloth', 'transformers']",
+        "grpo.max_step: no such key; did you mean grpo.max_steps?",
+        "grpo.learning_rate: Value 'fast' of type 'str' could not be converted to Float",
+        "grpo.num_generations: groups of 7",
+        "lora.beta: no such key; did you mean grpo.beta?",
+    ):
+        assert expected in found
+    assert len(found.splitlines()) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a: [1,\n b: }", "not valid YAML"),
+        ("- a\n- b\n", "must hold sections"),
+        ("just text", "just text: no such section"),
+        ("grpoo:\n  beta: 1\n", "grpoo: no such section; did you mean grpo"),
+        ("grpo: 5\n", "grpo: must hold keys and values, not 5"),
+        ("task:\n  type: matmull\n", "task.type: no task 'matmull'; did you mean matmul"),
+        ("task:\n  type: [a]\n", "task.type: no task"),
+        ("model:\n  name: /no/such/folder\n", "model.name: /no/such/folder is not a folder with a model"),
+        ("lora:\n  r: 0\n", "lora.r: must be above 0"),
+        ("grpo:\n  num_generations: 1\n", "must be at least 2"),
+        ("grpo:\n  report_to: [tensorbord]\n", "no tracker 'tensorbord'; did you mean tensorboard"),
+        (
+            "task:\n  rewards: [function_work]\n",
+            "no function 'function_work' in reward_functions; did you mean function_works",
+        ),
+        ("task:\n  rewards: ['no.such.module:f']\n", "module no.such.module cannot be imported"),
+        ("task:\n  reasoning_effort: huge\n", "task.reasoning_effort: Invalid value 'huge'"),
+        ("task:\n  timing_min_size: 9\n  timing_max_size: 8\n", "task: .*timing_min_size"),
+        ("grpo:\n  output_dir: null\n", "grpo.output_dir: missing"),
+        ("model:\n  name: null\n", "model.name"),
+    ],
+)
+def test_one_mistake(tmp_path, text, expected):
+    assert re.search(expected, "\n".join(mistakes(write(tmp_path, text))))
+
+
+@pytest.mark.parametrize(
+    "text", ["costs ${no_such}", "${oc.env:HOME}", "a: b", "100 %", "# not a comment", r"\n ${a} \${b}"]
+)
+def test_prompts_are_taken_literally(tmp_path, text):
+    path = write(tmp_path, yaml.safe_dump({"task": {"prompt": text}}))
+    assert load(path).task.prompt == text
+    config.save(load(path), tmp_path / "resolved.yaml")
+    assert load(tmp_path / "resolved.yaml").task.prompt == text
+
+
+@pytest.mark.parametrize(
+    "override", ["grpo.max_steps", "max_steps=1", "=1", ".a=1", "grpo.=1", "", "grpo.max_steps=[1"]
+)
+def test_malformed_override_is_named(override):
+    assert repr(override) in "\n".join(mistakes(None, [override]))
+
+
+def test_unreadable_files(tmp_path):
+    assert "no such file" in mistakes(tmp_path / "none.yaml")[0]
+    assert "cannot be read" in mistakes(tmp_path)[0]
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01" * 9)
+    assert mistakes(tmp_path / "binary.yaml")
+
+
+def test_seed_keys_are_mapped_with_a_notice(tmp_path):
+    path = write(
+        tmp_path,
+        "model:\n  lora_rank: 4\ngrpo:\n  warmup_ratio: 0.2\n  max_prompt_length: 9\ntask:\n  type: code_generation\n",
+    )
+    loaded = load(path)
+    assert (loaded.lora.r, loaded.grpo["warmup_steps"], loaded.task.type) == (4, 0.2, "matmul")
+    assert "max_prompt_length" not in loaded.grpo
+    assert len(loaded.notices) == 4 and all("grpo." in n or "lora." in n or "task." in n for n in loaded.notices)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "generations"), [(1, 8, 8), (1, 1, 2), (2, 3, 4), (4, 2, 16), (1, 6, 3)]
+)
+def test_batch_arithmetic_and_its_remedy(monkeypatch, world_size, batch, accumulation, generations):
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    keys = [f"grpo.per_device_train_batch_size={batch}", f"grpo.num_generations={generations}"]
+    tried = [*keys, f"grpo.gradient_accumulation_steps={accumulation}"]
+    if batch * accumulation * world_size % generations == 0:
+        load(None, tried)
+    else:
+        remedy = re.search(r"gradient_accumulation_steps (\d+)$", mistakes(None, tried)[0])[1]
+        load(None, [*keys, f"grpo.gradient_accumulation_steps={remedy}"])
+
+
+def test_changing_the_task_drops_the_other_tasks_own_keys(tmp_path, monkeypatch):
+    (tmp_path / "sort_task.py").write_text(
+        "from dataclasses import dataclass\nfrom tasks import Options as Shared\nREWARDS = ['function_works']\n"
+        "@dataclass(frozen=True)\nclass Options(Shared):\n    length: int = 5\n"
+    )
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    path = write(tmp_path, "task:\n  type: matmul\n  timing_pairs: 3\n  num_rows: 7\n")
+    loaded = load(path, ["task.type=sort_task", "task.length=6"])
+    assert (loaded.task.length, loaded.task.num_rows) == (6, 7)
+    assert "task.length: no such key" in mistakes(path, ["task.length=6"])[0]

@@ -1,0 +1,77 @@
+"""README.md: what it shows is loaded, run or compared."""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import config
+import reward_functions
+import tasks
+from sandbox import Status
+from tasks import Grade
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    """The fenced blocks of one language; a fence inside a block is indented there."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def example_functions(monkeypatch):
+    """The functions that the README's Python blocks define, as if they had been added to reward_functions.py."""
+    for block in blocks("python"):
+        namespace = {}
+        exec(compile(ast.parse(block), "README.md", "exec"), namespace)
+        for name, value in namespace.items():
+            if callable(value):
+                monkeypatch.setattr(reward_functions, name, value, raising=False)
+    return reward_functions
+
+
+@pytest.mark.parametrize("block", blocks("yaml"))
+def test_every_yaml_block_is_a_config(block, example_functions, tmp_path):
+    (tmp_path / "block.yaml").write_text(block)
+    config.load(tmp_path / "block.yaml")
+
+
+def test_the_example_reward_function(example_functions):
+    grades = [Grade(Status.OK, correct=True, code="x"), Grade(Status.CRASH, code="x")]
+    assert example_functions.short_answer([None, None], grades=grades) == [1.0, 0.0]
+
+
+def test_every_key_of_the_config_is_explained():
+    job = config.load()
+    sections = {"model": job.model, "lora": job.lora, "sandbox": job.sandbox}
+    keys = {f"{section}.{key}" for section, options in sections.items() for key in options.__dataclass_fields__}
+    keys |= {f"task.{key}" for key in tasks.Options.__dataclass_fields__}
+    rarely_touched = {"lora.lora_dropout", "lora.bias", "lora.target_parameters", "lora.random_state"}
+    assert {key for key in keys - rarely_touched if f"`{key}`" not in README} == set()
+
+
+def test_every_grade_status_and_reward_is_explained():
+    for status in Status:
+        assert f"`{status}`" in README
+    for name in reward_functions.__all__:
+        assert f"| `{name}` |" in README
+
+
+def test_every_file_that_it_links_to_exists():
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_shell_commands_name_scripts_that_exist():
+    for command in re.findall(r"\bbash ((?:[\w./]+/)?[\w.]+\.sh)", README):
+        assert (ROOT / command).is_file(), command
+
+
+@pytest.mark.parametrize("script", ["build.sh", "train.sh"])
+def test_help_answers(script):
+    result = subprocess.run(["bash", ROOT / script, "--help"], capture_output=True, text=True)
+    assert result.returncode == 0 and "usage" in result.stdout

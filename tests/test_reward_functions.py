@@ -1,0 +1,174 @@
+"""reward_functions.py: grades to numbers, and the user's own functions kept honest."""
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import reward_functions
+from reward_functions import Grader, RewardError, checked, resolve, shares, speed_score
+from sandbox import Status
+from tasks import Grade, matmul
+
+
+def completion(text):
+    return [{"role": "assistant", "content": text}]
+
+
+def total(grade):
+    functions = [resolve(name) for name in matmul.REWARDS]
+    return sum(function([completion("")], grades=[grade])[0] for function in functions)
+
+
+@pytest.mark.parametrize(
+    ("grade", "expected"),
+    [
+        (Grade(Status.NO_FUNCTION), (-2.0, -1.0, -2.0, 0.0)),
+        (Grade(Status.SYNTAX_ERROR), (-2.0, -1.0, -2.0, 0.0)),
+        (Grade(Status.CRASH), (-0.5, 1.0, -2.0, 0.0)),
+        (Grade(Status.TIMEOUT), (-0.5, 1.0, -2.0, 0.0)),
+        (Grade(Status.OK), (1.0, 1.0, -2.0, 0.0)),
+        (Grade(Status.OK, correct=True, speedup=1.0), (1.0, 1.0, 10.0, 4.0)),
+        (Grade(Status.OK, correct=True, speedup=None), (1.0, 1.0, 10.0, 0.0)),
+        (Grade(Status.OK, correct=True, speedup=8.0, cheating=("import numpy",)), (1.0, -20.0, -2.0, 0.0)),
+        (Grade(Status.SYNTAX_ERROR, cheating=("import numpy",)), (-2.0, -20.0, -2.0, 0.0)),
+    ],
+)
+def test_score_tables(grade, expected):
+    functions = [resolve(name) for name in matmul.REWARDS]
+    assert tuple(function([completion("")], grades=[grade])[0] for function in functions) == expected
+
+
+def test_order_of_totals():
+    order = [
+        Grade(Status.OK, correct=True, speedup=4.0, cheating=("x",)),
+        Grade(Status.NO_FUNCTION),
+        Grade(Status.CRASH),
+        Grade(Status.OK),
+        Grade(Status.OK, correct=True, speedup=0.1),
+        Grade(Status.OK, correct=True, speedup=2.0),
+    ]
+    totals = [total(grade) for grade in order]
+    assert totals == sorted(totals) and len(set(totals)) == len(totals)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_speed_score_is_monotone_and_bounded(one, other):
+    low, high = sorted((one, other))
+    assert 0.0 <= speed_score(low) <= speed_score(high) <= 10.0
+
+
+def test_speed_score_formula():
+    assert [speed_score(value) for value in (None, 0.0, 1.0, 8.5, 0.2)] == [0.0, 0.0, 4.0, 10.0, 0.0]
+    assert speed_score(2.0) - speed_score(1.0) == pytest.approx(2.0, abs=0.2)
+    assert speed_score(1.02) == speed_score(1.0)  # equal programs, unequal measurements
+
+
+def test_shares_add_up():
+    metrics = shares(
+        [
+            Grade(Status.OK, correct=True),
+            Grade(Status.OK),
+            Grade(Status.CRASH, cheating=("x",)),
+            Grade(Status.OK),
+        ]
+    )
+    assert metrics["grades/correct"] == 0.25 and metrics["grades/cheating"] == 0.25
+    assert sum(value for name, value in metrics.items() if name.startswith("grades/status/")) == 1.0
+    assert set(metrics) == {
+        "grades/correct",
+        "grades/cheating",
+        *(f"grades/status/{status}" for status in Status),
+    }
+
+
+class CountingSandbox:
+    workers = 2
+
+
+@pytest.fixture
+def grader(monkeypatch):
+    """A Grader on a task that counts how often each completion is graded."""
+    calls = itertools.count()
+    monkeypatch.setattr(
+        matmul, "grade", lambda text, *rest: Grade(Status.OK, correct=text == "good", detail=str(next(calls)))
+    )
+    options = matmul.Options(type="matmul", rewards=["function_works", "correctness_check"])
+    result = Grader(options, CountingSandbox(), seed=1)
+    result.count = lambda: next(calls)
+    return result
+
+
+def test_a_batch_is_graded_once_and_duplicates_once(grader):
+    batch = [completion(text) for text in ("good", "bad", "good", None)]
+    metrics, extra = {}, {}
+    kwargs = dict(
+        prompts=[[]] * 4, completion_ids=[[]] * 4, log_metric=metrics.__setitem__, log_extra=extra.__setitem__
+    )
+    works, correct = grader.reward_functions()
+    assert works(completions=batch, **kwargs) == [1.0] * 4
+    assert correct(completions=batch, **kwargs) == [10.0, -2.0, 10.0, -2.0]
+    assert metrics["grades/correct"] == 0.5 and extra["status"] == ["ok"] * 4
+    assert grader.count() == 3
+    assert works(completions=list(batch), **kwargs) == [1.0] * 4  # a new batch of equal texts is run afresh
+    assert grader.count() == 7
+
+
+def test_equal_texts_of_different_rows_are_both_graded(grader):
+    works = grader.reward_functions()[0]
+    works(completions=[completion("good")] * 2, prompts=[[]] * 2, answer=[1, 2])
+    assert grader.count() == 2
+
+
+def test_names_reach_the_logs(grader):
+    assert [function.__name__ for function in grader.reward_functions()] == [
+        "function_works",
+        "correctness_check",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda completions: [1.0], "returned 1 rewards for 2 completions"),
+        (lambda completions: [1.0, "high"], "returned 'high', not a finite number, for 'two'"),
+        (lambda completions: [float("nan"), 1.0], "returned nan, not a finite number, for 'one'"),
+        (lambda completions: [True, 1.0], "returned True"),
+        (lambda completions: 5, "raised TypeError"),
+        (
+            lambda completions: [1 / (c[0]["content"] != "two") for c in completions],
+            r"raised ZeroDivisionError.*\n.*completion 1 of 2: 'two'",
+        ),
+    ],
+)
+def test_a_faulty_reward_function_is_named(function, message):
+    function.__name__ = "my_reward"
+    with pytest.raises(RewardError, match=f"reward function my_reward {message}"):
+        checked(function, {"completions": [completion("one"), completion("two")]})
+
+
+def test_none_and_integers_are_rewards():
+    assert checked(lambda completions: [None, 3], {"completions": [[], []]}) == [None, 3]
+
+
+def test_a_function_gets_only_what_it_takes(grader, monkeypatch):
+    def answer_matches(completions, answer):
+        return [float(c[0]["content"] == wanted) for c, wanted in zip(completions, answer, strict=True)]
+
+    monkeypatch.setattr(reward_functions, "answer_matches", answer_matches, raising=False)
+    bound = grader._bind(resolve("answer_matches"))
+    assert bound(completions=[completion("4"), completion("5")], prompts=[[]] * 2, answer=["4", "4"]) == [
+        1.0,
+        0.0,
+    ]
+
+
+def test_resolve_finds_functions_elsewhere_and_refuses_the_rest(tmp_path, monkeypatch):
+    (tmp_path / "mine_rewards.py").write_text("def good(completions, **kw): return []\ndef bad(texts): return []\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert resolve("mine_rewards:good").__name__ == "good"
+    with pytest.raises(ValueError, match="must take `completions`"):
+        resolve("mine_rewards:bad")
+    with pytest.raises(ValueError, match="no function 'nothing'"):
+        resolve("mine_rewards:nothing")

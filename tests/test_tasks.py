@@ -1,0 +1,190 @@
+"""tasks/: every file there is held to the same checks; what all tasks share; and each task's own rules."""
+
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tasks
+from reward_functions import Grader, resolve
+from sandbox import Status
+from tasks import code_blocks, extract_code, matmul
+
+ROOT = Path(__file__).parent.parent
+GOOD = "def matmul(A, B):\n    return A"
+
+
+def totals(task, options, sandbox, texts):
+    """Total reward of each text on the task's first row, as training would score it."""
+    row = {name: value for name, value in task.rows(options)[0].items() if name != "prompt"}
+    grades = Grader(options, sandbox, seed=5).grade(texts, [row] * len(texts))
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = {name: [value] * len(texts) for name, value in row.items()}
+    return np.sum([resolve(name)(completions, grades=grades, **columns) for name in task.REWARDS], axis=0), grades
+
+
+@pytest.mark.parametrize("name", tasks.names())
+class TestEveryTask:
+    def test_rows_render(self, name):
+        task = tasks.load(name)
+        rows = task.rows(task.Options(type=name, num_rows=3))
+        assert len(rows) == 3
+        for row in rows:
+            assert row["prompt"] and all(message["role"] and message["content"] for message in row["prompt"])
+
+    def test_reference_earns_full_marks_and_nothing_else_does(self, name, sandbox):
+        task = tasks.load(name)
+        (reference, *others), grades = totals(
+            task, task.Options(type=name), sandbox, [task.REFERENCE, "", "no code here", None, *task.CHEATS]
+        )
+        assert grades[0].correct and not grades[0].cheating, grades[0].detail
+        assert max(others) < reference
+        assert not any(grade.correct and not grade.cheating for grade in grades[1:])
+
+    def test_options_have_defaults(self, name):
+        task = tasks.load(name)
+        assert issubclass(task.Options, tasks.Options)
+        assert dataclasses.asdict(task.Options(type=name))
+        assert [resolve(reward) for reward in task.REWARDS]
+
+    def test_imports_no_torch(self, name):
+        code = f"import sys, tasks.{name}; print('torch' in sys.modules)"
+        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (f"```python\n{GOOD}\n```", GOOD),
+        (f"```py\n{GOOD}\n```", GOOD),
+        (f"```\n{GOOD}\n```", GOOD),
+        (f"~~~python3\n{GOOD}\n~~~", GOOD),
+        (f"````python\n{GOOD}\n```\n````", f"{GOOD}\n```"),
+        (f"Sure!\n\n  ```python\n{GOOD}\n  ```\nDone.", GOOD),
+        (f"```python\r\n{GOOD}\r\n```".replace("A\r", "A\r"), GOOD),
+        (f"```python\n{GOOD}", GOOD),
+        (f"```python\nimport math\n\n{GOOD}\n```", f"import math\n\n{GOOD}"),
+        ("```python\ndef matmul(A, B): return 1\n```\nBetter:\n```python\n" + GOOD + "\n```", GOOD),
+        (f"```python\n{GOOD}\n```\n```text\noutput\n```", GOOD),
+        (f"```python\n\ufeff{GOOD}\n```", GOOD),
+        ("```python\n# def matmul(A, B): later\nx = 1\n```", None),
+        ("```python\ndef matmul2(A, B):\n    return A\n```", None),
+        (GOOD, None),
+        ("prose", None),
+        ("", None),
+        (None, None),
+        (["def matmul"], None),
+    ],
+)
+def test_extract_code(text, code):
+    assert extract_code(text, "matmul") == code
+
+
+@given(st.text(alphabet="`~\n\r python def matmul(A):x", max_size=300))
+def test_code_blocks_never_fails(text):
+    assert all(block in text.replace("\r\n", "\n").replace("\r", "\n") for block in code_blocks(text))
+
+
+def grade(sandbox, code, seed=0, **options):
+    text = f"```python\n{code}\n```"
+    return matmul.grade(text, {}, matmul.Options(type="matmul", **options), sandbox, np.random.default_rng(seed))
+
+
+LOOP = matmul.BASELINE
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "detail"),
+    [
+        ("def matmul(A, B):\n    return [[0.0] * len(B[0]) for _ in A]", Status.OK, "wrong product"),
+        ("def matmul(A, B):\n    return A + A", Status.OK, "expected a list of 1 rows"),
+        ("def matmul(A, B):\n    return [[float('nan')] * len(B[0]) for _ in A]", Status.OK, "not finite"),
+        ("def matmul(A, B):\n    return [[10 ** 999] * len(B[0]) for _ in A]", Status.OK, "too large"),
+        ("def matmul(A, B):\n    return [[True] * len(B[0]) for _ in A]", Status.OK, "expected int or float"),
+        ("def matmul(A, B):\n    return [['1'] * len(B[0]) for _ in A]", Status.OK, "expected int or float"),
+        ("def matmul(A, B):\n    return None", Status.OK, "expected a list"),
+        ("def matmul(A, B):\n    raise ValueError('no')", Status.CRASH, "no"),
+        ("def matmul(A):\n    return A", Status.CRASH, "argument"),
+        ("def matmul(A, B:\n    return A", Status.SYNTAX_ERROR, ""),
+        ("def matmul(A, B):\n    while True: pass", Status.TIMEOUT, "stopped"),
+    ],
+)
+def test_wrong_programs(sandbox, code, status, detail):
+    result = matmul.grade(
+        f"```python\n{code}\n```",
+        {},
+        matmul.Options(type="matmul"),
+        sandbox_with_short_limit(sandbox),
+        np.random.default_rng(0),
+    )
+    assert (result.status, result.correct, result.speedup) == (status, False, None)
+    assert detail in result.detail
+
+
+class sandbox_with_short_limit:
+    """The shared sandbox with half a second for a call."""
+
+    def __init__(self, sandbox):
+        self.sandbox = sandbox
+
+    def open(self, code, entry_point):
+        return self.sandbox.open(code, entry_point, dataclasses.replace(self.sandbox.limits, timeout_s=0.5))
+
+
+def test_an_overflowing_value_counts_as_wrong_not_as_our_error():
+    assert matmul.mistake([[10**400]], np.ones((1, 1)), np.ones((1, 1)))
+
+
+def test_rounding_in_another_order_is_right():
+    rng = np.random.default_rng(3)
+    a, b = (
+        rng.uniform(-1, 1, (20, 300)) * 10.0 ** rng.integers(-6, 7, (20, 300)),
+        rng.uniform(-1, 1, (300, 5)),
+    )
+    backwards = [[sum(a[i, p] * b[p, j] for p in reversed(range(300))) for j in range(5)] for i in range(20)]
+    assert matmul.mistake([[float(x) for x in row] for row in backwards], a, b) == ""
+    assert matmul.mistake([[float(x) * (1 + 1e-6) for x in row] for row in backwards], a, b)
+
+
+def test_inputs_are_fresh_and_of_all_kinds():
+    drawn = [matmul.test_inputs(np.random.default_rng(seed)) for seed in range(2)]
+    for inputs in drawn:
+        shapes = [(a.shape[0], *b.shape) for a, b in inputs]
+        assert (1, 1, 1) in shapes and len(shapes) >= 6
+        assert any(n == 1 < m for n, k, m in shapes) and any(m == 1 < n for n, k, m in shapes)
+        assert any(a.dtype.kind == "i" for a, b in inputs) and any((a == 0).any() for a, b in inputs)
+    assert any(not np.array_equal(one[0], other[0]) for one, other in zip(*drawn, strict=True))
+
+
+def test_a_special_case_for_one_size_is_found_out(sandbox):
+    code = LOOP.replace("    C = ", "    if n > 20:\n        return [[0.0] * m for _ in range(n)]\n    C = ")
+    assert not grade(sandbox, code).correct
+
+
+def test_changing_the_inputs_changes_nothing_else(sandbox):
+    code = LOOP + "\ninner = matmul\ndef matmul(A, B):\n    C = inner(A, B)\n    A.clear(); B.clear()\n    return C\n"
+    assert grade(sandbox, code).correct
+
+
+def test_speed_is_measured_against_the_naive_loop(sandbox):
+    same, fast = grade(sandbox, LOOP), grade(sandbox, extract_code(matmul.REFERENCE, "matmul"))
+    assert same.speedup == pytest.approx(1.0, abs=0.25)
+    assert fast.speedup > 1.3
+
+
+def test_an_implausible_speedup_is_not_paid(sandbox):
+    result = grade(sandbox, LOOP, max_speedup=0.1)
+    assert result.correct and result.speedup is None and "implausible" in result.detail
+
+
+def test_the_task_files_define_what_the_package_promises():
+    for name in tasks.names():
+        tree = ast.parse((ROOT / "tasks" / f"{name}.py").read_text())
+        assert ast.get_docstring(tree)

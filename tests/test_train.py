@@ -1,0 +1,214 @@
+"""train.py: the real job on the embedded model, and how it ends when things go wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import config
+import train
+
+ROOT = Path(__file__).parent.parent
+FAST = ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1"]
+
+
+def command(output, *overrides):
+    script = [sys.executable, "train.py", "--config", "configs/tiny.yaml", f"grpo.output_dir={output}"]
+    return [*script, *FAST, *overrides]
+
+
+def run(output, *overrides, **kwargs):
+    return subprocess.run(command(output, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+
+
+def metrics(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("out puts") / "run"  # a space in the path
+    return output, run(output, "grpo.max_steps=4", "grpo.save_steps=2")
+
+
+def test_the_whole_job(finished):
+    output, result = finished
+    assert result.returncode == 0, result.stderr
+    assert [entry["step"] for entry in metrics(output)] == [1, 2, 3, 4]
+    for name in ("function_works", "no_cheating", "correctness_check", "speed_check"):
+        assert all(f"rewards/{name}/mean" in entry for entry in metrics(output))
+    assert {"grades/correct", "grades/cheating", "kl", "grad_norm", "learning_rate"} <= set(metrics(output)[0])
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"):
+        assert (output / "final_model" / name).is_file()
+    assert not (output / "final_model" / "ref").exists()
+    assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    assert list((output / "runs").rglob("events.out.tfevents.*"))
+    assert config.load(output / "config.yaml").grpo["max_steps"] == 4
+    assert "first 4 steps" in result.stdout and "final_model" in result.stdout
+    assert len([line for line in result.stdout.splitlines() if line.startswith("step ")]) == 4
+
+
+def test_completions_are_kept_with_every_reward(finished):
+    import pandas
+
+    output, _ = finished
+    table = pandas.read_parquet(output / "completions")
+    assert len(table) == 4 * 4
+    columns = {
+        "step",
+        "prompt",
+        "completion",
+        "function_works",
+        "no_cheating",
+        "correctness_check",
+        "speed_check",
+    }
+    assert columns | {"status", "detail", "advantage"} <= set(table.columns)
+
+
+def test_the_final_model_is_the_trained_adapter(finished):
+    from safetensors.torch import load_file
+
+    output, _ = finished
+    final, last, first = (
+        load_file(output / folder / "adapter_model.safetensors")
+        for folder in ("final_model", "checkpoint-4", "checkpoint-2")
+    )
+    assert all(final[name].equal(last[name]) for name in final)
+    assert any(not final[name].equal(first[name]) for name in final)
+
+
+def test_resuming_repeats_the_run(finished, tmp_path):
+    output, _ = finished
+    resumed = tmp_path / "run"
+    shutil.copytree(output, resumed, ignore=shutil.ignore_patterns("final_model"))
+    (resumed / "checkpoint-4" / "checkpoint-is-incomplete.txt").touch()  # a save that was killed
+    result = run(
+        resumed,
+        "grpo.max_steps=4",
+        "grpo.save_steps=2",
+        "grpo.resume_from_checkpoint=auto",
+        "task.rewards=[function_works]",
+    )
+    assert result.returncode == 0, result.stderr
+    assert [entry["step"] for entry in metrics(resumed)] == [1, 2, 3, 4]
+    lengths = "completions/mean_length"  # what was sampled, hence weights, optimiser state and seeds
+    assert metrics(resumed)[2][lengths] == metrics(output)[2][lengths]
+
+
+def test_a_failing_reward_function_ends_the_run_with_a_checkpoint(tmp_path):
+    (tmp_path / "my_rewards.py").write_text(
+        "def third_time(completions, trainer_state, **kwargs):\n"
+        "    return [1.0 / (2 - trainer_state.global_step) for _ in completions]\n"
+    )
+    result = run(
+        tmp_path / "run",
+        "grpo.max_steps=4",
+        "task.rewards=[function_works, 'my_rewards:third_time']",
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert result.returncode == 3
+    assert "error: reward function third_time raised ZeroDivisionError" in result.stderr
+    assert "on completion 0 of 4: " in result.stderr and "Traceback" not in result.stderr
+    assert (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").is_file()
+    assert not (tmp_path / "run" / "final_model").exists()
+
+
+def test_sigterm_saves_a_checkpoint(tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path / "run", "grpo.max_steps=1000"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step "):
+            break
+    process.send_signal(signal.SIGTERM)
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 143, rest
+    assert "resume_from_checkpoint=auto" in rest
+    assert train.checkpoint_to_resume(tmp_path / "run", "auto")
+    assert not (tmp_path / "run" / "final_model").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code", "expected"),
+    [
+        (["grpo.max_step=3", "lora.rr=3"], 2, "grpo.max_step: no such key"),
+        (["model.name=/no/such/model"], 2, "model.name: /no/such/model is not a folder"),
+        (["nonsense"], 2, "override 'nonsense'"),
+        (["model.max_seq_length=100"], 2, "model.max_seq_length: 100 leaves"),
+        (["grpo.lr_scheduler_type=zigzag"], 2, "grpo: "),
+        (["sandbox.require=[no_such_layer]"], 5, "no_such_layer"),
+    ],
+)
+def test_a_mistake_is_one_clear_line(tmp_path, overrides, code, expected):
+    result = run(tmp_path / "run", *overrides)
+    assert result.returncode == code, result.stderr
+    assert f"error: {expected}" in result.stderr or expected in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_output_folder_that_is_a_file(tmp_path):
+    (tmp_path / "run").write_text("")
+    result = run(tmp_path / "run")
+    assert result.returncode == 4 and "error: grpo.output_dir: cannot write" in result.stderr
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a tmpfs of the given size and flags; unmounted after the test."""
+    mounted = []
+
+    def mount(options):
+        path = tmp_path / f"disk{len(mounted)}"
+        path.mkdir()
+        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True).returncode:
+            pytest.skip("this container may not mount")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@needs_root
+@pytest.mark.parametrize(("options", "expected"), [("size=9m", "only"), ("size=9m,ro", "Read-only file system")])
+def test_no_room_or_read_only_is_refused_at_the_start(small_disk, options, expected):
+    began = time.monotonic()
+    result = run(small_disk(options))
+    assert result.returncode == 4
+    assert (
+        "error: grpo.output_dir: " in result.stderr and expected in result.stderr and "Traceback" not in result.stderr
+    )
+    assert time.monotonic() - began < 30
+
+
+@needs_root
+def test_a_disk_that_fills_up_during_the_run(small_disk):
+    disk = small_disk(f"size={train.MIN_FREE_MB + 4}m")
+    process = subprocess.Popen(
+        command(disk / "run", "grpo.max_steps=1000", "grpo.save_steps=1"), cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while "step 1/" not in process.stdout.readline():
+        pass
+    with open(disk / "hog", "wb") as hog, pytest.raises(OSError):
+        while True:
+            hog.write(b"0" * (1 << 20))
+            hog.flush()
+    errors = process.communicate(timeout=120)[1]
+    assert process.returncode == 4, errors
+    assert errors.splitlines()[-1].startswith("error: grpo.output_dir: ")

@@ -1,0 +1,143 @@
+"""Build the embedded tiny gpt-oss: corpus, tokenizer, supervised training from scratch.
+
+    python tiny_model/build.py [--out DIR]
+
+Writes config.json, generation_config.json, model.safetensors (bfloat16) and the tokenizer's files into DIR, by default
+this folder. Takes a minute or so on two cores. Deterministic on one machine; elsewhere rounding differs a little.
+"""
+
+import argparse
+import random
+import re
+from pathlib import Path
+
+import corpus
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, GptOssConfig, GptOssForCausalLM, PreTrainedTokenizerFast
+from trl.chat_template_utils import gptoss_chat_template
+
+SEED = 3407
+VOCAB_SIZE = 640
+BATCH_SIZE = 24
+STEPS = 200
+LEARNING_RATE = 3e-3
+SPECIAL_TOKENS = [
+    "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
+    "<|start|>", "<|end|>", "<|message|>", "<|call|>",
+]  # fmt: skip
+IGNORED = -100  # label of positions that carry no loss
+
+
+def render(tokenizer: PreTrainedTokenizerFast, example: corpus.Example, effort: str, date: str) -> tuple[str, str]:
+    """The chat template's text for one example, split into (prompt, completion)."""
+    user = {"role": "user", "content": example.prompt}
+    assistant = {"role": "assistant", "content": example.answer}
+    if example.analysis:
+        assistant["thinking"] = example.analysis
+    options = {"tokenize": False, "reasoning_effort": effort}
+    prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)
+    text = tokenizer.apply_chat_template([user, assistant], **options)
+    # The template asks the clock for the date; the corpus spreads it instead.
+    dated = [re.sub(r"(?<=Current date: )\d{4}-\d\d-\d\d", date, part) for part in (prompt, text[len(prompt) :])]
+    return dated[0], dated[1]
+
+
+def train_tokenizer(texts: list[str]) -> Tokenizer:
+    """Byte-level BPE on `texts`; every harmony token is one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def build_tokenizer(rows: list[corpus.Example]) -> PreTrainedTokenizerFast:
+    names = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
+
+    def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
+        return PreTrainedTokenizerFast(
+            tokenizer_object=core, chat_template=gptoss_chat_template, model_max_length=1024,
+            extra_special_tokens=SPECIAL_TOKENS, clean_up_tokenization_spaces=False, padding_side="left", **names,
+        )  # fmt: skip
+
+    blank = wrap(Tokenizer(models.BPE()))  # renders the template, encodes nothing
+    rng = random.Random(SEED)
+    texts = [render(blank, row, rng.choice(corpus.EFFORTS), corpus.dates(rng)) for row in rows]
+    # Prompts repeat and are not decoded token by token: the merges should go to the completions.
+    return wrap(train_tokenizer([prompt for prompt, _ in texts[:600]] + [completion for _, completion in texts]))
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
+    config = GptOssConfig(
+        num_hidden_layers=2, hidden_size=128, intermediate_size=128, head_dim=32,
+        num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
+        vocab_size=len(tokenizer), max_position_embeddings=1024, sliding_window=128,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    return GptOssForCausalLM(config)
+
+
+def collate(pairs: list[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """(prompt ids, completion ids) pairs -> right-padded input_ids, attention_mask, labels, each [batch, longest]."""
+    longest = max(len(prompt) + len(completion) for prompt, completion in pairs)
+    input_ids = torch.full((len(pairs), longest), pad_token_id)
+    labels = torch.full_like(input_ids, IGNORED)
+    mask = torch.zeros_like(input_ids)
+    for row, (prompt, completion) in enumerate(pairs):
+        end = len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor(prompt + completion)
+        labels[row, len(prompt) : end] = torch.tensor(completion)
+        mask[row, :end] = 1
+    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+
+
+def train(model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]) -> None:
+    """One supervised pass over `rows` with the loss on completions only."""
+    rng = random.Random(SEED)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
+    model.train()
+    for step in range(STEPS):
+        batch = [rows[(step * BATCH_SIZE + index) % len(rows)] for index in range(BATCH_SIZE)]
+        texts = [render(tokenizer, row, rng.choice(corpus.EFFORTS), corpus.dates(rng)) for row in batch]
+        pairs = [(tokenizer(prompt).input_ids, tokenizer(completion).input_ids) for prompt, completion in texts]
+        loss = model(**collate(pairs, tokenizer.pad_token_id), use_cache=False).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        if step % 25 == 0 or step == STEPS - 1:
+            print(f"step {step:3} loss {loss.item():.3f}", flush=True)
+
+
+def build(out: Path) -> None:
+    """Make the model and write it into `out`, which is created if need be."""
+    torch.manual_seed(SEED)
+    rows = corpus.examples(SEED)
+    tokenizer = build_tokenizer(rows)
+    model = build_model(tokenizer)
+    train(model, tokenizer, rows)
+    model.generation_config = GenerationConfig(
+        do_sample=True,
+        bos_token_id=tokenizer.bos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        # <|end|> closes the analysis message and must not stop generation.
+        eos_token_id=tokenizer.convert_tokens_to_ids(["<|return|>", "<|call|>"]),
+    )
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Build the embedded tiny gpt-oss.")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    build(parser.parse_args().out)

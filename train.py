@@ -1,0 +1,227 @@
+"""The job, top to bottom: config.yaml in, a better model out.
+
+    python train.py [--config FILE] [section.key=value ...]
+
+Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4 disk or output folder,
+5 the sandbox cannot run as `sandbox:` demands, 128 + n stopped by signal n (143 for SIGTERM) with a checkpoint saved.
+"""
+
+import argparse
+import contextlib
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import config as config_room
+import model as model_room
+import tasks
+from config import Config, ConfigError
+from reward_functions import Grader, RewardError
+from sandbox import Sandbox, SandboxError
+
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+MIN_FREE_MB = 200  # room for metrics, completions and one checkpoint of an adapter
+
+
+class OutputError(Exception):
+    """The output folder cannot be written, or its disk is full."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Train a model with GRPO as config.yaml says.", allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE", help="a YAML file whose keys replace those of config.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1")
+    arguments = parser.parse_args(argv)
+    try:
+        return run(config_room.load(arguments.config, arguments.overrides))
+    except ConfigError as error:
+        return fail(2, error.mistakes)
+    except RewardError as error:
+        return fail(3, [str(error)])
+    except OutputError as error:
+        return fail(4, [str(error)])
+    except SandboxError as error:
+        return fail(5, [str(error)])
+
+
+def run(config: Config) -> int:
+    for notice in config.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    output = prepare_output(config)
+    with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
+        print(sandbox)
+        model, tokenizer = model_room.load(config.model, config.lora)
+        trainer = build_trainer(config, output, model, tokenizer, sandbox)
+        stopped_by = train(trainer, output, config)
+    if stopped_by is not None:
+        print(f"stopped after step {trainer.state.global_step}; grpo.resume_from_checkpoint=auto goes on from there")
+        return 128 + stopped_by
+    if trainer.is_world_process_zero():
+        save_final(trainer, tokenizer, output)
+        report(trainer, output)
+    return 0
+
+
+def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox) -> Any:
+    # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
+    from datasets import Dataset
+    from transformers import PrinterCallback, ProgressCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    import callbacks
+
+    rows = tasks.load(config.task.type).rows(config.task)
+    settings = {
+        "disable_tqdm": True,  # callbacks.Progress shows the bar
+        "reward_weights": list(config.task.reward_weights.values()),
+        **model_room.trainer_settings(config.model, config.lora, model),
+        **prompt_settings(config, tokenizer, rows),
+        **config.grpo,
+        "output_dir": str(output),
+    }
+    try:
+        arguments = GRPOConfig(**settings)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"grpo: {error}") from error
+    trainer = GRPOTrainer(
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=Grader(config.task, sandbox, arguments.seed).reward_functions(),
+        args=arguments,
+        train_dataset=Dataset.from_list(rows),
+        callbacks=[
+            callbacks.MetricsFile(output / "metrics.jsonl"),
+            callbacks.Progress(),
+            callbacks.StopOnSignal(),
+        ],
+    )
+    for default in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(default)
+    return trainer
+
+
+def prompt_settings(config: Config, tokenizer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """How prompts are rendered, and the room that the longest one leaves for a completion."""
+    template = {}
+    if "reasoning_effort" in (tokenizer.chat_template or ""):
+        template["reasoning_effort"] = config.task.reasoning_effort
+    prompts = {repr(row["prompt"]): row["prompt"] for row in rows}.values()
+    rendered = (
+        tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False, **template) for p in prompts
+    )
+    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered)
+    room = config.model.max_seq_length - longest - 1
+    wanted = config.grpo.get("max_completion_length", 1)
+    if room < wanted:
+        raise ConfigError(
+            f"model.max_seq_length: {config.model.max_seq_length} leaves {room} tokens after the longest prompt "
+            f"({longest} tokens), but a completion needs {wanted} (grpo.max_completion_length)"
+        )
+    return {"chat_template_kwargs": template, "max_completion_length": room}
+
+
+def train(trainer: Any, output: Path, config: Config) -> int | None:
+    """Train to the end. Returns the signal that stopped it early, if one did; a failure saves a checkpoint first."""
+    from callbacks import StopOnSignal
+
+    with saving_to(output):
+        try:
+            trainer.train(
+                resume_from_checkpoint=checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
+            )
+        except Exception:
+            trainer._save_checkpoint(
+                trainer.model, trial=None
+            )  # Trainer has no public way to save between its own saves
+            raise
+    return next(c.received for c in trainer.callback_handler.callbacks if isinstance(c, StopOnSignal))
+
+
+def checkpoint_to_resume(output: Path, wanted: str | None) -> str | None:
+    """`auto` is the last complete checkpoint of the output folder, or none; anything else is a path."""
+    if wanted != "auto":
+        return wanted
+    complete = [
+        folder
+        for folder in output.glob("checkpoint-*")
+        if (folder / "trainer_state.json").is_file() and not (folder / "checkpoint-is-incomplete.txt").exists()
+    ]
+    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
+
+
+def prepare_output(config: Config) -> Path:
+    """Make the output folder and write the resolved config there; the first thing that can fail, so fail early."""
+    output = Path(config.grpo["output_dir"]).absolute()
+    with saving_to(output):
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+        config_room.save(config, output / "config.yaml")
+    free_mb = shutil.disk_usage(output).free >> 20
+    if free_mb < MIN_FREE_MB:
+        raise OutputError(
+            f"grpo.output_dir: only {free_mb} MB free on the disk of {output}; {MIN_FREE_MB} MB are needed"
+        )
+    return output
+
+
+@contextlib.contextmanager
+def saving_to(output: Path) -> Iterator[None]:
+    """Turns what a full disk or a read-only folder makes the libraries raise into one clear OutputError."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise OutputError(f"grpo.output_dir: cannot write to {output}: {error}") from error
+        # safetensors and torch.save raise types of their own when the disk is full
+        if output.is_dir() and shutil.disk_usage(output).free < 1 << 20:
+            raise OutputError(f"grpo.output_dir: the disk of {output} is full: {error}") from error
+        raise
+
+
+def save_final(trainer: Any, tokenizer: Any, output: Path) -> None:
+    with saving_to(output):
+        shutil.rmtree(output / "final_model", ignore_errors=True)  # of an earlier run
+        # TRL keeps the starting adapter beside the trained one, as the reference of the KL penalty; it stays behind
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(
+            output / "final_model", selected_adapters=["default"]
+        )
+        tokenizer.save_pretrained(output / "final_model")
+
+
+def report(trainer: Any, output: Path) -> None:
+    import callbacks
+
+    print(f"\n{callbacks.summary(trainer.state.log_history)}\n")
+    for name, what in (
+        ("final_model", "adapter and tokenizer"),
+        ("checkpoint-*", "to resume from"),
+        ("metrics.jsonl", "one line a logged step"),
+        ("completions", "every completion with its rewards, Parquet"),
+        ("runs", "TensorBoard"),
+        ("config.yaml", "the resolved config"),
+    ):
+        if any(output.glob(name)):
+            print(f"{os.path.relpath(output / name)}  {what}")
+
+
+def fail(code: int, lines: list[str]) -> int:
+    for line in lines:
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,309 @@
+#!/usr/bin/env bash
+# Runs the training job, or another script of this folder: `bash train.sh --help`.
+set -euo pipefail
+
+repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+min_driver=580 # the oldest NVIDIA driver that runs the CUDA 13 build of torch
+
+usage() {
+    cat <<'EOF'
+usage: bash train.sh [--local | --cpu | --smoke] [--config FILE] [key.path=value ...]
+       bash train.sh [--local | --cpu | --smoke] SCRIPT.py [arguments ...]
+       bash train.sh --setup [dev | gpu]
+
+Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
+
+  --cpu           the container, without a GPU
+  --local         no Docker: in .venv, on the GPU where there is one
+  --smoke         no Docker and no GPU: trains the embedded tiny model (configs/tiny.yaml) in .venv on the CPU
+  --setup         only create or update .venv (dev: for the tests; gpu: for an NVIDIA GPU)
+  --config FILE   merged over config.yaml; sought from here, then from the repository
+  key.path=value  overrides one key, e.g. grpo.max_steps=1
+  SCRIPT.py       run this script of the repository in place of train.py
+
+  bash train.sh --smoke
+  bash train.sh grpo.max_steps=50 model.name=/models/my-model
+  bash train.sh --cpu --config configs/tiny.yaml grpo.max_steps=2
+  bash train.sh check.py
+  GPUS=0,1 OUTPUT_DIR=/data/run7 DOCKER_ARGS="--network none" bash train.sh
+
+In the container the repository is read-only, and an existing absolute path given as a value is mounted read-only.
+Environment, with defaults:
+  OUTPUT_DIR       outputs of a container (gpt-oss-grpo in the repository; without Docker, set grpo.output_dir)
+  CACHE_DIR        compiled kernels and the like (~/.cache/gpt-oss-grpo)
+  HF_HOME          Hugging Face cache: models and data sets (~/.cache/huggingface)
+  HF_TOKEN, HF_TOKEN_PATH        for gated models; a token file is the safer way. Optional.
+  HF_HUB_OFFLINE, WANDB_*, ...   handed to the container when set
+  GPUS             all, or a list such as 0,1 (all)
+  MIN_FREE_GB      free disk to insist on (GPU: 20; --cpu, --smoke: 1; to install: 12 GPU, 8 CPU, 3 with TORCH_CPU_INDEX)
+  TORCH_CPU_INDEX  index of CPU builds of torch for .venv, such as https://download.pytorch.org/whl/cpu
+  PYTHON           the Python 3.11+ that .venv is made with (the first suitable python3*)
+  IMAGE, DOCKER    image (gpt-oss-grpo) and client (docker)
+  DOCKER_ARGS      further options of `docker run`, split at spaces
+
+Exit status: that of the script; 2 wrong usage, or something missing here (Docker, image, GPU, Python);
+4 a folder cannot be written or the disk is too full; 1 the installation failed.
+EOF
+}
+
+die() { # STATUS, then one line each
+    local status=$1 line
+    shift
+    for line; do echo "train.sh: $line" >&2; done
+    if [[ -n $hint ]]; then echo "train.sh: $hint" >&2; fi
+    exit "$status"
+}
+
+# Prints the absolute path of FOLDER after making it and making sure of it: FOLDER, GB NEEDED, WAY OUT
+usable() {
+    local dir=$1 need_gb=${MIN_FREE_GB:-$2} way_out=$3 probe free_gb
+    if ! { mkdir -p -- "$dir" && probe=$(mktemp -- "$dir/.probe.XXXXXX"); } 2>/dev/null; then
+        die 4 "cannot write to the folder $dir." "Correct its owner or permissions, or use $way_out."
+    fi
+    rm -f -- "$probe"
+    free_gb=$(($(stat -f -c '%a * %S / 10**9' -- "$dir")))
+    if ((free_gb < need_gb)); then
+        die 4 "only $free_gb GB are free in $dir, and this needs about $need_gb GB." \
+            "Free some, use $way_out, or set MIN_FREE_GB if less will do."
+    fi
+    (cd -- "$dir" && pwd -P)
+}
+
+check_driver() {
+    local version
+    version=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null) || return 0
+    if [[ $version =~ ^([0-9]+)\. ]] && ((BASH_REMATCH[1] < min_driver)); then
+        die 2 "the NVIDIA driver here is ${version%%$'\n'*}, and torch for CUDA 13 needs $min_driver or newer." \
+            "Update the driver."
+    fi
+}
+
+find_python() {
+    local python candidates=(python3 python3.13 python3.12 python3.11)
+    [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+    for python in "${candidates[@]}"; do
+        "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
+        "$python" -c 'import ensurepip, venv' 2>/dev/null ||
+            die 2 "$python cannot make virtual environments." "On Debian and Ubuntu: sudo apt-get install python3-venv"
+        echo "$python"
+        return
+    done
+    die 2 "found no Python 3.11 or newer (tried: ${candidates[*]})." "Install one, or name it with PYTHON=/path/to/python3."
+}
+
+# Brings .venv up to date with requirements[-KIND].txt. A finished installation leaves a line in .venv/installed; one
+# that stopped half-way leaves .venv/installing, and .venv is then made anew. A subshell, so that its end frees the lock.
+set_up() (
+    cd -- "$repo"
+    file=requirements${1:+-$1}.txt
+    python=.venv/bin/python
+    stamp="$file $(cat -- requirements.txt "$file" | sha256sum | cut -c 1-64)"
+    sound() { "$python" -c 'import pip' 2>/dev/null; }
+    ready() { grep -qsxF -- "$stamp" .venv/installed && sound; }
+    if ready; then return; fi
+
+    base_python=$(find_python)
+    options=()
+    need_gb=8
+    if [[ $1 == gpu ]]; then
+        options=(--no-deps) # see the head of requirements-gpu.txt
+        need_gb=12
+    elif [[ -n ${TORCH_CPU_INDEX:-} ]]; then
+        options=(--extra-index-url "$TORCH_CPU_INDEX")
+        need_gb=3
+    fi
+    usable . "$need_gb" "a copy of the repository elsewhere" >/dev/null
+
+    exec 9>.venv.lock
+    if ! flock -n 9; then
+        echo "Waiting for the installation that another process has begun ..."
+        flock 9
+        if ready; then return; fi
+    fi
+    if [[ -e .venv/installing ]] || ! sound; then
+        echo "Creating $repo/.venv with $("$base_python" -V) ..."
+        "$base_python" -m venv --clear .venv ||
+            die 1 "could not create $repo/.venv (see above)." "Correct what stands above, then run the same command again."
+    fi
+    finished=$(cat .venv/installed 2>/dev/null || true)
+    touch .venv/installing
+    rm -f .venv/installed
+    echo "Installing $file into .venv: a few minutes the first time ..."
+    if [[ $1 == gpu ]] && "$python" -m pip freeze | grep -q '^torch==.*+cpu'; then
+        "$python" -m pip uninstall --yes torch # pip would take the CPU build for the same version
+    fi
+    "$python" -m pip install --disable-pip-version-check "${options[@]}" -r "$file" ||
+        die 1 "the installation of $file failed (see above)." \
+            "Check the network, or the mirror that pip is configured with, then run the same command again."
+    printf '%s\n' "$finished" "$stamp" >.venv/installed
+    rm .venv/installing
+)
+
+hint=
+mode=docker
+kind=
+config=
+script=train.py
+args=()
+while (($#)); do
+    case $1 in
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --local | --cpu | --smoke | --setup)
+            [[ $mode == docker ]] || die 2 "--$mode and $1 exclude each other (see --help)."
+            mode=${1#--}
+            ;;
+        --config)
+            (($# > 1)) || die 2 "--config needs a file name (see --help)."
+            config=$2
+            shift
+            ;;
+        --config=*) config=${1#*=} ;;
+        -*) die 2 "there is no option $1 (see --help)." ;;
+        *=*) args+=("$1") ;;
+        *.py)
+            script=$1
+            shift
+            args+=("$@")
+            break
+            ;;
+        dev | gpu)
+            [[ $mode == setup ]] || die 2 "'$1' goes with --setup only (see --help)."
+            kind=$1
+            ;;
+        *) die 2 "'$1' is neither an option, nor key.path=value, nor a script (see --help)." ;;
+    esac
+    shift
+done
+
+if [[ $mode == setup ]]; then
+    set_up "$kind"
+    exit
+fi
+[[ -f $repo/$script ]] || die 2 "there is no script $script in $repo."
+[[ $mode != smoke || -n $config || $script != train.py ]] || config=$repo/configs/tiny.yaml
+if [[ -n $config ]]; then
+    [[ -e $config ]] || config=$repo/$config
+    [[ -e $config ]] || die 2 "there is no config file ${config#"$repo/"} (sought in $PWD and $repo)."
+    config=$(cd -- "$(dirname -- "$config")" && pwd -P)/$(basename -- "$config")
+    args=(--config "${config#"$repo/"}" "${args[@]}")
+fi
+if [[ $mode != smoke ]]; then hint="To try it without Docker and without a GPU: bash train.sh --smoke"; fi
+
+output=
+for arg in "${args[@]}"; do
+    case $arg in grpo.output_dir=*) output=${arg#*=} ;; esac
+done
+caches=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
+hf_home=${HF_HOME:-$caches/huggingface}
+
+if [[ $mode == local || $mode == smoke ]]; then
+    cd -- "$repo"
+    usable "${output:-gpt-oss-grpo}" 1 grpo.output_dir=/path >/dev/null
+    if [[ $mode == smoke ]]; then
+        export CUDA_VISIBLE_DEVICES=
+        set_up ""
+    elif nvidia-smi -L 2>/dev/null | grep -q GPU; then
+        check_driver
+        usable "$hf_home" 20 HF_HOME=/path >/dev/null
+        set_up gpu
+    else
+        usable "$hf_home" 1 HF_HOME=/path >/dev/null
+        set_up ""
+    fi
+    exec .venv/bin/python "$script" "${args[@]}"
+fi
+
+docker=${DOCKER:-docker}
+command -v "$docker" >/dev/null || die 2 "there is no Docker client ($docker)." "Install Docker Engine, or name a client with DOCKER=."
+if ! error=$("$docker" version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
+    die 2 "no Docker engine answers: $error" \
+        "Start it (sudo systemctl start docker); if permission is denied, join the group: sudo usermod -aG docker \$USER"
+fi
+image=${IMAGE:-gpt-oss-grpo}
+if [[ $mode == cpu && -z ${IMAGE:-} ]] && "$docker" image inspect gpt-oss-grpo:cpu >/dev/null 2>&1; then
+    image=gpt-oss-grpo:cpu
+fi
+need_gb=1
+build=build.sh
+if [[ $mode == docker ]]; then
+    need_gb=20
+    check_driver
+else
+    build="build.sh --cpu"
+fi
+"$docker" image inspect "$image" >/dev/null 2>&1 ||
+    die 2 "there is no image $image." "Build it: bash $build"
+
+run=(run --init --rm --stop-timeout 300 --shm-size 8g --cap-drop ALL --security-opt no-new-privileges)
+if [[ $mode == docker ]]; then
+    gpus=${GPUS:-all}
+    [[ $gpus == all ]] || gpus="\"device=$gpus\"" # a list has commas: Docker reads the value as CSV
+    run+=(--gpus "$gpus")
+    if ! error=$("$docker" run --rm --network none --entrypoint true --gpus "$gpus" "$image" 2>&1); then
+        case $error in
+            *"could not select device driver"* | *"unknown or invalid runtime"*)
+                die 2 "Docker has no NVIDIA runtime." "Install the NVIDIA Container Toolkit, then:" \
+                    "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker" \
+                    "To run the container without a GPU: bash train.sh --cpu"
+                ;;
+            *nvidia* | *CDI*)
+                die 2 "the NVIDIA runtime found no usable driver or GPU (GPUS=${GPUS:-all}): $error" \
+                    "Install or repair the driver ($min_driver or newer) until nvidia-smi answers." \
+                    "To run the container without a GPU: bash train.sh --cpu"
+                ;;
+            *) die 2 "a container on the GPU did not start: $error" ;;
+        esac
+    fi
+else
+    run+=(--env CUDA_VISIBLE_DEVICES=)
+fi
+
+declare -A mounted
+mount() { # SOURCE, TARGET, "readonly" or nothing; quoted as CSV, for commas in paths
+    [[ -z ${mounted[$2]:-} ]] || return 0
+    mounted[$2]=1
+    run+=(--mount "type=bind,\"source=$1\",\"target=$2\"${3:+,$3}")
+}
+output_dir=$(usable "${OUTPUT_DIR:-$repo/gpt-oss-grpo}" 1 OUTPUT_DIR=/path)
+cache_dir=$(usable "${CACHE_DIR:-$caches/gpt-oss-grpo}" 1 CACHE_DIR=/path)
+hf_home=$(usable "$hf_home" "$need_gb" HF_HOME=/path)
+# Docker would make these two mount points itself, but as root.
+mkdir -p -- "$repo/gpt-oss-grpo" "$cache_dir/huggingface" || die 4 "cannot make the mount points (see above)."
+mount "$repo" /app readonly
+mount "$output_dir" /app/gpt-oss-grpo
+mount "$cache_dir" /cache
+mount "$hf_home" /cache/huggingface
+case $output in
+    /*)
+        output=$(usable "$output" 1 grpo.output_dir=/path)
+        mount "$output" "$output"
+        ;;
+    "" | gpt-oss-grpo | gpt-oss-grpo/*) ;;
+    *) die 2 "grpo.output_dir=$output: in a container, give an absolute path or one below gpt-oss-grpo/." ;;
+esac
+for arg in "${args[@]}"; do
+    path=${arg#*=}
+    if [[ $path == /* && -e $path ]]; then mount "$path" "$path" readonly; fi
+done
+
+if [[ -n ${HF_TOKEN_PATH:-} ]]; then
+    [[ -r $HF_TOKEN_PATH ]] || die 2 "cannot read the file that HF_TOKEN_PATH names."
+    mount "$(cd -- "$(dirname -- "$HF_TOKEN_PATH")" && pwd -P)/$(basename -- "$HF_TOKEN_PATH")" /run/hf_token readonly
+    run+=(--env HF_TOKEN_PATH=/run/hf_token)
+fi
+handed_on='HF_(TOKEN|ENDPOINT|HUB_[A-Z_]+|DATASETS_OFFLINE)|TRANSFORMERS_[A-Z_]+|(WANDB|TRACKIO|MLFLOW)_[A-Z_]+'
+handed_on+='|(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy'
+while read -r name; do # by name, so that no value stands on a command line
+    run+=(--env "$name")
+done < <(compgen -e | grep -xE "$handed_on" | grep -vE '(DIR|CACHE|PATH)$')
+
+user=$(id -u):$(id -g)
+# In a rootless engine, root in the container is the user outside.
+if [[ $("$docker" info --format '{{.SecurityOptions}}' 2>/dev/null) == *rootless* ]]; then user=0:0; fi
+run+=(--user "$user")
+if [[ -t 0 && -t 1 ]]; then run+=(--interactive --tty); fi
+read -ra extra <<<"${DOCKER_ARGS:-}"
+exec "$docker" "${run[@]}" "${extra[@]}" "$image" "$script" "${args[@]}"
