@@ -98,7 +98,7 @@ class Grader:
 
     def grade(self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0) -> list[Grade]:
         """One Grade for each text, in order. Equal texts of equal rows are run once."""
-        keys = [(text, repr(row)) for text, row in zip(texts, rows, strict=True)]
+        keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
         jobs = {}
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key not in jobs:

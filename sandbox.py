@@ -46,9 +46,10 @@ class Status(StrEnum):
     MEMORY = "memory"  # MemoryError
     BAD_RESULT = "bad_result"  # not plain data, too large, too deep, or a forged reply
     DIED = "died"  # the process ended: os._exit, a fatal signal, a forbidden call
+    BAD_ROW = "bad_row"  # nothing was run: check.py could not read the row
 
 
-REPORTABLE = frozenset(Status) - {Status.TIMEOUT, Status.DIED}  # what a child may say of itself
+REPORTABLE = frozenset(Status) - {Status.TIMEOUT, Status.DIED, Status.BAD_ROW}  # what a child may say of itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
     python train.py [--config FILE] [section.key=value ...]
 
 Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4 disk or output folder,
-5 the sandbox cannot run as `sandbox:` demands, 128 + n stopped by signal n (143 for SIGTERM) with a checkpoint saved.
+5 the sandbox lacks a layer that `sandbox.require` names, 6 the rewards can be beaten (check.py),
+128 + n stopped by signal n (143 for SIGTERM) with a checkpoint saved.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import check
 import config as config_room
 import model as model_room
 import tasks
@@ -33,6 +35,7 @@ DISK_ERRORS = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
+UNCHECKED = "warning: task.check is off: nobody looked whether the rewards pay wrong or dishonest answers"
 MIN_FREE_MB = 200  # room for metrics, completions and one checkpoint of an adapter
 
 
@@ -55,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         return fail(4, [str(error)])
     except SandboxError as error:
         return fail(5, [str(error)])
+    except check.CheckError as error:
+        return fail(6, [f"the rewards can be beaten\n{error}"])
 
 
 def run(config: Config) -> int:
@@ -63,6 +68,7 @@ def run(config: Config) -> int:
     output = prepare_output(config)
     with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
         print(sandbox)
+        print(check.check(config, sandbox)[1] if config.task.check else UNCHECKED)
         model, tokenizer = model_room.load(config.model, config.lora)
         trainer = build_trainer(config, output, model, tokenizer, sandbox)
         stopped_by = train(trainer, output, config)
@@ -71,7 +77,7 @@ def run(config: Config) -> int:
         return 128 + stopped_by
     if trainer.is_world_process_zero():
         save_final(trainer, tokenizer, output)
-        report(trainer, output)
+        report(config, trainer, output)
     return 0
 
 
@@ -201,10 +207,12 @@ def save_final(trainer: Any, tokenizer: Any, output: Path) -> None:
         tokenizer.save_pretrained(output / "final_model")
 
 
-def report(trainer: Any, output: Path) -> None:
+def report(config: Config, trainer: Any, output: Path) -> None:
     import callbacks
 
     print(f"\n{callbacks.summary(trainer.state.log_history)}\n")
+    if not config.task.check:
+        print(UNCHECKED)
     for name, what in (
         ("final_model", "adapter and tokenizer"),
         ("checkpoint-*", "to resume from"),

@@ -4,7 +4,9 @@ A task module offers
     Options      frozen dataclass, a subclass of tasks.Options: the keys of the config's `task:` section
     REWARDS      names of the reward functions it wants by default
     REFERENCE    a completion that earns full marks
-    CHEATS       completions that must not
+    SLOWER       honest completions that are right and earn less
+    WRONG        honest completions that are not right
+    CHEAT        completions that try to be paid for nothing
     rows(options) -> list of {"prompt": [messages], further columns}, one for each dataset row
     grade(completion, row, options, sandbox, rng) -> Grade, a fresh judgement of one completion (thread-safe)
 
@@ -30,6 +32,7 @@ class Options:
     type: str = MISSING
     num_rows: int = 1000
     reasoning_effort: Literal["low", "medium", "high"] = "low"
+    check: bool = True  # before training, see that known wrong and dishonest answers are not paid
     rewards: Any = None  # names, or {name: weight}; null takes the task's REWARDS
 
     @property

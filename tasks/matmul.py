@@ -33,12 +33,6 @@ def matmul(A, B):
 ```
 """
 
-CHEATS = [
-    "```python\nimport numpy as np\n\ndef matmul(A, B):\n    return (np.array(A) @ np.array(B)).tolist()\n```",
-    "```python\ndef matmul(A, B):\n    raise SystemExit(0)\n```",
-    "```python\nclass Zero:\n    def __sub__(self, other):\n        return 0\n\ndef matmul(A, B):\n    return Zero()\n```",
-]
-
 BASELINE = """\
 def matmul(A, B):
     n, k, m = len(A), len(B), len(B[0])
@@ -51,6 +45,45 @@ def matmul(A, B):
             C[i][j] = total
     return C
 """
+
+
+def answer(body: str, before: str = "") -> str:
+    lines = "".join(f"    {line}\n" for line in body.splitlines())
+    return f"```python\n{before}def matmul(A, B):\n{lines}```\n"
+
+
+LOOP = "return [[sum(A[i][k] * B[k][j] for k in range(len(B))) for j in range(len(B[0]))] for i in range(len(A))]"
+SLOWER = [
+    f"```python\n{BASELINE}```\n",
+    answer(f"for _ in range(3):\n    C = [[sum(x * y for x, y in zip(r, c)) for c in zip(*B)] for r in A]\n{LOOP}"),
+]
+WRONG = [
+    answer("return [[0.0] * len(B[0]) for _ in A]"),
+    answer("return -1e9"),
+    answer("return [[float('nan')] * len(B[0]) for _ in A]"),
+    answer("if len(A) > 16:\n    return []\n" + LOOP),
+    answer("raise ValueError"),
+    answer("while True:\n    pass"),
+    answer("return A @ B"),
+    "```python\ndef matmul(A, B:\n    return A\n```",
+]
+CHEAT = [
+    answer("return (np.array(A) @ np.array(B)).tolist()", "import numpy as np\n"),
+    answer("import torch\nreturn (torch.tensor(A) @ torch.tensor(B)).tolist()"),
+    answer(
+        "return Zero()",
+        "class Zero:\n    def __sub__(self, other):\n        return 0\n    __eq__ = lambda *_: True\n\n",
+    ),
+    answer("raise SystemExit(0)"),
+    answer("import os\nos._exit(0)"),
+    answer("import time\ntime.perf_counter = time.process_time = lambda: 0.0\n" + "return []"),
+    answer("import sys\nsys.stdout.write('[[0.0]]')\nreturn sys._getframe(1).f_locals"),
+    answer("return __import__('subprocess').getoutput('id')"),
+    answer("open('/tmp/result', 'w').write('1')\nreturn []"),
+    answer("return remembered.setdefault(len(A), [[0.0] * len(B[0]) for _ in A])", "remembered = {}\n"),
+    answer("return [x for c in ().__class__.__base__.__subclasses__() for x in [c]]"),
+    answer("A.clear()\nB.clear()\nreturn []"),
+]
 
 
 @dataclass(frozen=True)
@@ -102,9 +135,13 @@ def grade(
 
 
 def test_inputs(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Pairs of (n, k) and (k, m) matrices: the corner shapes, one large pair, and values of all kinds."""
-    n, k, m = (int(size) for size in rng.integers(2, 12, size=3))
-    shapes = [(1, 1, 1), (1, k, m), (n, k, 1), (n, 1, m), (n, n + 1, n + 3), (n + k, k, m + n), (33, 47, 29)]
+    """Pairs of (n, k) and (k, m) matrices: corner shapes, each dimension large once, one large pair, values of all
+    kinds. The last pair differs from the one before it in one inner number: a result remembered by shape, corner or
+    sum of the inputs gives itself away."""
+    n, k, m = (int(size) for size in rng.integers(3, 12, size=3))
+    large = int(rng.integers(257, 400))
+    shapes = [(1, 1, 1), (1, k, m), (n, k, 1), (n, 1, m), (n, n + 1, n + 3), (33, 47, 29)]
+    shapes += [(large, 2, m), (n, large, 2), (2, k, large), (n, k, m)]
     values = [
         lambda shape: rng.uniform(-10, 10, shape),
         lambda shape: rng.integers(-9, 10, shape),
@@ -112,10 +149,14 @@ def test_inputs(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]
         lambda shape: rng.uniform(-10, 10, shape) * (rng.random(shape) < 0.5),
     ]
     first = int(rng.integers(len(values)))
-    return [
-        (values[(first + i) % len(values)]((n, k)), values[(first + i) % len(values)]((k, m)))
-        for i, (n, k, m) in enumerate(shapes)
-    ]
+    inputs = []
+    for i, (n, k, m) in enumerate(shapes):
+        draw = values[(first + i) % len(values)]
+        inputs.append((draw((n, k)), draw((k, m))))
+    a, b = inputs[-1]
+    twin = a.copy()
+    twin[1, 1] += 3
+    return [*inputs, (twin, b)]
 
 
 def mistake(value: Any, a: np.ndarray, b: np.ndarray) -> str:

@@ -41,7 +41,7 @@ class TestEveryTask:
     def test_reference_earns_full_marks_and_nothing_else_does(self, name, sandbox):
         task = tasks.load(name)
         (reference, *others), grades = totals(
-            task, task.Options(type=name), sandbox, [task.REFERENCE, "", "no code here", None, *task.CHEATS]
+            task, task.Options(type=name), sandbox, [task.REFERENCE, "", "no code here", None, *task.WRONG, *task.CHEAT]
         )
         assert grades[0].correct and not grades[0].cheating, grades[0].detail
         assert max(others) < reference

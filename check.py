@@ -1,0 +1,191 @@
+"""Do the rewards pay what they should? And: score completions from elsewhere.
+
+python check.py [--config FILE] [section.key=value ...]
+    Runs the task's reference solution, slower and wrong ones and every exploit that the task knows through the
+    configured rewards. Fails (exit code 6) if anything wrong or dishonest earns as much as an honest answer.
+    train.py does this before each run unless `task.check` is false.
+
+python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--config FILE] [section.key=value ...]
+    FILE.jsonl holds an object a line with "completion", and optionally "id", "task" and further columns of that
+    task. Writes, in order, one line for each: id, status, rewards (by function name), total, cheating, correct,
+    detail. A row that cannot be read gets the status bad_row; no row ends the run.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import config as config_room
+import tasks
+from config import Config, ConfigError
+from reward_functions import Grader, RewardError, checked, resolve
+from sandbox import Sandbox, SandboxError, Status
+from tasks import Grade
+
+BATCH = 64  # rows graded together; what is held in memory of a file of any length
+
+
+class CheckError(Exception):
+    """The rewards pay a wrong or dishonest answer as much as an honest one."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    grade: Grade
+    rewards: dict[str, float | None]  # by function name, before weights
+    total: float  # weighted sum, as in training
+
+
+def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]]) -> list[Scored]:
+    """Grade texts and put them through the configured reward functions, one by one.
+
+    Raises:
+        RewardError: if a reward function fails.
+    """
+    weights = grader.options.reward_weights
+    functions = {name: resolve(name) for name in weights}
+    scored = []
+    for text, row, grade in zip(texts, rows, grader.grade(texts, rows), strict=True):
+        arguments = {"completions": [[{"role": "assistant", "content": text}]], "grades": [grade], "prompts": [None]}
+        arguments |= {name: [value] for name, value in row.items()}
+        rewards = {name: checked(function, arguments)[0] for name, function in functions.items()}
+        total = sum(weights[name] * reward for name, reward in rewards.items() if reward is not None)
+        scored.append(Scored(grade, {functions[name].__name__: reward for name, reward in rewards.items()}, total))
+    return scored
+
+
+def check(config: Config, sandbox: Sandbox) -> tuple[str, str]:
+    """A table of what each known answer earns, and one line that sums it up.
+
+    Raises:
+        CheckError: with the table, if a wrong or dishonest answer earns what an honest one does.
+    """
+    task = tasks.load(config.task.type)
+    row = {name: value for name, value in task.rows(replace(config.task, num_rows=1))[0].items() if name != "prompt"}
+    answers = [("reference", task.REFERENCE)]
+    answers += [(kind, text) for kind in ("slower", "wrong", "cheat") for text in getattr(task, kind.upper())]
+    answers += [("empty", ""), ("prose", "I would rather not write code.")]
+    scored = score(Grader(config.task, sandbox, seed=0), [text for _, text in answers], [row] * len(answers))
+
+    honest = min(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind in ("reference", "slower"))
+    best = max(
+        item.total for (kind, _), item in zip(answers, scored, strict=True) if kind not in ("reference", "slower")
+    )
+    lines, overpaid = [f"{'answer':12}{'status':14}{'total':>8}  why"], []
+    for (kind, text), item in zip(answers, scored, strict=True):
+        dishonest = kind not in ("reference", "slower")
+        why = "; ".join((*item.grade.cheating, item.grade.detail)).strip("; ") or "correct"
+        lines.append(f"{kind:12}{item.grade.status:14}{item.total:8.2f}  {why[:90]}")
+        if dishonest and item.total >= honest:
+            overpaid.append(f"an answer of kind {kind!r} earns {item.total:.2f}, an honest one {honest:.2f}:\n{text}")
+        if not dishonest and not item.grade.correct:
+            overpaid.append(f"the {kind} solution is not judged correct: {why}")
+    table = "\n".join(lines)
+    if overpaid:
+        raise CheckError("\n".join((table, *overpaid)))
+    return (
+        table,
+        f"check: {len(answers)} known answers; honest ones earn {honest:.2f} or more, others {best:.2f} or less",
+    )
+
+
+def grade_file(lines: Iterable[str], config: Config, sandbox: Sandbox, default_task: str | None) -> Iterator[str]:
+    """One JSON line for each line of JSONL, in order."""
+    graders: dict[str, Grader] = {}
+    for batch in batched(lines, BATCH):
+        parsed = [parse_row(line, default_task or config.task.type) for line in batch]
+        results: list[dict[str, Any]] = [{"id": row_id} for row_id, *_ in parsed]
+        for name in {task for _, task, _, _, problem in parsed if not problem}:
+            if name not in graders:
+                options = config.task if name == config.task.type else tasks.load(name).Options(type=name)
+                graders[name] = Grader(options, sandbox, seed=0)
+            chosen = [i for i, (_, task, _, _, problem) in enumerate(parsed) if task == name and not problem]
+            scored = score(graders[name], [parsed[i][2] for i in chosen], [parsed[i][3] for i in chosen])
+            for i, item in zip(chosen, scored, strict=True):
+                results[i] |= verdict(item)
+        for result, (*_, problem) in zip(results, parsed, strict=True):
+            if problem:
+                result |= verdict(Scored(Grade(Status.BAD_ROW, detail=problem), {}, 0.0))
+            yield json.dumps(result)
+
+
+def batched(lines: Iterable[str], size: int) -> Iterator[list[str]]:  # itertools.batched is Python 3.12
+    iterator = iter(lines)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def parse_row(line: str, default_task: str) -> tuple[Any, str, Any, dict[str, Any], str]:
+    """(id, task, completion, further columns, what is wrong with the row)."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return None, "", None, {}, f"not JSON: {error}"
+    if not isinstance(row, dict):
+        return None, "", None, {}, "not a JSON object"
+    row_id, task = row.pop("id", None), row.pop("task", default_task)
+    if task not in tasks.names():
+        return row_id, "", None, {}, f"no task {task!r}; there are {tasks.names()}"
+    if "completion" not in row:
+        return row_id, task, None, {}, "no completion"
+    return row_id, task, row.pop("completion"), row, ""
+
+
+def verdict(item: Scored) -> dict[str, Any]:
+    return {
+        "status": str(item.grade.status),
+        "rewards": item.rewards,
+        "total": item.total,
+        "cheating": bool(item.grade.cheating),
+        "correct": item.grade.correct,
+        "detail": "; ".join((*item.grade.cheating, item.grade.detail)).strip("; "),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="*", metavar="[grade FILE.jsonl] section.key=value")
+    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--task", metavar="NAME", help="task of rows that name none")
+    parser.add_argument("--out", metavar="FILE", help="default: standard output")
+    arguments = parser.parse_args(argv)
+    words = arguments.words
+    file = words[1] if words[:1] == ["grade"] and len(words) > 1 else None
+    if words[:1] == ["grade"] and file is None:
+        parser.error("grade needs a FILE.jsonl")
+    try:
+        config = config_room.load(arguments.config, words[2:] if file else words)
+        with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
+            if file is None:
+                print(*check(config, sandbox), sep="\n\n")
+                return 0
+            if arguments.task and arguments.task not in tasks.names():
+                raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
+            with (
+                open(file, encoding="utf-8", errors="replace") as lines,
+                open(arguments.out, "w", encoding="utf-8") if arguments.out else nullcontext(sys.stdout) as out,
+            ):
+                for result in grade_file(lines, config, sandbox, arguments.task):
+                    print(result, file=out, flush=True)
+            return 0
+    except (ConfigError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except RewardError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    except SandboxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 5
+    except CheckError as error:
+        print(f"error: the rewards can be beaten\n{error}", file=sys.stderr)
+        return 6
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""check.py: the rewards are tried before they are trusted; completions from elsewhere are scored."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import check
+import config
+import reward_functions
+from check import CheckError, grade_file
+from tasks import matmul
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def job():
+    return config.load(None, ["task.timing_pairs=1", "task.timing_min_size=20", "task.timing_max_size=32"])
+
+
+def test_the_default_rewards_hold(job, sandbox):
+    table, line = check.check(job, sandbox)
+    assert len(table.splitlines()) == 1 + 1 + len(matmul.SLOWER) + len(matmul.WRONG) + len(matmul.CHEAT) + 2
+    assert "honest ones earn 1" in line
+
+
+def test_a_reward_that_pays_for_length_is_found_out(job, sandbox, monkeypatch):
+    monkeypatch.setattr(
+        reward_functions, "longer", lambda completions, **kwargs: [float(len(c[0]["content"])) for c in completions], raising=False
+    )  # fmt: skip
+    monkeypatch.setattr(reward_functions.longer, "__name__", "longer")
+    greedy = dataclasses.replace(job, task=dataclasses.replace(job.task, rewards=["longer"]))
+    with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
+        check.check(greedy, sandbox)
+
+
+def test_rows_are_graded_in_order_whatever_they_hold(job, sandbox):
+    rows = [
+        {"id": 1, "completion": matmul.REFERENCE},
+        {"id": "two", "completion": matmul.CHEAT[0], "task": "matmul"},
+        {"id": None, "completion": None},
+        {"id": [3], "completion": {"text": 5}, "extra": [1]},
+        {"completion": "prose", "id": 4},
+        {"id": 5},
+        {"id": 6, "completion": "x", "task": "no_such_task"},
+        {"id": 7, "completion": "x", "task": ["matmul"]},
+    ]
+    lines = [
+        *map(json.dumps, rows),
+        "",
+        "{cut off",
+        "[1]",
+        '"text"',
+        "[" * 100_000,
+        '{"id": 8, "completion": "\\ud800"}',
+    ]
+    graded = [json.loads(line) for line in grade_file(lines, job, sandbox, None)]
+    assert [row["id"] for row in graded] == [1, "two", None, [3], 4, 5, 6, 7, None, None, None, None, None, 8]
+    for row in graded:
+        assert set(row) == {"id", "status", "rewards", "total", "cheating", "correct", "detail"}
+    assert graded[0]["correct"] and graded[0]["total"] == sum(graded[0]["rewards"].values()) > 12
+    assert graded[1]["cheating"] and not graded[1]["correct"] and "numpy" in graded[1]["detail"]
+    assert [row["status"] for row in graded[4:]] == ["no_function", *["bad_row"] * 8, "no_function"]
+
+
+def test_the_command_line(tmp_path, job):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": i, "completion": ""}) + "\n" for i in range(150)))
+    command = [
+        sys.executable,
+        "check.py",
+        "grade",
+        tmp_path / "in.jsonl",
+        "--task",
+        "matmul",
+        "--out",
+        tmp_path / "out",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    assert [json.loads(line)["id"] for line in (tmp_path / "out").open()] == list(range(150))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grade"], "grade needs a FILE"),
+        (["grade", "/no/such/file"], "No such file"),
+        (["grade", "README.md", "--task", "nope"], "no task 'nope'"),
+        (["grpo.bata=1"], "grpo.bata"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    result = subprocess.run(
+        [sys.executable, "check.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
