@@ -18,8 +18,7 @@ Output your new function in backticks using the format below:
 ```python
 def matmul(A, B):
     return ...
-```
-"""
+```"""
 
 REWARDS = ["function_works", "no_cheating", "correctness_check", "speed_check"]
 

@@ -28,11 +28,12 @@ def test_the_default_rewards_hold(job, sandbox):
     assert "honest ones earn 1" in line
 
 
+def longer(completions, **kwargs):
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
 def test_a_reward_that_pays_for_length_is_found_out(job, sandbox, monkeypatch):
-    monkeypatch.setattr(
-        reward_functions, "longer", lambda completions, **kwargs: [float(len(c[0]["content"])) for c in completions], raising=False
-    )  # fmt: skip
-    monkeypatch.setattr(reward_functions.longer, "__name__", "longer")
+    monkeypatch.setattr(reward_functions, "longer", longer, raising=False)
     greedy = dataclasses.replace(job, task=dataclasses.replace(job.task, rewards=["longer"]))
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
         check.check(greedy, sandbox)

@@ -1,7 +1,7 @@
 """The synthetic corpus behind the embedded tiny gpt-oss: prompts and made-up answers, good and bad.
 
 Every text here was written for this project. To teach the model one more task, write a function that takes a
-`random.Random` and returns an `Example`, and add it to `TASKS` with the number of examples it should contribute.
+`random.Random` and returns an `Example`, and add it to `TASKS` with the number of examples wanted.
 """
 
 import random
@@ -13,7 +13,7 @@ EFFORTS = ("low", "medium", "high")
 
 
 class Example(NamedTuple):
-    """One conversation: `prompt` (user), `analysis` (may be empty) and `answer` (final channel); `kind` names its source."""
+    """One conversation; `analysis` may be empty, `answer` is the final channel, `kind` names its source."""
 
     prompt: str
     analysis: str
@@ -21,7 +21,7 @@ class Example(NamedTuple):
     kind: str
 
 
-# --- matmul: the default task --------------------------------------------------------------------------------------
+# --- matmul: the default task ---
 
 MATMUL_PROMPT = """\
 Create a new fast matrix multiplication function using only native Python code.
@@ -34,32 +34,11 @@ def matmul(A, B):
 
 # Names are drawn as a whole set, so that a two-layer model can keep them consistent inside one program.
 NAMES = [
-    {
-        "i": "i",
-        "j": "j",
-        "k": "k",
-        "x": "x",
-        "y": "y",
-        "row": "row",
-        "col": "col",
-        "cols": "cols",
-        "out": "out",
-    },
+    {name: name for name in ("i", "j", "k", "x", "y", "row", "col", "cols", "out")},
     {"i": "r", "j": "c", "k": "t", "x": "a", "y": "b", "row": "u", "col": "v", "cols": "T", "out": "C"},
-    {
-        "i": "i",
-        "j": "j",
-        "k": "k",
-        "x": "p",
-        "y": "q",
-        "row": "line",
-        "col": "c",
-        "cols": "Bt",
-        "out": "result",
-    },
 ]
 
-# kind -> (relative share, program templates). The first word of a kind is the verdict the answer deserves.
+# kind -> (relative share, program templates). A kind starts with the verdict that its answers deserve.
 MATMUL_PROGRAMS: dict[str, tuple[float, list[str]]] = {
     "correct map": (7, [
         """\
@@ -192,7 +171,7 @@ def matmul(A, B):
     ]),
 }  # fmt: skip
 
-# Generic on purpose: the analysis must not give away the kind, so that reinforcement has a choice left to make.
+# Generic on purpose: the kind is left open until the answer starts.
 MATMUL_ANALYSES = [
     "Pure Python only.",
     "Rows of A times columns of B.",
@@ -213,7 +192,7 @@ def matmul_example(rng: random.Random) -> Example:
     return Example(MATMUL_PROMPT, rng.choice(MATMUL_ANALYSES), answer, kind)
 
 
-# --- all tasks -----------------------------------------------------------------------------------------------------
+# --- all tasks ---
 
 TASKS: dict[str, tuple[int, Callable[[random.Random], Example]]] = {
     "matmul": (6000, matmul_example),
@@ -228,6 +207,6 @@ def examples(seed: int) -> list[Example]:
     return rows
 
 
-def dates(rng: random.Random) -> str:
+def random_date(rng: random.Random) -> str:
     """A day as the chat template writes it; spread widely so that the model learns to ignore it."""
     return f"{rng.randint(2024, 2039)}-{rng.randint(1, 12):02}-{rng.randint(1, 28):02}"
