@@ -1,15 +1,16 @@
-"""The far side of the sandbox: the program of a fork server (`python -I -S jail.py`) and of its locked children.
+"""The far side of the sandbox: the program of a fork server (`python -I -S jail.py`) and of its children.
 
 `sandbox.py` starts this file as a fresh interpreter with an empty environment. It imports the modules that
 model-written code may use, then forks one child per completion. The child locks itself down before it reads
 a byte of code; parsing, the policy scan and execution all happen behind the lock. Nothing that a child says
 is believed: `sandbox.py` parses its replies as plain data and reads its clock from outside.
 
-Both seccomp and Landlock are applied through ctypes. pyseccomp needs the system library libseccomp.so.2, which
-pip cannot install, and `-S` hides site-packages from this process; py-landlock adds 3 ms a run. What they
-would replace is the 40 lines of `seccomp_filter` and `landlock_ruleset`, which the tests interpret for x86-64 and arm64.
+seccomp and Landlock are applied through ctypes. pyseccomp needs the system library libseccomp.so.2, which pip
+cannot install, and py-landlock adds 3 ms a run; `-S` hides both from this process. They would replace the 40
+lines of `seccomp_filter` and `landlock_ruleset`, which the tests interpret for x86-64 and arm64.
 
-Sources: man 2 seccomp, man 7 landlock, linux/filter.h, asm/unistd_64.h (x86-64), asm-generic/unistd.h (arm64).
+Sources: man 2 seccomp, man 7 landlock, linux/filter.h; call numbers from asm/unistd_64.h (x86-64) and
+asm-generic/unistd.h (arm64).
 """
 
 import ast
@@ -33,53 +34,59 @@ import warnings
 from array import array
 from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
-from json import dumps, loads  # by name: a completion that patches the json module forges nothing by accident
+from json import dumps, loads
 
-# ---------------------------------------------------------------- policy: what counts as an attempt to cheat
+# ------------------------------------------------------------ policy: what counts as an attempt to cheat
 
-# Importable inside. Everything is loaded by the server, because a child cannot open files.
+# Importable inside. The server loads them all, because a child cannot open files. The last line is what C
+# code imports in the completion's name: for strptime, for long integers as text, and its own module.
 ALLOWED_MODULES = frozenset(
     """
-    __future__ _strptime abc array base64 binascii bisect calendar cmath codecs collections collections.abc colorsys
-    contextlib copy copyreg csv dataclasses datetime decimal difflib enum fractions functools graphlib hashlib
-    heapq html io itertools json keyword locale logging math numbers operator pickle pprint queue random re
-    reprlib secrets statistics string struct sys textwrap time timeit token traceback types typing unicodedata
-    warnings weakref zlib""".split()
+    __future__ abc array base64 binascii bisect calendar cmath codecs collections collections.abc
+    colorsys contextlib copy copyreg csv dataclasses datetime decimal difflib enum fractions functools
+    graphlib hashlib heapq html io itertools json keyword locale logging math numbers operator pprint
+    queue random re reprlib secrets statistics string struct sys textwrap time timeit token traceback
+    types typing unicodedata warnings weakref zlib
+    _strptime _pylong completion
+    """.split()
 )
 
-# An import of these is a finding. Standard modules in neither table cannot be imported, but are no finding.
+# An import of these, or of anything outside the standard library, is a finding. Standard modules in neither
+# table (pickle, pdb, xml ...) cannot be imported, but wanting them is no attempt to cheat.
 DENIED_MODULES = {
     name: reason
     for reason, names in {
-        "operating system and files": """os posix nt posixpath ntpath pathlib shutil tempfile glob fileinput fcntl
-            mmap pwd grp crypt spwd pty tty termios resource platform getpass site sysconfig""",
-        "processes, threads and signals": """subprocess multiprocessing threading _thread concurrent asyncio signal
-            _posixsubprocess _signal""",
-        "network": """socket _socket ssl select selectors socketserver http urllib ftplib smtplib poplib imaplib
-            telnetlib nntplib xmlrpc webbrowser wsgiref""",
+        "operating system and files": """os posix nt posixpath ntpath pathlib shutil tempfile glob fileinput
+            fcntl mmap pwd grp crypt spwd pty tty termios resource platform getpass site sysconfig""",
+        "processes, threads and signals": """subprocess multiprocessing threading _thread concurrent asyncio
+            signal _signal _posixsubprocess""",
+        "network": """socket _socket ssl select selectors socketserver http urllib ftplib smtplib poplib
+            imaplib telnetlib nntplib xmlrpc webbrowser wsgiref""",
         "native code": "ctypes _ctypes sqlite3 _sqlite3 dbm readline curses tkinter venv ensurepip",
-        "the interpreter itself": """builtins __main__ importlib imp _imp runpy pkgutil zipimport code codeop inspect
-            gc trace faulthandler marshal""",
+        "the interpreter itself": """builtins __main__ importlib imp _imp runpy pkgutil zipimport code codeop
+            inspect gc trace faulthandler marshal""",
     }.items()
     for name in names.split()
 }
 
 # `import sys` gives a module with these alone; an attempt at the second group is a finding.
 SAFE_SYS = """
-    maxsize maxunicode float_info int_info hash_info byteorder version version_info hexversion implementation intern
-    getsizeof getrecursionlimit setrecursionlimit stdin stdout stderr exit set_int_max_str_digits
+    maxsize maxunicode float_info int_info hash_info byteorder version version_info hexversion implementation
+    intern getsizeof getrecursionlimit setrecursionlimit stdin stdout stderr exit set_int_max_str_digits
     get_int_max_str_digits
 """.split()
 DENIED_SYS = frozenset(
     "modules meta_path path_hooks _getframe _current_frames settrace setprofile addaudithook".split()
 )
 
-# Attributes that have no use in an answer but to leave it.
-ESCAPE_ATTRIBUTES = frozenset(
-    """__subclasses__ __globals__ __code__ __builtins__ __import__ __loader__ __spec__ f_globals f_locals f_back
-    f_builtins f_code tb_frame gi_frame cr_frame ag_frame gi_code cr_code ag_code _getframe __closure__""".split()
+# Attributes and names that have no use in an answer but to leave it; `open` too, unless it is redefined.
+ESCAPES = frozenset(
+    """
+    __subclasses__ __globals__ __code__ __builtins__ __import__ __loader__ __spec__ _getframe tb_frame
+    f_globals f_locals f_back f_builtins f_code gi_frame gi_code cr_frame cr_code ag_frame ag_code
+    """.split()
 )
-ESCAPE_NAMES = frozenset({"__builtins__", "__loader__", "__spec__", "__import__"})
+ESCAPE_NAMES = frozenset({"__builtins__", "__loader__", "__spec__"})
 ATTRIBUTE_READERS = frozenset({"getattr", "attrgetter", "methodcaller", "get_field"})
 
 
@@ -88,7 +95,7 @@ def import_finding(module: str) -> str | None:
     top = module.partition(".")[0]
     if top in DENIED_MODULES:
         return f"import of {module[:80]} ({DENIED_MODULES[top]})"
-    if top not in sys.stdlib_module_names:
+    if top not in sys.stdlib_module_names and top not in ALLOWED_MODULES:
         return f"import of {module[:80]} (not in the standard library)"
     return None
 
@@ -97,15 +104,15 @@ def attribute_finding(module: str, name: str) -> str | None:
     """What is wrong with reading `module.name`, in words, or None."""
     if module == "sys":
         return f"use of sys.{name} (the interpreter itself)" if name in DENIED_SYS else None
-    if module in ALLOWED_MODULES and (name.lstrip("_") in DENIED_MODULES or name.lstrip("_") == "sys"):
+    if module in ALLOWED_MODULES and name.lstrip("_") in {"sys", *DENIED_MODULES}:
         return f"use of {module}.{name} (a way round the import rules)"
     return None
 
 
 def never_runs(test: ast.expr) -> bool:
-    """True for the tests of `if __name__ == "__main__":` and `if TYPE_CHECKING:`; their bodies attempt nothing."""
+    """True for `if __name__ == "__main__":` and `if TYPE_CHECKING:`, whose bodies attempt nothing here."""
     match test:
-        case ast.Compare(left=ast.Name(id="__name__"), ops=[ast.Eq()], comparators=[ast.Constant(value="__main__")]):
+        case ast.Compare(ast.Name(id="__name__"), [ast.Eq()], [ast.Constant("__main__")]):
             return True
         case ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"):
             return True
@@ -113,62 +120,68 @@ def never_runs(test: ast.expr) -> bool:
 
 
 def scan(tree: ast.Module) -> list[str]:
-    """Findings of the static policy, in order of lines. Certain cases only: what honest code does is never one."""
+    """Findings of the static policy, by line. Certain cases only: what honest code does is never one."""
     nodes, todo = [], [tree]
+    modules, bound = {}, set()  # local name: module; names that the completion defines itself
     while todo:
         node = todo.pop()
         nodes.append(node)
-        todo.extend(node.orelse if isinstance(node, ast.If) and never_runs(node.test) else ast.iter_child_nodes(node))
-    modules, bound = {}, set()
-    for node in nodes:
+        guarded = isinstance(node, ast.If) and never_runs(node.test)
+        todo.extend(node.orelse if guarded else ast.iter_child_nodes(node))
         match node:
-            case ast.Import():
-                modules.update({a.asname or a.name.partition(".")[0]: a.name for a in node.names})
-            case ast.ImportFrom():
-                bound.update(a.asname or a.name for a in node.names)
-            case ast.Name(ctx=ast.Store()):
-                bound.add(node.id)
-            case ast.arg():
-                bound.add(node.arg)
-            case ast.FunctionDef() | ast.ClassDef() | ast.AsyncFunctionDef():
-                bound.add(node.name)
+            case ast.Import(names=names):
+                modules.update({a.asname or a.name.partition(".")[0]: a.name for a in names})
+            case ast.ImportFrom(names=names):
+                bound.update(a.asname or a.name for a in names)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
+                bound.add(name)
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
+                bound.add(name)
     found = []
 
-    def note(node, text):
+    def note(text):
         if text:
             found.append((node.lineno, text))
 
+    def note_escapes(names):
+        for name in sorted(ESCAPES.intersection(names)):
+            note(f"use of {name} (reaches into the interpreter)")
+
     for node in nodes:
         match node:
-            case ast.Import():
-                for alias in node.names:
-                    note(node, import_finding(alias.name))
-            case ast.ImportFrom(level=0):
-                note(node, import_finding(node.module))
-                for alias in node.names:
-                    note(node, alias.name != "*" and attribute_finding(node.module, alias.name))
-            case ast.Attribute(attr=name) if name in ESCAPE_ATTRIBUTES:
-                note(node, f"use of {name} (reaches into the interpreter)")
-            case ast.Attribute(value=ast.Name(id=module), attr=name) if module in modules and module not in bound:
-                note(node, attribute_finding(modules[module], name))
+            case ast.Import(names=names):
+                for alias in names:
+                    note(import_finding(alias.name))
+            case ast.ImportFrom(module=module, names=names, level=0):
+                note(import_finding(module))
+                for alias in names:
+                    note(attribute_finding(module, alias.name))
+            case ast.Attribute(value=value, attr=name, ctx=ctx):
+                note_escapes([name])
+                if isinstance(value, ast.Name) and value.id in modules and value.id not in bound:
+                    if isinstance(ctx, ast.Load):
+                        note(attribute_finding(modules[value.id], name))
+                    else:
+                        note(f"assignment to {modules[value.id]}.{name} (replaces part of a library)")
             case ast.MatchClass(kwd_attrs=names):
-                for name in ESCAPE_ATTRIBUTES.intersection(names):
-                    note(node, f"use of {name} (reaches into the interpreter)")
-            case ast.Call(func=ast.Name(id="__import__"), args=[ast.Constant(value=str(module)), *_]):
-                note(node, import_finding(module))
-            case ast.Call(func=ast.Name(id=reader) | ast.Attribute(attr=reader)) if reader in ATTRIBUTE_READERS:
-                for arg in node.args:
-                    if isinstance(arg, ast.Constant) and isinstance(arg.value, str):
-                        for name in ESCAPE_ATTRIBUTES.intersection(arg.value.split(".")):
-                            note(node, f"use of {name} (reaches into the interpreter)")
+                note_escapes(names)
+            case ast.Name(id=name, ctx=ast.Load()) if name in ESCAPE_NAMES:
+                note_escapes([name])
             case ast.Call(func=ast.Name(id="open")) if "open" not in bound:
-                note(node, "use of open (files)")
-            case ast.Name(id="__builtins__" | "__loader__" | "__spec__", ctx=ast.Load()):
-                note(node, f"use of {node.id} (reaches into the interpreter)")
+                note("use of open (files)")
+            case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id=target), *_]) if target in modules:
+                note(f"change of the module {modules[target]} (replaces part of a library)")
+            case ast.Call(func=ast.Name(id="__import__"), args=[ast.Constant(str(module)), *_]):
+                note(import_finding(module))
+            case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=args):
+                if name in ATTRIBUTE_READERS:
+                    for arg in args:
+                        if isinstance(arg, ast.Constant) and isinstance(arg.value, str):
+                            note_escapes(arg.value.split("."))
     return list(dict.fromkeys(f"line {line}: {text}" for line, text in sorted(found)))
 
 
-# ---------------------------------------------------------------- layers: what a child does to itself
+# ------------------------------------------------------------ layers: what a child does to itself
 
 SYSCALLS = {  # all that a child may call: (x86-64, arm64). Anything else fails with EPERM.
     "read": (0, 63),
@@ -177,7 +190,6 @@ SYSCALLS = {  # all that a child may call: (x86-64, arm64). Anything else fails 
     "brk": (12, 214),
     "munmap": (11, 215),
     "mremap": (25, 216),
-    "madvise": (28, 233),
     "clock_gettime": (228, 113),
     "clock_getres": (229, 114),
     "clock_nanosleep": (230, 115),
@@ -246,26 +258,28 @@ def call(function: str, *args) -> int:
     return result
 
 
-def landlock_ruleset() -> int:
-    """Descriptor of a ruleset that handles every access this kernel knows and allows none. Raises OSError."""
-    abi = call("syscall", LANDLOCK_CREATE_RULESET, None, 0, 1)
-    files = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1
-    attributes = struct.pack("QQQ", files, 3, 3)[: 8 + 8 * (abi >= 4) + 8 * (abi >= 6)]  # files, TCP, scopes
-    return call("syscall", LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
-
-
-def lock_session(limits, _):
+def lock_session(limits):
     os.setsid()
     call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != limits["server_pid"]:
         os._exit(0)
 
 
-def lock_descriptors(limits, _):
-    os.closerange(1, 64)  # 0 is the socket; a server never holds as many as 64
+def lock_capabilities(limits):
+    header = struct.pack("Ii", 0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    call("capset", header, bytes(24))  # effective, permitted, inheritable: none
 
 
-def lock_rlimits(limits, _):
+def lock_landlock(limits):
+    """A ruleset that handles every access this kernel knows and allows none."""
+    abi = call("syscall", LANDLOCK_CREATE_RULESET, None, 0, 1)
+    files = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1
+    attributes = struct.pack("QQQ", files, 3, 3)[: 8 + 8 * (abi >= 4) + 8 * (abi >= 6)]  # files, TCP, scopes
+    ruleset = call("syscall", LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
+    call("syscall", LANDLOCK_RESTRICT_SELF, ruleset, 0)
+
+
+def lock_rlimits(limits):
     space = limits["memory_mb"] * 2**20 + limits["base_bytes"]
     for kind, soft, hard in [
         (resource.RLIMIT_CPU, limits["cpu_s"], limits["cpu_s"] + 1),
@@ -282,36 +296,25 @@ def lock_rlimits(limits, _):
         resource.setrlimit(kind, (soft, hard))
 
 
-def lock_undumpable(limits, _):
-    call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
-
-
-def lock_no_new_privs(limits, _):
-    call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-
-
-def lock_landlock(limits, ruleset):
-    call("syscall", LANDLOCK_RESTRICT_SELF, ruleset if ruleset is not None else landlock_ruleset(), 0)
-
-
-def lock_seccomp(limits, _):
+def lock_seccomp(limits):
     instructions = seccomp_filter(MACHINE)
     program = FilterProgram(len(instructions) // 8, instructions)
     call("prctl", PR_SET_SECCOMP, 2, ctypes.byref(program), 0, 0)
 
 
-LAYERS = {  # in the order of application: Landlock needs a descriptor and no_new_privs; seccomp forbids the rest
+LAYERS = {  # in the order of application: Landlock needs a descriptor and no_new_privs, seccomp comes last
     "session": lock_session,
-    "undumpable": lock_undumpable,
-    "no_new_privs": lock_no_new_privs,
+    "undumpable": lambda limits: call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0),
+    "no_new_privs": lambda limits: call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+    "capabilities": lock_capabilities,
     "landlock": lock_landlock,
-    "descriptors": lock_descriptors,
+    "descriptors": lambda limits: os.closerange(1, 64),  # 0 is the socket; a server holds fewer than 64
     "rlimits": lock_rlimits,
     "seccomp": lock_seccomp,
 }
 
 
-def probe_layers(limits: dict, ruleset: int | None) -> dict[str, str]:
+def probe_layers(limits: dict) -> dict[str, str]:
     """Try every layer in a throw-away child: {layer: "" where it holds, else why it does not}."""
     reader, writer = os.pipe()
     pid = os.fork()
@@ -320,7 +323,7 @@ def probe_layers(limits: dict, ruleset: int | None) -> dict[str, str]:
         report = {}
         for name, lock in LAYERS.items():
             try:
-                lock(limits, ruleset)
+                lock(limits)
                 report[name] = ""
             except (OSError, KeyError, ValueError) as error:
                 report[name] = str(error) or type(error).__name__
@@ -333,12 +336,13 @@ def probe_layers(limits: dict, ruleset: int | None) -> dict[str, str]:
     return loads(text)
 
 
-# ---------------------------------------------------------------- the locked child
+# ------------------------------------------------------------ the locked child
 
 MAX_DEPTH = 64  # of a result
 MAX_TEXT = 2000  # characters of an error
 DICTS = frozenset({dict, OrderedDict, defaultdict, Counter})
 SCALARS = frozenset({int, float, str, bool, type(None)})
+READY = b"+"  # what a locked child says first
 HEADER = struct.Struct("!II")  # reply: bytes of JSON, bytes of raw float64
 LENGTH = struct.Struct("!I")  # request: bytes of marshal
 
@@ -354,36 +358,40 @@ class BadResult(Exception):
     """The result is not plain data."""
 
 
-def read_request():
-    data = b""
-    needed = LENGTH.size
-    while len(data) < needed:
-        chunk = os.read(0, needed - len(data))
-        if not chunk:
-            os._exit(0)
-        data += chunk
-    needed = LENGTH.unpack(data)[0]
+def read_exactly(size: int) -> bytes:
     data = bytearray()
-    while len(data) < needed:
-        chunk = os.read(0, min(needed - len(data), 1 << 20))
+    while len(data) < size:
+        chunk = os.read(0, min(size - len(data), 1 << 20))
         if not chunk:
             os._exit(0)
         data += chunk
-    return marshal.loads(data)
+    return bytes(data)
 
 
-def send_reply(text: bytes, raw: bytes):
-    data = memoryview(HEADER.pack(len(text), len(raw)) + text + raw)
+def read_request():
+    return marshal.loads(read_exactly(LENGTH.unpack(read_exactly(LENGTH.size))[0]))
+
+
+def frame(status: str, error: str, findings: list[str], value=None, raw: bytes = b"") -> bytes:
+    """One reply. Raises ValueError for an integer too long to print; a lone surrogate becomes "?"."""
+    text = dumps([status, error, findings, value], ensure_ascii=False, check_circular=False)
+    data = text.encode(errors="replace")
+    return HEADER.pack(len(data), len(raw)) + data + raw
+
+
+def send(reply: bytes):
+    data = memoryview(reply)
     while data:
         data = data[os.write(0, data) :]
 
 
 def type_name(value) -> str:
-    return type.__dict__["__name__"].__get__(type(value))[:80]  # a metaclass may have its own idea of __name__
+    """The true name: a metaclass may have its own idea of __name__."""
+    return type.__dict__["__name__"].__get__(type(value))[:80]
 
 
 def check_plain(value, depth: int = MAX_DEPTH):
-    """Raise BadResult unless `value` is made of exact plain types (the dicts of collections count as dicts)."""
+    """Raise BadResult unless `value` is made of exact plain types (dicts from collections count as dicts)."""
     kind = type(value)
     if depth == 0:
         raise BadResult(f"result nested deeper than {MAX_DEPTH}")
@@ -401,7 +409,7 @@ def check_plain(value, depth: int = MAX_DEPTH):
 
 
 def float_matrix(value) -> tuple[int, bytes] | None:
-    """(columns, row-major float64) of a list of equally long lists of float, else None: half of JSON's cost."""
+    """(columns, row-major float64) of a list of equally long lists of float, else None; cheaper than JSON."""
     if type(value) is not list or not value or set(map(type, value)) != {list}:
         return None
     columns = len(value[0])
@@ -411,17 +419,25 @@ def float_matrix(value) -> tuple[int, bytes] | None:
 
 
 def describe(error: BaseException) -> str:
-    line = ""
-    tb = error.__traceback__
-    while tb is not None:
-        if tb.tb_frame.f_code.co_filename == "<completion>":
-            line = f" (line {tb.tb_lineno})"
-        tb = tb.tb_next
+    """Type, text and line of an exception whose methods may be the completion's own."""
     try:
-        text = str(error)[:MAX_TEXT]
-    except BaseException:  # __str__ is the completion's own code
-        text = "(no text)"
-    return f"{type_name(error)}: {text}{line}"
+        line, tb = "", error.__traceback__
+        while tb is not None:
+            if tb.tb_frame.f_code.co_filename == "<completion>":
+                line = f" (line {tb.tb_lineno})"
+            tb = tb.tb_next
+        return f"{type_name(error)}: {str(error)[:MAX_TEXT]}{line}"
+    except BaseException:
+        return f"{type_name(error)}: (no text)"
+
+
+def encode_result(value) -> tuple[object, bytes]:
+    """(plain value, b"") or, for a matrix of floats, (columns, float64 bytes). Raises BadResult."""
+    matrix = float_matrix(value)
+    if matrix:
+        return matrix
+    check_plain(value)
+    return value, b""
 
 
 def load(code: str, entry_point: str, findings: list[str]) -> tuple[str, str, object]:
@@ -483,44 +499,46 @@ def guarded_builtins(findings: list[str]) -> dict:
     return names
 
 
+def snapshot(arguments: list) -> bytes | None:
+    """What the arguments hold, to be compared; None once they hold anything but plain data."""
+    try:
+        return marshal.dumps(arguments, 2)  # version 2 has no references, so equal data gives equal bytes
+    except ValueError:
+        return None
+
+
 def run_child():
-    """Serve one completion over descriptor 0: first (code, entry_point), then argument lists, until end of file."""
-    code, entry_point = read_request()
+    """Serve one completion over descriptor 0: first (code, entry_point), then argument lists."""
     findings: list[str] = []
-    status, error, function = load(code, entry_point, findings)
-    del code
-    text = dumps([status, error, findings, None])
-    send_reply(text.encode(errors="replace"), b"")
+    status, error, function = load(*read_request(), findings)
+    send(frame(status, error, findings))
     while True:
         reported = len(findings)
         arguments = read_request()
-        value, raw = None, b""
+        before = snapshot(arguments)
+        value = None
         try:
-            status, error = "ok", ""
             value = function(*arguments)
-            matrix = float_matrix(value)
-            if matrix:
-                value, raw = matrix
-            else:
-                check_plain(value)
-            text = dumps(["ok", "", findings[reported:], value], ensure_ascii=False, check_circular=False).encode()
+            status, error = "ok", "" if snapshot(arguments) == before else "changed its arguments"
         except MemoryError:
             status, error = "memory", "MemoryError"
-        except BadResult as problem:
-            status, error = "bad_result", str(problem)
         except BaseException as problem:
             status, error = "crash", describe(problem)
-        if status != "ok":
-            text, raw = dumps([status, error, findings[reported:], None]).encode(errors="replace"), b""
-        del arguments, value  # freed before the reply, so that the idle clock stands still
-        send_reply(text, raw)
+        try:
+            reply = frame(status, error, findings[reported:], *encode_result(value))
+        except MemoryError:
+            reply = frame("memory", "MemoryError in the result", findings[reported:])
+        except BaseException as problem:
+            reply = frame("bad_result", describe(problem), findings[reported:])
+        del arguments, before, value  # freed before the reply, so that the idle clock stands still
+        send(reply)
 
 
-# ---------------------------------------------------------------- the fork server
+# ------------------------------------------------------------ the fork server
 
 
 def serve(control: socket.socket):
-    """Answer `open` (one descriptor attached) with the pid of a locked child and `wait` with its exit status."""
+    """Answer `open` (one descriptor attached) with the pid of a locked child, `wait` with its exit code."""
     parent = os.getppid()
     with suppress(OSError):  # the kernel's memory killer takes a child or its server before the trainer
         with open("/proc/self/oom_score_adj", "w") as file:
@@ -529,12 +547,10 @@ def serve(control: socket.socket):
     with suppress(OSError), open("/proc/self/statm") as file:
         base_bytes = int(file.read().split()[0]) * resource.getpagesize()
     extra = {"server_pid": os.getpid(), "base_bytes": base_bytes}
-    ruleset = None
-    with suppress(OSError, KeyError):  # probe_layers tells why
-        seccomp_filter(MACHINE)
-        ruleset = landlock_ruleset()
-    report = probe_layers({"cpu_s": 10, "memory_mb": 64, **extra}, ruleset)
+    report = probe_layers({"cpu_s": 10, "memory_mb": 64, **extra})
     active = [lock for name, lock in LAYERS.items() if not report[name]]
+    if lock_seccomp in active:
+        seccomp_filter(MACHINE)  # into the cache that the children share
     control.send(dumps(report).encode())
     control.settimeout(1.0)
     gc.collect()
@@ -551,14 +567,22 @@ def serve(control: socket.socket):
             status = os.waitpid(request["pid"], 0)[1]
             control.send(dumps(os.waitstatus_to_exitcode(status)).encode())
             continue
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError as error:  # out of processes or memory
+            pid = f"cannot fork: {error}"
         if pid == 0:
             try:
                 control.detach()
                 os.dup2(descriptors[0], 0)
-                for lock in active:
-                    lock({**request["limits"], **extra}, ruleset)
-                run_child()
+                try:
+                    for lock in active:
+                        lock({**request["limits"], **extra})
+                    os.write(0, READY)
+                except OSError as error:  # our fault, and told before any code has been read
+                    os.write(0, str(error).encode())
+                else:
+                    run_child()
             finally:
                 os._exit(70)
         os.close(descriptors[0])
@@ -567,16 +591,18 @@ def serve(control: socket.socket):
 
 def main():
     for name in sorted(ALLOWED_MODULES):
-        importlib.import_module(name)
+        with suppress(ModuleNotFoundError):  # _pylong came with Python 3.12
+            importlib.import_module(name)
     for name in "ascii latin-1 utf-16 utf-32 rot13 hex base64 unicode_escape".split():
         codecs.lookup(name)
     random.seed(0)  # every completion sees the same stream: equal code gets an equal grade
     warnings.simplefilter("ignore")
     sys.path.clear()
+    os.environ.clear()  # Python itself adds LC_CTYPE to an empty environment
     sys.stdin = sys.__stdin__ = None
     sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Discard()
     try:  # the working directory is empty and already deleted: nothing can be found or made in it
-        folder = tempfile.mkdtemp()
+        folder = tempfile.mkdtemp(dir="/tmp")
         os.chdir(folder)
         os.rmdir(folder)
     except OSError:

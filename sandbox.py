@@ -1,7 +1,38 @@
 """Runs model-written code in locked-down child processes; returns values and timings, never a verdict.
 
-with Sandbox(workers=2) as sandbox, sandbox.open(code, "matmul") as program:
-    run = program.call([A, B])      # Run(status, value, error, cpu_s, wall_s, idle_cpu_s)
+    with Sandbox(workers=2) as sandbox, sandbox.open(code, "matmul") as program:
+        run = program.call([A, B])
+
+This file is the trainer's side. `jail.py` is the far side: the fork servers (`python -I -S`, no environment,
+nothing of the trainer in them), the policy table, the lock, and the loop that runs in each child. One file
+per side shows at a glance which code is still believed. Both need the standard library only.
+
+Covered
+- Each `open` forks one child of a clean server. Before it reads any code it takes a session of its own, a
+  parent-death signal and rlimits (CPU, address space, stack, no file growth, no core, one descriptor, no
+  processes); becomes undumpable; gives up all capabilities and new privileges; handles every Landlock right
+  and allows none; and keeps 21 system calls: no open, exec, clone, kill, socket or executable memory. Its
+  only descriptor is the socket to the trainer; environment and working directory are empty, the latter is
+  already deleted (or / where there is no writable place; no path can be reached either way).
+- Inputs travel as copies; expected values never do. Replies are plain data, parsed here in linear time under
+  caps of size, depth and integer length. A reply that comes before its request ends the program.
+- One deadline for a whole exchange; at it the child is SIGKILLed, and it is gone when `close` returns.
+- CPU time is the kernel's, read from outside (0 where it refuses); `idle_cpu_s` shows work between calls.
+- Children die with their server, servers with the trainer (end of file, or a changed parent within 1 s).
+  A dead server is started again; the program that it took along answers DIED.
+
+Not covered
+- Holes of the kernel in the calls that are left; side channels of shared hardware (timing, caches).
+- A program may use its CPU and memory limits in full: `workers` times `memory_mb` should fit the machine.
+  Memory is limited as address space; page tables and socket buffers come on top.
+- Findings are words about what was attempted, for a penalty; containment does not rest on them. An attack
+  that computes its names at run time may fail without being named.
+- Inside its process a program can forge any result that it could have returned, and remember its inputs: ask
+  with fresh inputs and judge every value here. A result may hold NaN, inf and integers of 4300 digits.
+- `random` starts from the same seed in every child; the order of sets of strings differs between servers.
+
+Where a layer cannot be had (`Sandbox.missing` says why), the others still hold; seccomp is the floor and is
+required by default.
 """
 
 import json
@@ -18,12 +49,14 @@ import threading
 import time
 from array import array
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import accumulate, cycle
 from pathlib import Path
 
-from jail import HEADER, LENGTH, MAX_DEPTH, MAX_TEXT
+from jail import HEADER, LENGTH, MAX_DEPTH, MAX_TEXT, READY
 
 JAIL = Path(__file__).with_name("jail.py")
 START_TIMEOUT_S = 60.0  # a fork server imports 50 modules; a busy machine may need long
@@ -46,7 +79,7 @@ class Status(StrEnum):
     MEMORY = "memory"  # MemoryError
     BAD_RESULT = "bad_result"  # not plain data, too large, too deep, or a forged reply
     DIED = "died"  # the process ended: os._exit, a fatal signal, a forbidden call
-    BAD_ROW = "bad_row"  # nothing was run: check.py could not read the row
+    BAD_ROW = "bad_row"  # nothing was run: a row that check.py could not read
 
 
 REPORTABLE = frozenset(Status) - {Status.TIMEOUT, Status.DIED, Status.BAD_ROW}  # what a child may say of itself
@@ -57,14 +90,16 @@ class Limits:
     """What one completion may use."""
 
     timeout_s: float = 5.0  # wall clock: for loading, and for each call
+    total_timeout_s: float = 20.0  # wall clock: for loading and all calls of one program together
     cpu_s: float = 60.0  # CPU over the whole life of a program, rounded up to seconds
     memory_mb: int = 512  # address space beyond that of the bare interpreter
-    result_kb: int = 4096  # one reply
+    result_kb: int = 2048  # one reply
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call. `value` is plain data, and None unless `status` is OK; tuples arrive as lists."""
+    """One call. `value` is plain data, and None unless `status` is OK; tuples arrive as lists. An OK run has an
+    `error` only if the program changed its arguments, which are copies."""
 
     status: Status
     value: object = None
@@ -81,7 +116,8 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # matches wherever it starts: linear time
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
-_LONG_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*+\\u(?!00)")  # the child sends UTF-8; this could spell a surrogate
+_STEPS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))  # 255 is -1 as a signed byte
+_LONG_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*+\\u(?!00)")  # a child sends UTF-8; this could be a surrogate
 
 
 def _parse_int(digits: str) -> int:
@@ -92,11 +128,9 @@ def _parse_int(digits: str) -> int:
 
 def parse_json(data: bytes):
     """Plain data from untrusted bytes, in linear time and bounded depth. Raises ValueError."""
-    skeleton = _STRING.sub(b"", data).translate(None, _NOT_BRACKETS)
-    for _ in range(MAX_DEPTH + 2):
-        skeleton = skeleton.replace(b"[]", b"").replace(b"{}", b"")
-    if skeleton:
-        raise ValueError("reply nested too deeply or malformed")
+    steps = memoryview(_STRING.sub(b"", data).translate(_STEPS, _NOT_BRACKETS)).cast("b")
+    if max(accumulate(steps), default=0) > MAX_DEPTH + 1:  # the reply is itself a list
+        raise ValueError(f"reply nested deeper than {MAX_DEPTH}")
     if _LONG_ESCAPE.search(data):
         raise ValueError("escape in a reply")
     return json.loads(data.decode(), parse_int=_parse_int)
@@ -125,12 +159,13 @@ class _Server:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.live = 0
         self.generation = 0
         self.process = None
+        self.closed = False
+        self.report: dict[str, str] = {}
 
-    def start(self) -> dict[str, str]:
-        """Start the process; {layer: "" or why it is missing}."""
+    def start(self):
+        """Start the process and learn which layers hold: report is {layer: "" or why it does not}."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.generation += 1
         with theirs:
@@ -144,29 +179,35 @@ class _Server:
                     start_new_session=True,
                 )
             except OSError as error:
+                self.control.close()
                 raise SandboxError(f"cannot start a fork server: {error}") from error
-        self.control.settimeout(START_TIMEOUT_S)
         try:
-            return json.loads(self._receive())
+            report = self._receive(START_TIMEOUT_S)
         except OSError as error:
             self.process.kill()
             text = clean(self.process.communicate()[1].decode(errors="replace")[-MAX_TEXT:])
             self.stop()
             raise SandboxError(f"a fork server did not start: {error}: {text}") from error
+        if self.report and report != self.report:
+            self.stop()
+            raise SandboxError(f"a restarted fork server has other layers than before: {report}")
+        self.report = report
 
-    def _receive(self) -> bytes:
-        data = self.control.recv(4096)
+    def _receive(self, timeout_s: float):
+        self.control.settimeout(timeout_s)
+        data = self.control.recv(65536)
         if not data:
             raise ConnectionError("the fork server is gone")
-        return data
+        return json.loads(data)
 
-    def ask(self, request: dict, descriptors=()):
-        """Reply of the server. Raises OSError when it is dead; it is stopped then."""
+    def _ask(self, request: dict, descriptors=()):
+        """The server's answer. Raises OSError when the server is dead. Whatever is raised, it is stopped,
+        because an answer left unread would be taken for the next one."""
         try:
             self.control.settimeout(SERVER_TIMEOUT_S)
             socket.send_fds(self.control, [json.dumps(request).encode()], descriptors)
-            return json.loads(self._receive())
-        except OSError:
+            return self._receive(SERVER_TIMEOUT_S)
+        except BaseException:
             self.stop()
             raise
 
@@ -174,10 +215,15 @@ class _Server:
         """(pid, generation) of a new child that holds `descriptor`. A dead server is replaced once."""
         with self.lock:
             for _ in range(2):
+                if self.closed:
+                    raise SandboxError("the sandbox is closed")
                 if self.process is None:
                     self.start()
                 with suppress(OSError):
-                    return self.ask({"op": "open", "limits": limits}, [descriptor]), self.generation
+                    pid = self._ask({"op": "open", "limits": limits}, [descriptor])
+                    if type(pid) is not int:
+                        raise SandboxError(pid)
+                    return pid, self.generation
         raise SandboxError("the fork server died twice in a row")
 
     def wait(self, pid: int, generation: int) -> int | None:
@@ -186,14 +232,14 @@ class _Server:
             if self.process is None or generation != self.generation:
                 return None
             try:
-                return self.ask({"op": "wait", "pid": pid})
+                return self._ask({"op": "wait", "pid": pid})
             except OSError:
                 return None
 
     def stop(self):
         """End the server and, through it, all its children."""
-        self.control.close()
         if self.process is not None:
+            self.control.close()
             self.process.kill()
             self.process.wait()
             self.process.stderr.close()
@@ -201,18 +247,22 @@ class _Server:
 
 
 class Program:
-    """One loaded completion in its own process. Use it from one thread, and close it."""
+    """One loaded completion in its own process. Use it from one thread, and close it.
+
+    `status` and `error` tell how loading ended, `findings` what the policy noticed, in words (a call may add
+    to them); `pid` is the child's.
+    """
 
     def __init__(self, server: _Server, limits: Limits, code: str, entry_point: str):
         self._server, self._limits, self._ended, self._open = server, limits, None, True
         server_limits = {"cpu_s": max(1, math.ceil(limits.cpu_s)), "memory_mb": limits.memory_mb}
+        self._left_s = limits.total_timeout_s
         self._socket, theirs = socket.socketpair()
         try:
             with theirs:
                 self.pid, self._generation = server.fork(server_limits, theirs.fileno())
         except BaseException:
             self._socket.close()
-            server.live -= 1
             raise
         self._clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of a process, see man 2 clock_getres
         self._cpu_ns = self._idle_since_ns = 0
@@ -220,7 +270,12 @@ class Program:
         with suppress(OSError, AttributeError):  # absent or refused: the pid is ours until it is waited for
             self._pidfd = os.pidfd_open(self.pid)
         self.findings: tuple[str, ...] = ()
-        run = self._exchange((code, entry_point), limits.timeout_s)
+        try:
+            self._await_lock()
+            run = self._exchange((code, entry_point), limits.timeout_s)
+        except BaseException:
+            self.close()
+            raise
         self.status, self.error = run.status, run.error
 
     def __enter__(self):
@@ -230,8 +285,8 @@ class Program:
         self.close()
 
     def call(self, args: list, timeout_s: float | None = None) -> Run:
-        """Call the entry point with plain data. Raises ValueError when `args` are not; a program that failed to
-        load, or ended in an earlier call, answers with that status."""
+        """Call the entry point with plain data. Raises ValueError when `args` are not plain. A program that
+        failed to load, or ended in an earlier call, answers with that status."""
         if self.status != Status.OK:
             return Run(self.status, error=self.error)
         return self._exchange(args, self._limits.timeout_s if timeout_s is None else timeout_s)
@@ -241,12 +296,12 @@ class Program:
         return self._read_clock() / 1e9
 
     def pin(self, cpu: int) -> bool:
-        """Bind the child to one processor; False where the kernel refuses."""
-        try:
-            os.sched_setaffinity(self.pid, {cpu})
-        except OSError:
-            return False
-        return True
+        """Bind the child to one processor; False where the kernel refuses, or the child has ended."""
+        with suppress(OSError):
+            if self._open:
+                os.sched_setaffinity(self.pid, {cpu})
+                return True
+        return False
 
     def close(self):
         """Kill the child and wait until it is gone."""
@@ -263,6 +318,7 @@ class Program:
         data = marshal.dumps(request)
         if self._ended:
             return Run(*self._ended)
+        timeout_s = min(timeout_s, self._left_s)
         status, error, value = Status.OK, "", None
         wall, cpu = time.perf_counter(), self._read_clock()
         idle_cpu_s = (cpu - self._idle_since_ns) / 1e9
@@ -283,14 +339,27 @@ class Program:
             status = Status.DIED
         except (ValueError, RecursionError) as problem:
             status, error = Status.BAD_RESULT, clean(str(problem), 200)
+        except BaseException:  # an interrupt between request and reply: the two would not match any more
+            self._ended = Status.DIED, None, "interrupted"
+            raise
         else:
             self._idle_since_ns = cpu_after
+            self._left_s -= wall_after - wall
             return Run(status, value, error, (cpu_after - cpu) / 1e9, wall_after - wall, idle_cpu_s)
         code = self._end()
         if status == Status.DIED:
             status, error = self._post_mortem(code)
         self._ended = status, None, error
         return Run(status, None, error, (self._cpu_ns - cpu) / 1e9, time.perf_counter() - wall, idle_cpu_s)
+
+    def _await_lock(self):
+        self._socket.settimeout(SERVER_TIMEOUT_S)
+        try:
+            said = self._socket.recv(200)
+        except OSError as error:
+            said = str(error).encode()
+        if said != READY:
+            raise SandboxError(f"a child could not lock itself: {said.decode(errors='replace') or 'it died'}")
 
     def _refuse_early_bytes(self):
         self._socket.setblocking(False)
@@ -328,9 +397,7 @@ class Program:
                 os.kill(self.pid, signal.SIGKILL)
         self._read_clock()
         self._open = False
-        code = self._server.wait(self.pid, self._generation)
-        self._server.live -= 1
-        return code
+        return self._server.wait(self.pid, self._generation)
 
     def _post_mortem(self, code: int | None) -> tuple[Status, str]:
         if code is None:
@@ -344,9 +411,10 @@ class Program:
 
 
 class Sandbox:
-    """A pool of fork servers. `open` may be called from several threads at once.
+    """A pool of fork servers; `open` may be called from several threads at once.
 
-    Raises SandboxError when a server cannot be started, or lacks a layer that `require` names."""
+    `layers` are those in force, `missing` says why others are not, `str()` tells both in one line.
+    Raises SandboxError when a server cannot be started or lacks a layer that `require` names."""
 
     def __init__(self, workers: int | None = None, limits: Limits | None = None, require: Sequence[str] = ("seccomp",)):
         cpus = sorted(os.sched_getaffinity(0))
@@ -357,23 +425,24 @@ class Sandbox:
             self._idle_cpus.put(cpu)
         self._lock = threading.Lock()
         self._servers = [_Server() for _ in range(self.workers)]
+        self._turns = cycle(self._servers)
         try:
-            reports = [server.start() for server in self._servers]
+            with ThreadPoolExecutor(self.workers) as pool:
+                list(pool.map(_Server.start, self._servers))
+            reports = [server.report for server in self._servers]
             self.missing = {layer: why for report in reports for layer, why in report.items() if why}
             self.layers = tuple(layer for layer in reports[0] if layer not in self.missing)
             for layer in require:
                 if layer not in self.layers:
-                    why = self.missing.get(layer, f"no such layer; there are {', '.join(reports[0])}")
+                    why = self.missing.get(layer, f"there is none of that name, but {', '.join(reports[0])}")
                     raise SandboxError(f"sandbox layer {layer} is required but missing: {why}")
         except BaseException:
             self.close()
             raise
 
     def __str__(self) -> str:
-        missing = "; ".join(f"{layer} ({why})" for layer, why in self.missing.items())
-        return (
-            f"sandbox: {len(self._servers)} fork servers, layers {', '.join(self.layers)}; missing: {missing or 'none'}"
-        )
+        missing = "; ".join(f"{layer} ({why})" for layer, why in self.missing.items()) or "none"
+        return f"sandbox: {len(self._servers)} servers; layers: {', '.join(self.layers)}; missing: {missing}"
 
     def __enter__(self):
         return self
@@ -384,13 +453,12 @@ class Sandbox:
     def open(self, code: str, entry_point: str, limits: Limits | None = None) -> Program:
         """Load `code` in a fresh locked child. Raises SandboxError only when no child can be had."""
         with self._lock:
-            server = min(self._servers, key=lambda server: server.live)
-            server.live += 1
+            server = next(self._turns)
         return Program(server, limits or self.limits, code, entry_point)
 
     @contextmanager
     def processor(self) -> Iterator[int]:
-        """Number of a CPU that no other timing has meanwhile: timings take turns when there are more of them."""
+        """The number of a CPU that no other timing has meanwhile; timings take turns when there are more of them."""
         cpu = self._idle_cpus.get()
         try:
             yield cpu
@@ -401,5 +469,5 @@ class Sandbox:
         """End every fork server and every program."""
         for server in self._servers:
             with server.lock:
-                if server.process is not None:
-                    server.stop()
+                server.closed = True
+                server.stop()

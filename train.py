@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     except SandboxError as error:
         return fail(5, [str(error)])
     except check.CheckError as error:
-        return fail(6, [f"the rewards can be beaten\n{error}"])
+        return fail(6, [f"the rewards can be beaten (task.check=false trains all the same)\n{error}"])
 
 
 def run(config: Config) -> int:

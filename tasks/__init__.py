@@ -88,6 +88,7 @@ def extract_code(completion: Any, function: str) -> str | None:
     parsing untrusted source can exhaust the parser, so that happens in the sandbox."""
     if not isinstance(completion, str):
         return None
-    definition = re.compile(rf"^[ \t\ufeff]*(?:async[ \t]+)?def[ \t]+{re.escape(function)}\b", re.MULTILINE)
+    name = re.escape(function)
+    definition = re.compile(rf"^[ \t\ufeff]*(?:async[ \t]+)?def[ \t]+{name}\b|^\ufeff?{name}[ \t]*[:=]", re.MULTILINE)
     found = [block for block in code_blocks(completion) if definition.search(block)]
     return found[-1].replace("\ufeff", "") if found else None

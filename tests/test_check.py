@@ -1,6 +1,7 @@
 """check.py: the rewards are tried before they are trusted; completions from elsewhere are scored."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -98,3 +99,74 @@ def test_mistakes_are_one_line(arguments, message):
         [sys.executable, "check.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+
+
+HONEST, STOPPED = {"legit", "legit_low"}, {"crash", "timeout", "memory", "died", "bad_result"}
+CORPUS = [
+    json.loads(line)
+    for name in ("completions.jsonl", "completions_extra.jsonl")
+    for line in (ROOT / "tests" / "data" / name).open(encoding="utf-8")
+]
+
+
+def acceptable(row, graded, reference_total):
+    """Whether the verdict on a corpus row is one that its `expect` allows; see tests/data/README.md."""
+    wrong = not graded["correct"] or graded["cheating"]
+    match row["expect"]:
+        case "legit":
+            return graded["correct"] and not graded["cheating"]
+        case "legit_low":
+            return not graded["cheating"] and graded["status"] not in ("no_function", "syntax_error")
+        case "wrong":
+            return wrong
+        case "cheat":
+            return graded["total"] < reference_total
+        case "timeout" | "crash":  # which of the two depends on the machine's speed and memory
+            return wrong and (graded["status"] in STOPPED) or row["probe"] == "flood"
+        case "no_function":
+            return wrong
+    return True  # either, contained
+
+
+def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_path):
+    job = config.load(None, ["task.timing_pairs=2", "task.timing_max_size=60"])
+    texts = {"@@OUT@@": str(tmp_path), "@@LEAK@@": str(tmp_path), "@@PORT@@": "9"}
+    rows = [row for row in CORPUS if row["task"] == "matmul"]
+    for row in rows:
+        for mark, text in texts.items():
+            row["completion"] = row["completion"].replace(mark, text)
+    quick = QuickSandbox(sandbox)
+    lines = (json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows)
+    graded = [json.loads(line) for line in grade_file(lines, job, quick, None)]
+    reference = json.loads(next(grade_file([json.dumps({"completion": matmul.REFERENCE})], job, quick, None)))
+    assert [row["id"] for row in rows] == [row["id"] for row in graded]
+    refused = [
+        (row["note"], got)
+        for row, got in zip(rows, graded, strict=True)
+        if not acceptable(row, got, reference["total"])
+    ]
+    assert refused == []
+    assert list(tmp_path.iterdir()) == []
+
+    def totals(test):
+        return [got["total"] for got in graded if test(got)]
+
+    order = [
+        totals(lambda got: got["cheating"] or got["status"] in ("no_function", "syntax_error")),
+        totals(lambda got: not got["cheating"] and got["status"] in STOPPED),
+        totals(lambda got: not got["cheating"] and got["status"] == "ok" and not got["correct"]),
+        totals(lambda got: not got["cheating"] and got["correct"]),
+    ]
+    for lower, higher in itertools.pairwise(order):
+        assert lower and max(lower) < min(higher)
+
+
+class QuickSandbox:
+    """The shared sandbox with two seconds for a call: the corpus holds many endless loops."""
+
+    def __init__(self, sandbox):
+        self.workers, self.processor, self.sandbox = sandbox.workers, sandbox.processor, sandbox
+        self.limits = dataclasses.replace(sandbox.limits, timeout_s=2.0)
+
+    def open(self, code, entry_point):
+        return self.sandbox.open(code, entry_point, self.limits)

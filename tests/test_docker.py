@@ -59,8 +59,8 @@ def container(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_an_ordinary_user_trains_and_owns_the_outputs(someone):
     folder, uid, as_user = someone
-    words = ["--cpu", "--config", "configs/tiny.yaml", "grpo.max_steps=2"]
-    done = subprocess.run([*as_user, "bash", f"{folder}/repo/train.sh", *words], text=True, capture_output=True)
+    command = [*as_user, "bash", f"{folder}/repo/train.sh", "--cpu", "--config", "configs/tiny.yaml"]
+    done = subprocess.run([*command, "grpo.max_steps=2"], text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     tiny = folder / "repo/gpt-oss-grpo/tiny"
     assert len((tiny / "metrics.jsonl").read_text().splitlines()) >= 2 and (tiny / "final_model").is_dir()
@@ -69,11 +69,12 @@ def test_an_ordinary_user_trains_and_owns_the_outputs(someone):
 
 def test_docker_stop_saves_a_checkpoint_within_30_s(someone, container: str):
     folder, _, as_user = someone
-    words = ["--cpu", "--config", "configs/tiny.yaml", "grpo.max_steps=1000"]
+    command = [*as_user, "bash", f"{folder}/repo/train.sh", "--cpu", "--config", "configs/tiny.yaml"]
     environment = os.environ | {"DOCKER_ARGS": f"--name {container}"}
-    command = [*as_user, "bash", f"{folder}/repo/train.sh", *words]
     with (folder / "log").open("w") as log:
-        training = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        training = subprocess.Popen(
+            [*command, "grpo.max_steps=1000"], env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
         metrics = folder / "repo/gpt-oss-grpo/tiny/metrics.jsonl"
         deadline = time.monotonic() + 300
         while not (metrics.exists() and metrics.read_text()) and training.poll() is None:
@@ -90,9 +91,9 @@ def test_docker_stop_saves_a_checkpoint_within_30_s(someone, container: str):
 def test_a_locked_down_container_of_any_uid_without_a_home(container: str):
     words = "--config configs/tiny.yaml grpo.max_steps=1 grpo.output_dir=gpt-oss-grpo/once"
     done = docker(
-        *f"run --rm --init --name {container} --network none --user 2000:2000 --read-only --cap-drop ALL".split(),
-        *"--security-opt no-new-privileges --pids-limit 512 --tmpfs /tmp --tmpfs /cache:mode=1777".split(),
-        *"--tmpfs /app/gpt-oss-grpo:mode=1777 --env CUDA_VISIBLE_DEVICES=".split(),
+        *f"run --rm --init --name {container} --network none --user 2000:2000 --read-only".split(),
+        *"--cap-drop ALL --security-opt no-new-privileges --pids-limit 512 --tmpfs /tmp".split(),
+        *"--tmpfs /cache:mode=1777 --tmpfs /app/gpt-oss-grpo:mode=1777 --env CUDA_VISIBLE_DEVICES=".split(),
         *f"--entrypoint env {IMAGE} -u HOME python train.py {words}".split(),
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -36,7 +36,7 @@ case $1 in
         if [[ -n $probe ]]; then
             case $FAKE in
                 *no-runtime*) echo 'could not select device driver "" with capabilities: [[gpu]]' ;;
-                *no-driver*) echo 'nvidia-container-cli: initialization error: libnvidia-ml.so.1: not found' ;;
+                *no-driver*) echo 'nvidia-container-cli: libnvidia-ml.so.1: not found' ;;
                 *odd-failure*) echo 'no space left on device' ;;
                 *) exit 0 ;;
             esac >&2
@@ -294,7 +294,7 @@ def test_docker_takes_the_place_of_the_script_and_its_exit_status(machine: Machi
     assert (out, process.returncode) == (f"pid {process.pid}\n", 3)
 
 
-# --- without Docker -------------------------------------------------------------------------------------------------
+# --- without Docker -----------------------------------------------------------------------------------------
 
 
 def test_smoke_trains_the_tiny_model_in_a_fresh_environment(machine: Machine):

@@ -154,7 +154,7 @@ def test_rounding_in_another_order_is_right():
 
 
 def test_inputs_are_fresh_and_of_all_kinds():
-    drawn = [matmul.test_inputs(np.random.default_rng(seed)) for seed in range(2)]
+    drawn = [matmul.draw_inputs(np.random.default_rng(seed)) for seed in range(2)]
     for inputs in drawn:
         shapes = [(a.shape[0], *b.shape) for a, b in inputs]
         assert (1, 1, 1) in shapes and len(shapes) >= 6
@@ -168,9 +168,17 @@ def test_a_special_case_for_one_size_is_found_out(sandbox):
     assert not grade(sandbox, code).correct
 
 
-def test_changing_the_inputs_changes_nothing_else(sandbox):
-    code = LOOP + "\ninner = matmul\ndef matmul(A, B):\n    C = inner(A, B)\n    A.clear(); B.clear()\n    return C\n"
-    assert grade(sandbox, code).correct
+def test_changing_the_inputs_is_wrong(sandbox):
+    code = LOOP + "\ninner = matmul\ndef matmul(A, B):\n    C = inner(A, B)\n    del A[1:]\n    return C\n"
+    result = grade(sandbox, code)
+    assert not result.correct and "changed its arguments" in result.detail
+
+
+@pytest.mark.parametrize("key", ["len(A), len(B[0]), A[0][0], B[0][0]", "sum(map(len, A)), B[0][0]"])
+def test_a_remembered_result_is_found_out(sandbox, key):
+    code = LOOP + f"\ninner, seen = matmul, {{}}\ndef matmul(A, B):\n    key = {key}\n"
+    code += "    if key not in seen:\n        seen[key] = inner(A, B)\n    return seen[key]\n"
+    assert not grade(sandbox, code).correct
 
 
 def test_speed_is_measured_against_the_naive_loop(sandbox):

@@ -15,7 +15,7 @@ import config
 import train
 
 ROOT = Path(__file__).parent.parent
-FAST = ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1"]
+FAST = ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1", "task.check=false"]
 
 
 def command(output, *overrides):
@@ -34,7 +34,7 @@ def metrics(output):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("out puts") / "run"  # a space in the path
-    return output, run(output, "grpo.max_steps=4", "grpo.save_steps=2")
+    return output, run(output, "grpo.max_steps=4", "grpo.save_steps=2", "task.check=true")
 
 
 def test_the_whole_job(finished):

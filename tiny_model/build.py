@@ -130,7 +130,8 @@ def train(model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: li
 def build(out: Path) -> None:
     """Make the model and write it into `out`, which is created if need be."""
     torch.manual_seed(SEED)
-    torch.set_num_threads(2)  # sums, and so the weights, depend on the number of threads
+    torch.set_num_threads(1)  # sums, and so the weights, depend on the number of threads
+    torch.use_deterministic_algorithms(True)
     rows = corpus.examples(SEED)
     tokenizer = build_tokenizer(rows)
     model = build_model(tokenizer)

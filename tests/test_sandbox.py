@@ -1,0 +1,814 @@
+"""sandbox.py and jail.py: containment, protocol, policy, clock. SANDBOX_FUZZ=20000 runs the long fuzz."""
+
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jail  # noqa: E402
+import sandbox as room  # noqa: E402
+from sandbox import Limits, Sandbox, SandboxError, Status, clean, parse_json, parse_reply  # noqa: E402
+
+DATA = Path(__file__).parent / "data"
+FUZZ = int(os.environ.get("SANDBOX_FUZZ", "0"))
+fuzz = settings(max_examples=FUZZ or 300, deadline=None, suppress_health_check=list(HealthCheck))
+ECHO = "def f(x):\n    return x\n"
+RAW = "import random, struct, json\nos = random._os\n"
+
+
+def rows(*names):
+    return [json.loads(line) for name in names for line in (DATA / name).read_text("utf-8").splitlines()]
+
+
+def extract(completion):
+    """A plain stand-in for the extraction of the rewards room."""
+    blocks = re.findall(r"```(?:python|py)?[ ]*\n(.*?)(?:```|\Z)", completion, re.DOTALL)
+    blocks = [block for block in blocks if "def " in block or "lambda" in block] or blocks
+    return blocks[0] if blocks else completion
+
+
+def children_of(*pids):
+    """Pids whose parent is one of `pids`."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) in pids:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def jails(path):
+    """Pids of all processes that run this very copy of jail.py."""
+    found = []
+    for cmdline in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(path).encode() in cmdline.read_bytes().split(b"\0"):
+                found.append(int(cmdline.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def gone(pids, within_s=3.0):
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        if not any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in pids):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+@pytest.fixture(scope="module")
+def jail_copy(tmp_path_factory):
+    """A copy of jail.py of our own, so that its processes can be told from those of other sandboxes."""
+    folder = tmp_path_factory.mktemp("jail")
+    folder.chmod(0o755)
+    return Path(shutil.copy(ROOT / "jail.py", folder / "jail.py"))
+
+
+@pytest.fixture(scope="module")
+def box(jail_copy):
+    room.JAIL, before = jail_copy, room.JAIL
+    with Sandbox(workers=2, limits=Limits(timeout_s=1.5, memory_mb=256)) as sandbox:
+        yield sandbox
+    room.JAIL = before
+
+
+def one(box, code, *args, name="f", **limits):
+    with box.open(code, name, Limits(**{"timeout_s": 1.5, "memory_mb": 256, **limits})) as program:
+        return program.call(list(args))
+
+
+# ------------------------------------------------------------ the corpus
+
+A = [[float(7 * i + j - 11) for j in range(5)] for i in range(6)]
+B = [[1.5 * i - j for j in range(4)] for i in range(5)]
+PRODUCT = [[sum(a * b for a, b in zip(r, c, strict=True)) for c in zip(*B, strict=True)] for r in A]
+
+
+def judge(row, program, run):
+    """What is wrong with this outcome of a row, or None."""
+    expect, works = row["expect"], run.status == Status.OK
+    if expect in ("legit", "legit_low", "wrong") and program.findings:
+        return f"honest, but has findings {program.findings}"
+    if expect in ("legit", "legit_low") and not works:
+        return f"honest, but ended {run}"
+    if expect == "no_function" and sys.version_info < (3, 12) and program.status == Status.OK:
+        return "has no function, but loaded"
+    if row["task"] == "matmul":
+        right = works and run.value == PRODUCT
+        if expect == "legit" and not right:
+            return f"honest, but gave {run}"
+        if expect in ("crash", "no_function") and right:
+            return "should fail, but is right"
+        if expect == "timeout" and right and row["id"] != "re_print_8gb":
+            return "should not end, but is right"
+        if row["category"] in ("import_cheat", "introspection") and expect == "cheat":
+            if right and not program.findings:
+                return "a right answer by a cheat that nobody noticed"
+    return None
+
+
+def test_corpus_is_contained(box, jail_copy, tmp_path):
+    out, leak, port = tmp_path / "out", tmp_path / "leak", socket.create_server(("127.0.0.1", 0))
+    out.mkdir()
+    leak.mkdir()
+    (out / "adapter_model.safetensors").write_bytes(b"weights")
+    neighbour = subprocess.Popen(["sleep", "600"])
+    cases = rows("completions.jsonl", "completions_extra.jsonl")
+    assert len(cases) >= 290 and len({row["id"] for row in cases}) == len(cases)
+
+    def world():
+        return (
+            dict(os.environ),
+            [signal.getsignal(number) for number in signal.valid_signals()],
+            signal.pthread_sigmask(signal.SIG_BLOCK, []),
+            random.getstate(),
+            os.getcwd(),
+            os.sched_getaffinity(0),
+            sys.getrecursionlimit(),
+            sys.gettrace(),
+            list(sys.meta_path),
+            [(path.name, path.read_bytes()) for folder in (out, leak) for path in sorted(folder.iterdir())],
+            sorted(jails(jail_copy)),
+        )
+
+    def run(row):
+        text = row["completion"].replace("@@OUT@@", str(out)).replace("@@LEAK@@", str(leak))
+        code = extract(text.replace("@@PORT@@", str(port.getsockname()[1])))
+        name = {"matmul": "matmul", "game_2048": "strategy"}.get(row["task"]) or row["entry_point"]
+        if row["task"] == "matmul":
+            args = [A, B]
+        else:
+            args = [[[2, 4], [0, 2]]] if row["task"] == "game_2048" else row["tests"][0][0]
+        begin = time.monotonic()
+        with box.open(code, name) as program:
+            outcome = program.call(args)
+            problem = judge(row, program, outcome)
+        if time.monotonic() - begin > 2 * box.limits.timeout_s + 1.5:
+            problem = f"took {time.monotonic() - begin:.1f} s"
+        texts = (program.error, outcome.error, *program.findings)
+        if any(len(t) > 3000 or not all(c.isprintable() or c == "\n" for c in t) for t in texts):
+            problem = f"text not cleaned: {texts}"
+        return problem and f"{row['id']}: {problem}"
+
+    before = world()
+    with ThreadPoolExecutor(6) as pool:
+        problems = [problem for problem in pool.map(run, cases) if problem]
+    assert not problems
+    after = world()
+    assert before == after
+    assert neighbour.poll() is None
+    assert children_of(*[server.process.pid for server in box._servers]) == []
+    port.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        port.accept()
+    port.close()
+    neighbour.kill()
+    neighbour.wait()
+    assert one(box, ECHO, 1).value == 1
+
+
+# ------------------------------------------------------------ what a child can reach
+
+
+def test_child_has_nothing_but_its_socket(box):
+    code = RAW + (
+        "def tries(*calls):\n"
+        "    out = []\n"
+        "    for call in calls:\n"
+        "        try:\n"
+        "            out.append(repr(call()))\n"
+        "        except OSError as error:\n"
+        "            out.append('E%d' % error.errno)\n"
+        "    return out\n"
+        "def f():\n"
+        "    signal = os.sys.modules['signal']\n"
+        "    libc = os.sys.modules['ctypes'].CDLL(None, use_errno=True)\n"
+        "    denied = tries(\n"
+        "        lambda: os.open('/', 0), lambda: os.stat('/'), os.getcwd, lambda: os.listdir('.'),\n"
+        "        lambda: os.fork(), lambda: os.execv('/bin/true', ['x']), lambda: os.kill(os.getpid(), 0),\n"
+        "        lambda: os.kill(1, 9), lambda: os.dup(0), lambda: os.pipe(), lambda: os.memfd_create('x'),\n"
+        "        lambda: os.setsid(), lambda: os.nice(1), lambda: os.sched_setaffinity(0, {0}),\n"
+        "        lambda: os.mkdir('x'), lambda: os.chdir('/'), lambda: os.umask(0), lambda: os.getppid(),\n"
+        "        lambda: signal.setitimer(signal.ITIMER_REAL, 1), lambda: signal.pthread_sigmask(0, [1]))\n"
+        "    calls = [libc.socket(1, 1, 0), libc.prctl(4, 1), libc.madvise(0, 0, 100)]\n"
+        "    return [denied, dict(os.environ), os.sys.path, os.sys.argv[1:], calls]\n"
+    )
+    run = one(box, code)
+    assert run.status == Status.OK, run
+    denied, environ, path, argv, calls = run.value
+    assert set(denied) <= {"E1", "-1"} and denied[:8] == ["E1"] * 8  # glibc reports no error of umask and getppid
+    assert (environ, path, argv, calls) == ({}, [], [], [-1, -1, -1])
+
+
+def test_kernel_agrees_that_the_child_is_locked(box):
+    with box.open(ECHO, "f") as program:
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{program.pid}/status").read_text().splitlines()
+            if "\t" in line
+        )
+        limits = Path(f"/proc/{program.pid}/limits").read_text() if os.geteuid() == 0 else ""
+        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2" and int(status["CapEff"], 16) == 0
+        assert os.getsid(program.pid) == program.pid == os.getpgid(program.pid)
+        if limits:
+            assert os.listdir(f"/proc/{program.pid}/fd") == ["0"]
+            assert Path(f"/proc/{program.pid}/environ").read_bytes() == b""
+            assert re.search(r"Max open files +1 +1 ", limits) and re.search(r"Max file size +0 +0 ", limits)
+        pid = program.pid
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_trainer_side_imports_only_the_standard_library():
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import sandbox\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules}\n"
+        "assert not loaded & {'numpy', 'torch', 'transformers'}, loaded"
+    )
+    subprocess.run([sys.executable, "-S", "-c", code], check=True)
+
+
+# ------------------------------------------------------------ layers and the filter
+
+
+def run_filter(program, architecture, number, third_argument=0):
+    """Classic BPF, as far as seccomp_filter uses it, over struct seccomp_data."""
+    data = struct.pack("<iIQ6Q", number, architecture, 0, 0, 0, third_argument, 0, 0, 0)
+    instructions = list(struct.iter_unpack("HBBI", program))
+    accumulator = counter = 0
+    while True:
+        code, jump_true, jump_false, k = instructions[counter]
+        counter += 1
+        if code == 0x20:
+            accumulator = struct.unpack_from("<I", data, k)[0]
+        elif code == 0x06:
+            return k
+        else:
+            holds = {0x15: accumulator == k, 0x35: accumulator >= k, 0x45: accumulator & k != 0}[code]
+            counter += jump_true if holds else jump_false
+
+
+@pytest.mark.parametrize(("machine", "column", "foreign"), [("x86_64", 0, 0xC00000B7), ("aarch64", 1, 0xC000003E)])
+def test_filter(machine, column, foreign):
+    program, native = jail.seccomp_filter(machine), jail.AUDIT_ARCH[machine]
+    kill, deny, allow = 0x80000000, 0x00050001, 0x7FFF0000
+    numbers = {pair[column] for pair in jail.SYSCALLS.values()}
+    protected = {pair[column] for pair in jail.UNLESS_EXECUTABLE.values()}
+    assert len(numbers) == len(jail.SYSCALLS) and not numbers & protected
+    for number in range(1024):
+        assert run_filter(program, foreign, number) == kill
+        assert run_filter(program, 0x40000003, number) == kill  # i386
+        expected = allow if number in numbers | protected else deny
+        assert run_filter(program, native, number, 3) == expected
+        assert run_filter(program, native, number, 7) == (deny if number in protected else expected)
+        assert run_filter(program, native, number, 2**32 + 4) == (deny if number in protected else expected)
+        if machine == "x86_64":
+            assert run_filter(program, native, number | 0x40000000, 3) == kill  # x32
+    assert run_filter(program, native, -1) == (kill if machine == "x86_64" else deny)
+    assert len(program) // 8 < 4096
+
+
+def test_table_agrees_with_libseccomp():
+    seccomp = pytest.importorskip("pyseccomp", exc_type=(ImportError, RuntimeError))
+    for name, numbers in {**jail.SYSCALLS, **jail.UNLESS_EXECUTABLE}.items():
+        for number, arch in zip(numbers, (seccomp.Arch.X86_64, seccomp.Arch.AARCH64), strict=True):
+            assert seccomp.resolve_syscall(arch, name) == number, name
+
+
+def test_unknown_architecture_has_no_filter():
+    with pytest.raises(KeyError):
+        jail.seccomp_filter("riscv64")
+
+
+def altered(tmp_path, *pairs):
+    text = (ROOT / "jail.py").read_text("utf-8")
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "jail.py").write_text(text, "utf-8")
+    return tmp_path / "jail.py"
+
+
+def test_layers_are_reported_and_required(box, tmp_path, monkeypatch):
+    assert "seccomp" in box.layers and "\n" not in str(box) and all(layer in str(box) for layer in jail.LAYERS)
+    with pytest.raises(SandboxError, match="no_such_layer"):
+        Sandbox(1, require=("no_such_layer",))
+    no_landlock = (
+        "LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446",
+        "LANDLOCK_CREATE_RULESET = 9999",
+    )
+    monkeypatch.setattr(room, "JAIL", altered(tmp_path, no_landlock))
+    with Sandbox(1) as sandbox:
+        assert "landlock" not in sandbox.layers and "Function not implemented" in str(sandbox)
+        assert one(sandbox, ECHO, 2).value == 2
+    with pytest.raises(SandboxError, match="landlock.*Function not implemented"):
+        Sandbox(1, require=("landlock",))
+    monkeypatch.setattr(room, "JAIL", altered(tmp_path, ("os.uname().machine", '"riscv64"')))
+    with pytest.raises(SandboxError, match="seccomp.*riscv64"):
+        Sandbox(1)
+
+
+def test_seccomp_alone_and_landlock_alone_hold_files(tmp_path, monkeypatch):
+    target = tmp_path / "written"
+    code = f"import io\ndef f():\n    io.open({str(target)!r}, 'w').write('x')\n"
+    for off in ("landlock", "seccomp"):
+        monkeypatch.setattr(room, "JAIL", altered(tmp_path, (f'    "{off}": lock_{off},\n', "")))
+        with Sandbox(1, require=()) as sandbox:
+            if off == "seccomp" and "landlock" not in sandbox.layers:
+                pytest.skip("no Landlock here")
+            run = one(sandbox, code)
+            assert run.status == Status.CRASH and not target.exists(), (off, run)
+
+
+# ------------------------------------------------------------ protocol
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    max_leaves=20,
+)
+
+
+def same(a, b):
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return a == b and math.copysign(1, a) == math.copysign(1, b) or math.isnan(a) and math.isnan(b)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return list(a) == list(b) and all(same(a[key], b[key]) for key in a)
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def echo(box):
+    with box.open(ECHO, "f", Limits(timeout_s=10)) as program:
+        yield program
+
+
+@settings(fuzz, max_examples=FUZZ or 300)
+@given(plain)
+def test_plain_data_comes_back_exactly(echo, value):
+    run = echo.call([value])
+    assert run.status == Status.OK and same(run.value, value)
+
+
+def test_results_of_every_kind(box):
+    for text, expected in {
+        "(1, (2.5, 'x'))": [1, [2.5, "x"]],
+        "__import__('collections').Counter('aab')": {"a": 2, "b": 1},
+        "[[1.0, 2.0], [3.0, float('inf')]]": [[1.0, 2.0], [3.0, math.inf]],
+        "[[1.0], [2]]": [[1.0], [2]],
+        "[[1.0], [2.0, 3.0]]": [[1.0], [2.0, 3.0]],
+        "[[], []]": [[], []],
+        "[[True], [1.0]]": [[True], [1.0]],
+        "10 ** 4299": 10**4299,
+        "'\\ud800 \\\\ud800 [[[[['": "? \\ud800 [[[[[",
+    }.items():
+        run = one(box, f"def f():\n    return {text}\n")
+        assert run.status == Status.OK and same(run.value, expected), (text, run)
+    for text in (
+        "{1: 2}",
+        "{1}",
+        "b''",
+        "1j",
+        "object()",
+        "[[[0]] * 10 ** 6]",
+        "10 ** 4300",
+        "print",
+        "'x' * 3000000",
+    ):
+        run = one(box, f"def f():\n    return {text}\n", timeout_s=5)
+        assert run.status == Status.BAD_RESULT and run.value is None and run.error, (text, run)
+    nested = "def f(n):\n    x = 0\n    for _ in range(n):\n        x = [x]\n    return x\n"
+    assert one(box, nested, 64).status == Status.OK
+    assert one(box, nested, 65).status == one(box, nested, 10**5).status == Status.BAD_RESULT
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    {
+        "os.write(0, b'\\xff' * 8)": Status.BAD_RESULT,
+        "os.write(0, bytes(8))": Status.BAD_RESULT,
+        "os.write(0, b'\\0\\0\\0')": Status.TIMEOUT,
+        "os.write(0, struct.pack('!II', 5, 0) + b'[')": Status.TIMEOUT,
+        "os.write(0, struct.pack('!II', 10**6, 0) + b'[' * 10**6)": Status.BAD_RESULT,
+        "os.write(0, struct.pack('!II', 17, 8) + b'[\"ok\",\"\",[],null]' + bytes(8))": Status.BAD_RESULT,
+        "os.write(0, struct.pack('!II', 16, 0) + b'[\"died\",\"\",[],1]')": Status.BAD_RESULT,
+        "os._exit(0)": Status.DIED,
+        "os.abort()": Status.DIED,
+        "os.sys.modules['ctypes'].string_at(0)": Status.DIED,
+        "os.read(0, 9)": Status.TIMEOUT,
+    }.items(),
+)
+def test_hostile_replies_end_the_program(box, body, status):
+    with box.open(RAW + f"def f():\n    {body}\n    while True: pass\n", "f", Limits(timeout_s=0.3)) as program:
+        run = program.call([])
+        assert run.status == status and run.value is None and run.error, run
+        assert program.call([]).status == status
+        assert gone([program.pid], 0.1)
+
+
+def test_a_reply_before_its_request_ends_the_program(box):
+    code = RAW + (
+        'def f():\n    t = b\'["ok","",[],1]\'\n'
+        "    os.write(0, (struct.pack('!II', len(t), 0) + t) * 3)\n    return 2\n"
+    )
+    with box.open(code, "f") as program:
+        assert program.call([]).value == 1
+        run = program.call([])
+        assert (run.status, run.error) == (Status.BAD_RESULT, "reply before the request")
+
+
+def mutated(draw):
+    text = draw(
+        st.builds(
+            lambda *parts: json.dumps(parts).encode(),
+            st.sampled_from([*Status, "x"]),
+            st.text(max_size=9),
+            st.lists(st.text(max_size=9), max_size=3) | plain,
+            plain,
+        )
+        | st.binary(max_size=200)
+    )
+    for _ in range(draw(st.integers(0, 3))):
+        cut = draw(st.integers(0, len(text)))
+        token = draw(
+            st.sampled_from([b"[", b"]", b'"', b"\\", b"\\ud800", b"{", b"NaN", b"1e999", b"9" * 5000, b"\xff"])
+        )
+        text = text[:cut] + token * draw(st.sampled_from([1, 1, 70])) + text[cut + draw(st.integers(0, 4)) :]
+    return text
+
+
+@fuzz
+@given(st.composite(mutated)(), st.binary(max_size=64))
+def test_reply_parser_gives_plain_data_or_valueerror(text, raw):
+    try:
+        status, error, findings, value = parse_reply(text, raw)
+    except ValueError:
+        return
+    assert status in room.REPORTABLE and type(error) is str and all(type(f) is str for f in findings)
+    json.dumps(value).encode()
+    str(value).encode("utf-8")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 2**21,
+        b'"\\' * 2**20,
+        b'["' + b'\\"' * 2**20,
+        b"[" * 2**20 + b"]" * 2**20,
+        b"9" * 2**21,
+        b"0." + b"1" * 2**21,
+    ]
+    + [
+        b"[" + b"[]," * 2**19 + b"[]]",
+        b'"' * 2**21,
+        b"\\" * 2**21,
+        b"[" + b'"",' * 2**19 + b"0]",
+        b"1e" + b"9" * 2**21,
+    ],
+    ids=lambda data: str(data[:6]),
+)
+def test_no_two_megabytes_stall_the_parser(data):
+    begin = time.process_time()
+    try:
+        parse_json(data)
+    except ValueError:
+        pass
+    assert time.process_time() - begin < 1.0
+
+
+@settings(fuzz, max_examples=FUZZ or 150)
+@given(st.text() | st.text("def f(x):\n return[]=*\\'\"0{}@lambda:;#\t\x00\ud800"))
+def test_any_text_is_loaded_without_an_exception(box, text):
+    with box.open(text, "f") as program:
+        assert program.status in Status
+
+
+def test_arguments_that_are_not_plain_data_are_our_fault(box):
+    with box.open(ECHO, "f") as program:
+        with pytest.raises(ValueError):
+            program.call([object()])
+        assert program.call([3]).value == 3
+
+
+def test_clean():
+    dirty = "\x1b[2J\x1b]0;x\x07A\u202e\ud800\r\n\u2028\U000e0041é✓"
+    assert re.fullmatch("[\ufffd\nAx0;é✓\\[\\]2J]*", clean(dirty)) and clean(dirty).encode()
+    assert len(clean("x" * 10**6)) == jail.MAX_TEXT
+
+
+# ------------------------------------------------------------ limits
+
+
+@pytest.mark.parametrize(
+    "body",
+    {
+        "while True: pass",
+        "any(__import__('itertools').repeat(0))",
+        "__import__('re').match('(a+)+$', 'a' * 64 + 'b')",
+        "__import__('time').sleep(100)",
+        "__import__('queue').Queue().get()",
+        "2 ** 10 ** 10 % 7",
+        "[0] * 10 ** 7 + sorted([0] * 10 ** 9)",
+    },
+)
+def test_timeouts_hold(box, body):
+    with box.open(f"def f():\n    {body}\n", "f") as program:
+        begin = time.monotonic()
+        run = program.call([], timeout_s=0.3)
+        assert time.monotonic() - begin < 0.3 + 0.2
+        assert run.status in (Status.TIMEOUT, Status.MEMORY)
+    assert gone([program.pid], 0.1)
+
+
+def test_loading_has_a_time_limit(box):
+    with box.open("while True: pass", "f", Limits(timeout_s=0.3)) as program:
+        assert program.status == Status.TIMEOUT and program.call([]).status == Status.TIMEOUT
+
+
+def test_cpu_limit_spans_the_program(box):
+    with box.open("def f():\n    while True: pass\n", "f", Limits(timeout_s=20, cpu_s=1)) as program:
+        run = program.call([])
+        assert run.status == Status.TIMEOUT and "CPU" in run.error and run.wall_s < 15
+
+
+def test_memory_limit(box):
+    grow = "def f(mb):\n    return len(bytearray(mb << 20))\n"
+    assert one(box, grow, 150, memory_mb=200).value == 150 << 20
+    assert one(box, grow, 250, memory_mb=200).status == Status.MEMORY
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    {
+        "def f(:": Status.SYNTAX_ERROR,
+        "\0": Status.SYNTAX_ERROR,
+        "(" * 5000: Status.SYNTAX_ERROR,
+        "": Status.NO_FUNCTION,
+        "f = 3": Status.NO_FUNCTION,
+        "1 / 0": Status.CRASH,
+        "raise SystemExit": Status.CRASH,
+        "raise BaseException": Status.CRASH,
+        "x = bytearray(1 << 50)": Status.MEMORY,
+        "f = lambda: 0": Status.OK,
+    }.items(),
+)
+def test_statuses_of_loading(box, code, status):
+    with box.open(code, "f") as program:
+        assert program.status == program.call([]).status == status
+        assert bool(program.error) == (status != Status.OK)
+
+
+# ------------------------------------------------------------ policy
+
+
+def test_tables_do_not_contradict(box):
+    assert not jail.ALLOWED_MODULES & set(jail.DENIED_MODULES)
+    known = sys.stdlib_module_names
+    names = [n for n in jail.ALLOWED_MODULES if n.partition(".")[0] in known and not n.startswith("_")]
+    code = "".join(f"import {name}\n" for name in sorted(names)) + "from __future__ import annotations\n"
+    with box.open("\n".join(reversed(code.splitlines())) + "\n" + ECHO, "f") as program:
+        assert (program.status, program.findings) == (Status.OK, ()), program.error
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    {
+        "import numpy": "line 1: import of numpy (not in the standard library)",
+        "try:\n    from torch.nn import functional\nexcept ImportError: pass": "import of torch.nn",
+        "def g():\n    import subprocess": "line 2: import of subprocess (processes",
+        "__import__('num' + 'py')": "at run time: import of numpy",
+        "exec('import ctypes')": "at run time: import of ctypes",
+        "import numpy\ndef f(:": None,
+        "().__class__.__base__.__subclasses__()": "use of __subclasses__",
+        "import operator\noperator.attrgetter('a.__globals__')": "use of __globals__",
+        "import random\nrandom._os": "use of random._os",
+        "from statistics import sys": "use of statistics.sys",
+        "import sys\nsys._getframe": "use of _getframe",
+        "import sys\nsys.modules": "use of sys.modules",
+        "open('x')": "use of open",
+        "import sys as s\ngetattr(s, 'mod' + 'ules')": "at run time: use of sys.modules",
+    }.items(),
+)
+def test_findings(box, code, words):
+    with box.open(code, "f") as program:
+        assert any(words in finding for finding in program.findings) if words else program.findings == ()
+
+
+def test_findings_of_a_call_are_kept(box):
+    with box.open("def f(name):\n    try:\n        __import__(name)\n    except ImportError: pass\n", "f") as program:
+        assert program.call(["math"]).status == Status.OK and program.findings == ()
+        program.call(["numpy"])
+        assert program.findings == ("at run time: import of numpy (not in the standard library)",)
+
+
+# ------------------------------------------------------------ clock
+
+
+def test_cpu_clock_counts_work_and_not_sleep(box):
+    code = (
+        "import time\n"
+        "time.perf_counter = time.time = time.process_time = lambda: 0\n"
+        "def f(n, s):\n    for _ in range(n): pass\n    time.sleep(s)\n"
+    )
+    with box.open(code, "f", Limits(timeout_s=10)) as program:
+        idle, busy = program.call([0, 0.3]), program.call([3 * 10**6, 0])
+        assert idle.cpu_s < 0.05 and idle.wall_s > 0.29
+        assert busy.cpu_s > 0.02 and busy.cpu_s > 5 * idle.cpu_s
+        total = program.cpu_s()
+        assert idle.cpu_s + busy.cpu_s <= total < 10
+    assert program.cpu_s() >= total
+
+
+def test_work_between_calls_shows(box):
+    code = RAW + (
+        "def f(n):\n"
+        "    if not n: return 0\n"
+        '    t = b\'["ok","",[],1]\'\n'
+        "    os.write(0, struct.pack('!II', len(t), 0) + t)\n"
+        "    for _ in range(n): pass\n"
+        "    while True: os.read(0, 1)\n"
+    )
+    with box.open(code, "f", Limits(timeout_s=1)) as program:
+        assert program.call([0]).value == 0
+        assert program.call([10**7]).idle_cpu_s < 0.005
+        time.sleep(0.5)
+        assert program.call([0]).idle_cpu_s > 0.01
+
+
+def test_pin(box):
+    cpu = min(os.sched_getaffinity(0))
+    with box.open(ECHO, "f") as program:
+        assert program.pin(cpu) and os.sched_getaffinity(program.pid) == {cpu}
+        assert not program.pin(10**6 % 1024)
+
+
+# ------------------------------------------------------------ life and death
+
+
+def test_many_threads_share_one_sandbox(box):
+    def run(i):
+        with box.open(f"def f(x):\n    return x + {i}\n", "f") as program:
+            return [program.call([j]).value for j in range(5)] == [i + j for j in range(5)]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(run, range(100)))
+
+
+def test_two_programs_of_one_thread_on_one_server():
+    with Sandbox(1) as sandbox, sandbox.open(ECHO, "f") as a, sandbox.open(ECHO, "f") as b:
+        assert [a.call([1]).value, b.call([2]).value, a.call([3]).value] == [1, 2, 3]
+
+
+def test_a_dead_server_is_replaced_and_takes_its_children_along():
+    with Sandbox(1, Limits(timeout_s=2)) as sandbox, sandbox.open(ECHO, "f") as program:
+        old = sandbox._servers[0].process.pid
+        os.kill(old, signal.SIGKILL)
+        assert gone([program.pid, old])
+        run = program.call([1])
+        assert run.status == Status.DIED and "server" in run.error
+        with sandbox.open(ECHO, "f") as next_program:
+            assert next_program.call([1]).value == 1
+        assert sandbox._servers[0].process.pid != old
+
+
+def test_a_server_that_cannot_start_is_our_fault(tmp_path, monkeypatch):
+    (tmp_path / "jail.py").write_text("raise SystemExit('no such luck')")
+    monkeypatch.setattr(room, "JAIL", tmp_path / "jail.py")
+    with pytest.raises(SandboxError, match="no such luck"):
+        Sandbox(1)
+
+
+def test_server_that_dies_for_good_raises(tmp_path, monkeypatch):
+    with Sandbox(1) as sandbox:
+        (tmp_path / "jail.py").write_text("raise SystemExit('gone')")
+        monkeypatch.setattr(room, "JAIL", tmp_path / "jail.py")
+        os.kill(sandbox._servers[0].process.pid, signal.SIGKILL)
+        with pytest.raises(SandboxError, match="gone"):
+            sandbox.open(ECHO, "f")
+        monkeypatch.undo()
+        with sandbox.open(ECHO, "f") as program:
+            assert program.call([1]).value == 1
+
+
+def test_without_pidfd(box, monkeypatch):
+    monkeypatch.delattr(os, "pidfd_open")
+    with box.open("def f():\n    while True: pass\n", "f") as program:
+        assert program.call([], timeout_s=0.2).status == Status.TIMEOUT and gone([program.pid], 0.1)
+    assert one(box, ECHO, 1).value == 1
+
+
+def test_a_child_that_cannot_lock_itself_runs_nothing(tmp_path, monkeypatch):
+    fail = "def lock_capabilities(limits):\n    if limits['memory_mb'] != 64: raise OSError(12, 'no luck')\n"
+    monkeypatch.setattr(room, "JAIL", altered(tmp_path, ("def lock_capabilities(limits):\n", fail)))
+    with Sandbox(1) as sandbox:
+        for _ in range(2):
+            with pytest.raises(SandboxError, match="no luck"):
+                sandbox.open(ECHO, "f")
+        assert children_of(sandbox._servers[0].process.pid) == []
+
+
+def test_a_closed_sandbox_opens_nothing():
+    sandbox = Sandbox(1)
+    program = sandbox.open("def f():\n    while True: pass\n", "f")
+    pids = [sandbox._servers[0].process.pid, program.pid]
+    sandbox.close()
+    assert gone(pids)
+    with pytest.raises(SandboxError, match="closed"):
+        sandbox.open(ECHO, "f")
+    program.close()
+    program.close()
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_nothing_outlives_a_killed_trainer(in_thread):
+    script = (
+        f"import sys, threading, time; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from sandbox import Sandbox\n"
+        "def main():\n"
+        "    global sandbox, program\n"
+        "    sandbox = Sandbox(1)\n"
+        "    program = sandbox.open('def f():\\n    while True: pass', 'f')\n"
+        "    print(sandbox._servers[0].process.pid, program.pid, flush=True)\n"
+        "thread = threading.Thread(target=main)\n"
+        f"{'thread.start(); thread.join()' if in_thread else 'main()'}\n"
+        "time.sleep(0.3)\n"
+        "print(program._server.process.poll(), flush=True)\n"
+        "program.call([], timeout_s=60)\n"
+    )
+    trainer = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in trainer.stdout.readline().split()]
+    assert trainer.stdout.readline().strip() == "None"
+    trainer.kill()
+    trainer.wait()
+    trainer.stdout.close()
+    assert gone(pids)
+
+
+def test_interrupt_between_request_and_reply_does_not_shift_answers(box):
+    with box.open("import time\ndef f(x):\n    time.sleep(0.2)\n    return x\n", "f") as program:
+        main = threading.main_thread().ident
+        threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            program.call([1])
+            time.sleep(1)
+        assert program.call([2]).status == Status.DIED
+
+
+def test_hostile_runs_leave_nothing_behind(box, jail_copy):
+    hostile = [
+        RAW + "def f():\n    os._exit(3)\n",
+        RAW + "def f():\n    os.write(0, b'\\xff' * 100)\n",
+        "def f():\n    return 'x' * 3000000\n",
+        "def f():\n    x = []\n    x.append(x)\n    return x\n",
+        "def f(:",
+        "import numpy",
+        "def f():\n    raise SystemExit\n",
+        RAW + "def f():\n    os.fork()\n",
+    ]
+
+    def footprint():
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return len(os.listdir("/proc/self/fd")), threading.active_count(), len(jails(jail_copy)), pages * 4096
+
+    for code in hostile:
+        one(box, code)
+    before = footprint()
+    for i in range(320):
+        assert one(box, hostile[i % len(hostile)]).status != Status.OK
+    after = footprint()
+    assert before[:3] == after[:3]
+    assert after[3] - before[3] < 8 << 20
