@@ -66,12 +66,13 @@ def run(config: Config) -> int:
     for notice in config.notices:
         print(f"note: {notice}", file=sys.stderr)
     output = prepare_output(config)
+    checkpoint = checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
     with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
         print(sandbox)
         print(check.check(config, sandbox)[1] if config.task.check else UNCHECKED)
         model, tokenizer = model_room.load(config.model, config.lora)
         trainer = build_trainer(config, output, model, tokenizer, sandbox)
-        stopped_by = train(trainer, output, config)
+        stopped_by = train(trainer, output, checkpoint)
     if stopped_by is not None:
         print(f"stopped after step {trainer.state.global_step}; grpo.resume_from_checkpoint=auto goes on from there")
         return 128 + stopped_by
@@ -139,19 +140,16 @@ def prompt_settings(config: Config, tokenizer: Any, rows: list[dict[str, Any]]) 
     return {"chat_template_kwargs": template, "max_completion_length": room}
 
 
-def train(trainer: Any, output: Path, config: Config) -> int | None:
+def train(trainer: Any, output: Path, checkpoint: str | None) -> int | None:
     """Train to the end. Returns the signal that stopped it early, if one did; a failure saves a checkpoint first."""
     from callbacks import StopOnSignal
 
     with saving_to(output):
         try:
-            trainer.train(
-                resume_from_checkpoint=checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
-            )
+            trainer.train(resume_from_checkpoint=checkpoint)
         except Exception:
-            trainer._save_checkpoint(
-                trainer.model, trial=None
-            )  # Trainer has no public way to save between its own saves
+            if trainer.optimizer is not None and trainer.state.global_step > 0:  # else there is nothing to save yet
+                trainer._save_checkpoint(trainer.model, trial=None)  # Trainer has no public way between its own saves
             raise
     return next(c.received for c in trainer.callback_handler.callbacks if isinstance(c, StopOnSignal))
 
@@ -159,6 +157,8 @@ def train(trainer: Any, output: Path, config: Config) -> int | None:
 def checkpoint_to_resume(output: Path, wanted: str | None) -> str | None:
     """`auto` is the last complete checkpoint of the output folder, or none; anything else is a path."""
     if wanted != "auto":
+        if wanted is not None and not (Path(wanted) / "trainer_state.json").is_file():
+            raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder")
         return wanted
     complete = [
         folder

@@ -147,6 +147,7 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
         (["nonsense"], 2, "override 'nonsense'"),
         (["model.max_seq_length=100"], 2, "model.max_seq_length: 100 leaves"),
         (["grpo.lr_scheduler_type=zigzag"], 2, "grpo: "),
+        (["grpo.resume_from_checkpoint=/nowhere"], 2, "grpo.resume_from_checkpoint: /nowhere is neither"),
         (["sandbox.require=[no_such_layer]"], 5, "no_such_layer"),
     ],
 )
@@ -203,8 +204,7 @@ def test_a_disk_that_fills_up_during_the_run(small_disk):
         command(disk / "run", "grpo.max_steps=1000", "grpo.save_steps=1"), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while "step 1/" not in process.stdout.readline():
-        pass
+    assert any(line.startswith("step ") for line in process.stdout), process.stderr.read()
     with open(disk / "hog", "wb") as hog, pytest.raises(OSError):
         while True:
             hog.write(b"0" * (1 << 20))
