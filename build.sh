@@ -19,7 +19,7 @@ Environment, all optional:
   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST
   PIP_FIND_LINKS    a local folder of wheels to take first, or an address
   PIP_CERT, SSL_CERT_FILE   CA bundle of a network that intercepts TLS
-  TORCH_CPU_INDEX   index of CPU builds of torch, for --cpu (https://download.pytorch.org/whl/cpu)
+  TORCH_CPU_INDEX   address of an index with CPU builds of torch, for --cpu (see the README)
 Settings of pip and the CA bundle are build secrets: none is stored in the image.
 EOF
 }
