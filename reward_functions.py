@@ -103,8 +103,14 @@ class Grader:
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key not in jobs:
                 rng = np.random.default_rng([self.seed, step, len(jobs)])
+                row = {**row, "step": step}
                 jobs[key] = self._threads.submit(self.task.grade, text, row, self.options, self.sandbox, rng)
         return [jobs[key].result() for key in keys]
+
+    def longest_batch_s(self, count: int) -> float:
+        """Bound on the wall clock of grading `count` completions, whatever they do: each occupies one worker for its
+        program's total time limit at most, and a correct one for the baseline's as well."""
+        return math.ceil(count / self.sandbox.workers) * 2 * self.sandbox.limits.total_timeout_s
 
     def reward_functions(self) -> list[Callable[..., list[float | None]]]:
         """The configured functions, as GRPOTrainer calls them."""

@@ -10,7 +10,6 @@ Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4
 import argparse
 import contextlib
 import errno
-import os
 import shutil
 import sys
 import tempfile
@@ -103,10 +102,13 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
         arguments = GRPOConfig(**settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"grpo: {error}") from error
+    grader = Grader(config.task, sandbox, arguments.seed)
+    batch = arguments.generation_batch_size // arguments.world_size
+    print(f"grading {batch} completions takes at most {grader.longest_batch_s(batch):.0f} s, whatever they do")
     trainer = GRPOTrainer(
         model=model,
         processing_class=tokenizer,
-        reward_funcs=Grader(config.task, sandbox, arguments.seed).reward_functions(),
+        reward_funcs=grader.reward_functions(),
         args=arguments,
         train_dataset=Dataset.from_list(rows),
         callbacks=[
@@ -222,7 +224,8 @@ def report(config: Config, trainer: Any, output: Path) -> None:
         ("config.yaml", "the resolved config"),
     ):
         if any(output.glob(name)):
-            print(f"{os.path.relpath(output / name)}  {what}")
+            path = output / name
+            print(f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}  {what}")
 
 
 def fail(code: int, lines: list[str]) -> int:

@@ -8,7 +8,8 @@ A task module offers
     WRONG        honest completions that are not right
     CHEAT        completions that try to be paid for nothing
     rows(options) -> list of {"prompt": [messages], further columns}, one for each dataset row
-    grade(completion, row, options, sandbox, rng) -> Grade, a fresh judgement of one completion (thread-safe)
+    grade(completion, row, options, sandbox, rng) -> Grade, a fresh judgement of one completion (thread-safe);
+                 row holds the dataset's further columns and "step", the training step
 
 A task never sees a score and never imports torch.
 """
@@ -16,7 +17,8 @@ A task never sees a score and never imports torch.
 import importlib
 import pkgutil
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
 
@@ -53,6 +55,7 @@ class Grade:
     passed: float = 0.0  # share of the checks that passed, 0 to 1
     speedup: float | None = None  # CPU time of the baseline / of the program; None where not measured
     detail: str = ""  # why, in words
+    data: Mapping[str, Any] = field(default_factory=dict)  # what else the task measured, by name
 
 
 def names() -> list[str]:

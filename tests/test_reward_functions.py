@@ -1,6 +1,8 @@
 """reward_functions.py: grades to numbers, and the user's own functions kept honest."""
 
+import dataclasses
 import itertools
+import time
 
 import pytest
 from hypothesis import given
@@ -8,7 +10,7 @@ from hypothesis import strategies as st
 
 import reward_functions
 from reward_functions import Grader, RewardError, checked, resolve, shares, speed_score
-from sandbox import Status
+from sandbox import Sandbox, Status
 from tasks import Grade, matmul
 
 
@@ -119,6 +121,17 @@ def test_equal_texts_of_different_rows_are_both_graded(grader):
     works = grader.reward_functions()[0]
     works(completions=[completion("good")] * 2, prompts=[[]] * 2, answer=[1, 2])
     assert grader.count() == 2
+
+
+def test_a_batch_has_a_bound_whatever_the_completions_do(sandbox):
+    limits = dataclasses.replace(sandbox.limits, timeout_s=0.5, total_timeout_s=1.0)
+    sleepy = "```python\nimport time\ndef matmul(A, B):\n    time.sleep(0.3)\n    return [[{}]]\n```"
+    with Sandbox(2, limits) as small:
+        grader = Grader(matmul.Options(type="matmul"), small, seed=0)
+        began = time.monotonic()
+        grades = grader.grade([sleepy.format(i) for i in range(4)], [{}] * 4)
+        assert time.monotonic() - began < grader.longest_batch_s(4) == 4.0
+    assert {grade.status for grade in grades} == {Status.TIMEOUT}
 
 
 def test_names_reach_the_logs(grader):
