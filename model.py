@@ -2,6 +2,7 @@
 imported before TRL, transformers and PEFT, and config errors should not wait for torch."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
 
 
 def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
+    # It advises downloading a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
