@@ -153,7 +153,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE")
     parser.add_argument("--task", metavar="NAME", help="task of rows that name none")
     parser.add_argument("--out", metavar="FILE", help="default: standard output")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     words = arguments.words
     file = words[1] if words[:1] == ["grade"] and len(words) > 1 else None
     if words[:1] == ["grade"] and file is None:

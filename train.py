@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train a model with GRPO as config.yaml says.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", help="a YAML file whose keys replace those of config.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     try:
         return run(config_room.load(arguments.config, arguments.overrides))
     except ConfigError as error:
