@@ -101,7 +101,7 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
     try:
         arguments = GRPOConfig(**settings)
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"grpo: {error}") from error
+        raise ConfigError(f"grpo: {one_line(error)}") from error
     grader = Grader(config.task, sandbox, arguments.seed)
     batch = arguments.generation_batch_size // arguments.world_size
     print(f"grading {batch} completions takes at most {grader.longest_batch_s(batch):.0f} s, whatever they do")
@@ -192,10 +192,10 @@ def saving_to(output: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise OutputError(f"grpo.output_dir: cannot write to {output}: {error}") from error
+            raise OutputError(f"grpo.output_dir: cannot write to {output}: {one_line(error)}") from error
         # safetensors and torch.save raise types of their own when the disk is full
         if output.is_dir() and shutil.disk_usage(output).free < 1 << 20:
-            raise OutputError(f"grpo.output_dir: the disk of {output} is full: {error}") from error
+            raise OutputError(f"grpo.output_dir: the disk of {output} is full: {one_line(error)}") from error
         raise
 
 
@@ -226,6 +226,10 @@ def report(config: Config, trainer: Any, output: Path) -> None:
         if any(output.glob(name)):
             path = output / name
             print(f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}  {what}")
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def fail(code: int, lines: list[str]) -> int:

@@ -507,7 +507,7 @@ def test_no_two_megabytes_stall_the_parser(data):
         parse_json(data)
     except ValueError:
         pass
-    assert time.process_time() - begin < 1.0
+    assert time.process_time() - begin < 20.0  # linear work takes well under one second, a stall never ends
 
 
 @settings(fuzz, max_examples=FUZZ or 150)
@@ -779,6 +779,14 @@ def test_nothing_outlives_a_killed_trainer(in_thread):
 
 
 def test_interrupt_between_request_and_reply_does_not_shift_answers(box):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    try:
+        interrupt_between_request_and_reply(box)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def interrupt_between_request_and_reply(box):
     with box.open("import time\ndef f(x):\n    time.sleep(0.2)\n    return x\n", "f") as program:
         main = threading.main_thread().ident
         threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
