@@ -47,7 +47,7 @@ def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]]) 
     Raises:
         RewardError: if a reward function fails.
     """
-    weights = grader.options.reward_weights
+    weights = grader.weights
     functions = {name: resolve(name) for name in weights}
     scored = []
     for text, row, grade in zip(texts, rows, grader.grade(texts, rows), strict=True):
@@ -59,18 +59,18 @@ def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]]) 
     return scored
 
 
-def check(config: Config, sandbox: Sandbox) -> tuple[str, str]:
+def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
     """A table of what each known answer earns, and one line that sums it up.
 
     Raises:
         CheckError: with the table, if a wrong or dishonest answer earns what an honest one does.
     """
-    task = tasks.load(config.task.type)
-    row = {name: value for name, value in task.rows(replace(config.task, num_rows=1))[0].items() if name != "prompt"}
+    task = tasks.load(options.type)
+    row = {name: value for name, value in task.rows(replace(options, num_rows=1))[0].items() if name != "prompt"}
     answers = [("reference", task.REFERENCE)]
     answers += [(kind, text) for kind in ("slower", "wrong", "cheat") for text in getattr(task, kind.upper())]
     answers += [("empty", ""), ("prose", "I would rather not write code.")]
-    scored = score(Grader(config.task, sandbox, seed=0), [text for _, text in answers], [row] * len(answers))
+    scored = score(Grader([options], sandbox, seed=0), [text for _, text in answers], [row] * len(answers))
 
     honest = min(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind in ("reference", "slower"))
     best = max(
@@ -88,22 +88,20 @@ def check(config: Config, sandbox: Sandbox) -> tuple[str, str]:
     table = "\n".join(lines)
     if overpaid:
         raise CheckError("\n".join((table, *overpaid)))
-    return (
-        table,
-        f"check: {len(answers)} known answers; honest ones earn {honest:.2f} or more, others {best:.2f} or less",
-    )
+    earned = f"honest ones earn {honest:.2f} or more, others up to {best:.2f}"
+    return table, f"check: {options.type}: {len(answers)} known answers; {earned}"
 
 
 def grade_file(lines: Iterable[str], config: Config, sandbox: Sandbox, default_task: str | None) -> Iterator[str]:
     """One JSON line for each line of JSONL, in order."""
     graders: dict[str, Grader] = {}
     for batch in batched(lines, BATCH):
-        parsed = [parse_row(line, default_task or config.task.type) for line in batch]
+        parsed = [parse_row(line, default_task or config.tasks[0].type) for line in batch]
         results: list[dict[str, Any]] = [{"id": row_id} for row_id, *_ in parsed]
         for name in {task for _, task, _, _, problem in parsed if not problem}:
             if name not in graders:
-                options = config.task if name == config.task.type else tasks.load(name).Options(type=name)
-                graders[name] = Grader(options, sandbox, seed=0)
+                configured = [options for options in config.tasks if options.type == name]
+                graders[name] = Grader(configured or [tasks.load(name).Options(type=name)], sandbox, seed=0)
             chosen = [i for i, (_, task, _, _, problem) in enumerate(parsed) if task == name and not problem]
             scored = score(graders[name], [parsed[i][2] for i in chosen], [parsed[i][3] for i in chosen])
             for i, item in zip(chosen, scored, strict=True):
@@ -162,7 +160,8 @@ def main(argv: list[str] | None = None) -> int:
         config = config_room.load(arguments.config, words[2:] if file else words)
         with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
             if file is None:
-                print(*check(config, sandbox), sep="\n\n")
+                for options in config.tasks:
+                    print(*check(options, sandbox), sep="\n\n")
                 return 0
             if arguments.task and arguments.task not in tasks.names():
                 raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")

@@ -80,7 +80,7 @@ class Config:
     model: Model
     lora: Lora
     grpo: Mapping[str, Any]  # keyword arguments of GRPOConfig; a key left null is the library's default
-    task: tasks.Options
+    tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
     sandbox: SandboxOptions
     notices: tuple[str, ...] = ()  # legacy keys that were mapped or dropped, in words
 
@@ -105,7 +105,7 @@ LEGACY_TASKS = {"code_generation": "matmul"}
 
 TRACKERS = ["tensorboard", "wandb", "trackio", "mlflow", "none"]
 POSITIVE = (
-    "model.max_seq_length lora.r lora.lora_alpha task.num_rows "
+    "model.max_seq_length lora.r lora.lora_alpha "
     "grpo.learning_rate grpo.temperature grpo.per_device_train_batch_size grpo.gradient_accumulation_steps "
     "grpo.save_steps grpo.logging_steps grpo.max_completion_length grpo.num_generations"
 ).split()
@@ -124,28 +124,23 @@ def load(path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -
     layers.append(parse_overrides(overrides, mistakes))
     notices = [notice for layer in layers for notice in rename_legacy(layer)]
 
-    task_type = settle_task_type(layers, mistakes)
-    schema = {
-        "model": Model,
-        "lora": Lora,
-        "grpo": grpo_schema(),
-        "task": tasks.load(task_type).Options if task_type else None,
-        "sandbox": SandboxOptions,
-    }
-    tree = {name: OmegaConf.structured(cls) if cls else None for name, cls in schema.items()}
+    tasks_keys = settle_tasks(layers, mistakes)
+    schema = {"model": Model, "lora": Lora, "grpo": grpo_schema(), "sandbox": SandboxOptions}
+    schema |= {name: tasks.load(keys["type"]).Options for name, keys in tasks_keys.items()}
+    layers.append(tasks_keys)
+
+    tree = {name: OmegaConf.structured(cls) for name, cls in schema.items()}
     for node in tree.values():
-        if node is not None:
-            OmegaConf.set_readonly(node, False)  # OmegaConf freezes what comes from a frozen dataclass
+        OmegaConf.set_readonly(node, False)  # OmegaConf freezes what comes from a frozen dataclass
     for layer in layers:
         for section, key, value in entries(layer, list(schema), mistakes):
-            if tree[section] is not None:
-                set_key(tree[section], section, key, value, tree, mistakes)
+            set_key(tree[section], section, key, value, tree, mistakes)
     for section, node in tree.items():
-        if node is not None and section != "grpo":
+        if section != "grpo":
             mistakes += [f"{section}.{key}: missing, and it has no default" for key in OmegaConf.missing_keys(node)]
-    mistakes += impossible(tree)
+    mistakes += impossible(tree, list(tasks_keys))
     sections = {}
-    for name in ("model", "lora", "task", "sandbox"):
+    for name in tree.keys() - {"grpo"}:
         if not any(mistake.startswith(f"{name}.") for mistake in mistakes):
             try:
                 sections[name] = OmegaConf.to_object(tree[name])
@@ -154,13 +149,16 @@ def load(path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
     grpo = {key: value for key, value in OmegaConf.to_container(tree["grpo"]).items() if value not in (None, MISSING)}
-    return Config(**sections, grpo=MappingProxyType(grpo), notices=tuple(notices))
+    mixture = tuple(sections.pop(name) for name in tasks_keys)
+    return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), notices=tuple(notices))
 
 
 def save(config: Config, path: str | os.PathLike) -> None:
     """Write the resolved config as YAML that `load` reads back to the same Config."""
-    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "task", "sandbox")}
-    OmegaConf.save(OmegaConf.create({**sections, "grpo": dict(config.grpo)}), path)
+    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox")}
+    mixture = [asdict(options) for options in config.tasks]
+    sections |= {"grpo": dict(config.grpo), "task": mixture if len(mixture) > 1 else mixture[0]}
+    OmegaConf.save(OmegaConf.create(sections), path)
 
 
 def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
@@ -210,27 +208,47 @@ def rename_legacy(layer: dict[str, Any]) -> Iterator[str]:
                 new_section, new_key = new.split(".")
                 layer.setdefault(new_section, {})[new_key] = value
             yield (f"{old} is now {new}" * bool(new) + f"{old} is ignored" * (not new) + f" ({why})" * bool(why))
-    task = layer.get("task")
-    if isinstance(task, dict) and str(task.get("type")) in LEGACY_TASKS:
-        yield f"task.type: {task['type']} is now {LEGACY_TASKS[task['type']]}"
-        task["type"] = LEGACY_TASKS[task["type"]]
+    several = layer.get("task")
+    for task in several if isinstance(several, list) else [several]:
+        if isinstance(task, dict) and str(task.get("type")) in LEGACY_TASKS:
+            yield f"task.type: {task['type']} is now {LEGACY_TASKS[task['type']]}"
+            task["type"] = LEGACY_TASKS[task["type"]]
 
 
-def settle_task_type(layers: list[dict[str, Any]], mistakes: list[str]) -> str | None:
-    """The last layer's task type. Keys that only another task knows are dropped from the layers before it."""
-    settled = None
+def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str, dict[str, Any]]:
+    """The keys of each task by its name in messages: "task", or "task[0]", "task[1]", ... for a list of them.
+
+    Takes `task` out of the layers. A layer that changes the type keeps only those keys of the layers before it that
+    every task has; a list replaces what came before it.
+    """
     shared = OmegaConf.structured(tasks.Options).keys()
-    for index, layer in enumerate(layers):
-        task = layer.get("task")
-        if isinstance(task, dict) and "type" in task and task["type"] != settled:
-            settled = task["type"]
-            for earlier in layers[:index]:
-                if isinstance(earlier.get("task"), dict):
-                    earlier["task"] = {key: value for key, value in earlier["task"].items() if key in shared}
-    if settled in tasks.names():
-        return settled
-    mistakes.append(f"task.type: no task {settled!r}{nearest(str(settled), tasks.names())}; there are {tasks.names()}")
-    return None
+    settled: Any = {}
+    for layer in layers:
+        task = layer.pop("task", None) or {}
+        if isinstance(task, list):
+            settled = task
+        elif not isinstance(task, dict):
+            mistakes.append(f"task: must hold keys and values, or a list of such, not {task!r}")
+        elif isinstance(settled, list):
+            mistakes += [f"task.{key}: there are several tasks; change it in their list" for key in task]
+        else:
+            if task.get("type", settled.get("type")) != settled.get("type"):
+                settled = {key: value for key, value in settled.items() if key in shared}
+            settled = settled | task
+    named = {f"task[{i}]": keys for i, keys in enumerate(settled)} if isinstance(settled, list) else {"task": settled}
+    types = [keys.get("type") for keys in named.values() if isinstance(keys, dict)]
+    known = {}
+    for name, keys in named.items():
+        if not isinstance(keys, dict):
+            mistakes.append(f"{name}: must hold keys and values, not {keys!r}")
+        elif keys.get("type") not in tasks.names():
+            close = nearest(str(keys.get("type")), tasks.names())
+            mistakes.append(f"{name}.type: no task {keys.get('type')!r}{close}; there are {tasks.names()}")
+        elif types.count(keys["type"]) > 1:
+            mistakes.append(f"{name}.type: {keys['type']} stands in the list more than once")
+        else:
+            known[name] = keys
+    return known
 
 
 def entries(layer: dict[str, Any], sections: list[str], mistakes: list[str]) -> Iterator[tuple[str, str, Any]]:
@@ -245,7 +263,7 @@ def entries(layer: dict[str, Any], sections: list[str], mistakes: list[str]) -> 
 
 def set_key(node: Any, section: str, key: str, value: Any, tree: dict[str, Any], mistakes: list[str]) -> None:
     if key not in node.keys():  # `in node` is False for a key without a value yet
-        elsewhere = [f"{name}.{key}" for name, other in tree.items() if other is not None and key in other.keys()]
+        elsewhere = [f"{name}.{key}" for name, other in tree.items() if key in other.keys()]
         hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(key, list(node), f"{section}.")
         mistakes.append(f"{section}.{key}: no such key{hint}")
         return
@@ -273,15 +291,14 @@ def looks_local(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~"))
 
 
-def impossible(tree: dict[str, Any]) -> Iterator[str]:
+def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
     """What is well-formed, key by key, and still cannot run."""
 
     def get(path: str) -> Any:
-        section, key = path.split(".")
-        node = tree[section]
-        return None if node is None or OmegaConf.is_missing(node, key) else node[key]
+        section, key = path.rsplit(".", 1)
+        return None if OmegaConf.is_missing(tree[section], key) else tree[section][key]
 
-    for path in POSITIVE:
+    for path in [*POSITIVE, *(f"{name}.{key}" for name in task_names for key in ("num_rows", "weight"))]:
         value = get(path)
         if value is not None and value <= 0:
             yield f"{path}: must be above 0, not {value}"
@@ -297,13 +314,19 @@ def impossible(tree: dict[str, Any]) -> Iterator[str]:
             yield f"grpo.report_to: no tracker {tracker!r}{nearest(str(tracker), TRACKERS)}; there are {TRACKERS}"
         elif tracker != "none" and importlib.util.find_spec(tracker) is None:
             yield f"grpo.report_to: {tracker} is not installed; pip install {tracker}, or leave it out"
-    if tree["task"] is not None:
-        chosen = tree["task"].rewards or tasks.load(tree["task"].type).REWARDS
-        for reward in chosen:
+    if len({get(f"{task}.reasoning_effort") for task in task_names}) > 1:
+        yield "task: the tasks of a mixture must have the same reasoning_effort; one template renders all prompts"
+    weights: dict[str, float] = {}
+    for task in task_names:
+        for reward, weight in tasks.reward_weights(get(f"{task}.type"), get(f"{task}.rewards")).items():
             try:
                 reward_functions.resolve(str(reward))
             except ValueError as error:
-                yield f"task.rewards: {error}{nearest(str(reward), reward_functions.__all__)}"
+                yield f"{task}.rewards: {error}{nearest(str(reward), reward_functions.__all__)}"
+            if not isinstance(weight, int | float) or isinstance(weight, bool):
+                yield f"{task}.rewards: the weight of {reward} must be a number, not {weight!r}"
+            elif weights.setdefault(reward, weight) != weight:
+                yield f"{task}.rewards: {reward} has the weight {weights[reward]} in another task, here {weight}"
 
 
 def batch_mistakes(get: Callable[[str], Any]) -> Iterator[str]:

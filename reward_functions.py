@@ -85,26 +85,35 @@ class Grader:
     """Grades each batch once; the reward functions that it hands out read the same grades.
 
     Args:
-        options: the validated `task:` section.
+        mixture: the validated `task:` section, one Options for each task.
         sandbox: where programs run; one worker thread here for each of its workers.
         seed: with the training step it fixes the inputs that programs are tried on.
     """
 
-    def __init__(self, options: tasks.Options, sandbox: Sandbox, seed: int):
-        self.options, self.sandbox, self.seed = options, sandbox, seed
-        self.task = tasks.load(options.type)
+    def __init__(self, mixture: Sequence[tasks.Options], sandbox: Sandbox, seed: int):
+        self.options = {options.type: options for options in mixture}
+        self.sandbox, self.seed = sandbox, seed
+        self.weights: dict[str, float] = {}
+        self._owners: dict[str, set[str]] = {}  # reward function: the tasks whose rows it judges
+        for options in mixture:
+            for name, weight in tasks.reward_weights(options.type, options.rewards).items():
+                self.weights[name] = weight
+                self._owners.setdefault(name, set()).add(options.type)
         self._threads = ThreadPoolExecutor(sandbox.workers, thread_name_prefix="grader")
         self._batch: tuple[Any, list[Grade]] | None = None
 
     def grade(self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0) -> list[Grade]:
-        """One Grade for each text, in order. Equal texts of equal rows are run once."""
+        """One Grade for each text, in order; a row's "task" may be left out where there is one task. Equal texts of
+        equal rows are run once."""
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
         jobs = {}
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key not in jobs:
                 rng = np.random.default_rng([self.seed, step, len(jobs)])
-                row = {**row, "step": step}
-                jobs[key] = self._threads.submit(self.task.grade, text, row, self.options, self.sandbox, rng)
+                options = self.options[row.get("task") or next(iter(self.options))]
+                row = {name: value for name, value in row.items() if value is not None} | {"step": step}
+                judge = tasks.load(options.type).grade
+                jobs[key] = self._threads.submit(judge, text, row, options, self.sandbox, rng)
         return [jobs[key].result() for key in keys]
 
     def longest_batch_s(self, count: int) -> float:
@@ -114,20 +123,27 @@ class Grader:
 
     def reward_functions(self) -> list[Callable[..., list[float | None]]]:
         """The configured functions, as GRPOTrainer calls them."""
-        return [self._bind(resolve(name)) for name in self.options.reward_weights]
+        return [self.bind(resolve(name), self._owners[name]) for name in self.weights]
 
-    def _bind(self, function: Callable[..., list[float | None]]) -> Callable[..., list[float | None]]:
+    def bind(self, function: Callable[..., list[float | None]], owners: set[str]) -> Callable[..., list[float | None]]:
+        """`function` as GRPOTrainer calls it: with the grades, only the arguments that it takes, and only the rows of
+        the tasks in `owners`; other rows get None, which TRL leaves out."""
         parameters = inspect.signature(function).parameters.values()
         takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
         wanted = {parameter.name for parameter in parameters}
 
         @functools.wraps(function)
         def reward(completions, **kwargs):
-            kwargs["grades"] = self._grades_of(completions, **kwargs)
-            arguments = {"completions": completions, **kwargs}
+            arguments = {"completions": completions, "grades": self._grades_of(completions, **kwargs), **kwargs}
+            column = kwargs.get("task") or [next(iter(self.options))] * len(completions)
+            own = [i for i, task in enumerate(column) if task in owners]
+            arguments = select(arguments, own)
             if not takes_all:
                 arguments = {name: value for name, value in arguments.items() if name in wanted}
-            return checked(function, arguments)
+            rewards: list[float | None] = [None] * len(completions)
+            for i, value in zip(own, checked(function, arguments) if own else (), strict=True):
+                rewards[i] = value
+            return rewards
 
         return reward
 
@@ -136,19 +152,33 @@ class Grader:
         if self._batch is None or self._batch[0] is not completions:
             columns = {name: values for name, values in columns.items() if name not in ("prompts", "completion_ids")}
             rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
-            grades = self.grade(
-                [text_of(completion) for completion in completions],
-                rows,
-                getattr(trainer_state, "global_step", 0),
-            )
+            step = getattr(trainer_state, "global_step", 0)
+            grades = self.grade([text_of(completion) for completion in completions], rows, step)
             self._batch = completions, grades
             if log_metric:
-                for name, value in shares(grades).items():
+                for name, value in self._metrics(grades, columns.get("task", [])).items():
                     log_metric(name, value)
             if log_extra:
                 log_extra("status", [str(grade.status) for grade in grades])
                 log_extra("detail", ["; ".join((*grade.cheating, grade.detail)) for grade in grades])
         return self._batch[1]
+
+    def _metrics(self, grades: Sequence[Grade], column: Sequence[str]) -> dict[str, float]:
+        metrics = shares(grades)
+        if len(self.options) > 1:
+            for task in sorted(set(column)):
+                own = [grade for grade, name in zip(grades, column, strict=True) if name == task]
+                metrics |= {name.replace("grades/", f"grades/{task}/", 1): v for name, v in shares(own).items()}
+        return metrics
+
+
+def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+    """The arguments of a reward function for some completions of a batch: every list as long as the batch is cut."""
+    count = len(arguments["completions"])
+    return {
+        name: [value[i] for i in indices] if isinstance(value, list) and len(value) == count else value
+        for name, value in arguments.items()
+    }
 
 
 def text_of(completion: Any) -> Any:
@@ -191,10 +221,7 @@ def find_culprit(function: Callable, arguments: dict[str, Any]) -> str:
     """The first completion that makes the function raise on its own, in words."""
     count = len(arguments["completions"])
     for i in range(count):
-        one = {
-            name: [value[i]] if isinstance(value, list) and len(value) == count else value
-            for name, value in arguments.items()
-        }
+        one = select(arguments, [i])
         try:
             function(**one)
         except Exception:

@@ -34,7 +34,7 @@ DISK_ERRORS = {
     errno.ENOTDIR,
     errno.EEXIST,
 }
-UNCHECKED = "warning: task.check is off: nobody looked whether the rewards pay wrong or dishonest answers"
+UNCHECKED = "warning: task.check is off for {}: nobody looked whether the rewards pay wrong or dishonest answers"
 MIN_FREE_MB = 200  # room for metrics, completions and one checkpoint of an adapter
 
 
@@ -68,7 +68,8 @@ def run(config: Config) -> int:
     checkpoint = checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
     with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
         print(sandbox)
-        print(check.check(config, sandbox)[1] if config.task.check else UNCHECKED)
+        for options in config.tasks:
+            print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
         model, tokenizer = model_room.load(config.model, config.lora)
         trainer = build_trainer(config, output, model, tokenizer, sandbox)
         stopped_by = train(trainer, output, checkpoint)
@@ -89,10 +90,11 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
 
     import callbacks
 
-    rows = tasks.load(config.task.type).rows(config.task)
+    rows = tasks.mixed_rows(config.tasks)
+    grader = Grader(config.tasks, sandbox, config.grpo.get("seed", 0))
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
-        "reward_weights": list(config.task.reward_weights.values()),
+        "reward_weights": list(grader.weights.values()),
         **model_room.trainer_settings(config.model, config.lora, model),
         **prompt_settings(config, tokenizer, rows),
         **config.grpo,
@@ -102,7 +104,6 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
         arguments = GRPOConfig(**settings)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
-    grader = Grader(config.task, sandbox, arguments.seed)
     batch = arguments.generation_batch_size // arguments.world_size
     print(f"grading {batch} completions takes at most {grader.longest_batch_s(batch):.0f} s, whatever they do")
     trainer = GRPOTrainer(
@@ -126,7 +127,7 @@ def prompt_settings(config: Config, tokenizer: Any, rows: list[dict[str, Any]]) 
     """How prompts are rendered, and the room that the longest one leaves for a completion."""
     template = {}
     if "reasoning_effort" in (tokenizer.chat_template or ""):
-        template["reasoning_effort"] = config.task.reasoning_effort
+        template["reasoning_effort"] = config.tasks[0].reasoning_effort
     prompts = {repr(row["prompt"]): row["prompt"] for row in rows}.values()
     rendered = (
         tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False, **template) for p in prompts
@@ -213,8 +214,9 @@ def report(config: Config, trainer: Any, output: Path) -> None:
     import callbacks
 
     print(f"\n{callbacks.summary(trainer.state.log_history)}\n")
-    if not config.task.check:
-        print(UNCHECKED)
+    for options in config.tasks:
+        if not options.check:
+            print(UNCHECKED.format(options.type))
     for name, what in (
         ("final_model", "adapter and tokenizer"),
         ("checkpoint-*", "to resume from"),

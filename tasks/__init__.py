@@ -15,9 +15,10 @@ A task never sees a score and never imports torch.
 """
 
 import importlib
+import itertools
 import pkgutil
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
@@ -33,15 +34,10 @@ class Options:
 
     type: str = MISSING
     num_rows: int = 1000
+    weight: float = 1.0  # share of the rows where several tasks are mixed
     reasoning_effort: Literal["low", "medium", "high"] = "low"
     check: bool = True  # before training, see that known wrong and dishonest answers are not paid
     rewards: Any = None  # names, or {name: weight}; null takes the task's REWARDS
-
-    @property
-    def reward_weights(self) -> dict[str, float]:
-        """Reward function names in order, each with its weight."""
-        chosen = self.rewards or load(self.type).REWARDS
-        return dict(chosen) if isinstance(chosen, dict) else dict.fromkeys(chosen, 1.0)
 
 
 @dataclass(frozen=True)
@@ -64,6 +60,28 @@ def names() -> list[str]:
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(f"tasks.{name}")
+
+
+def reward_weights(task: str, rewards: Any) -> dict[str, float]:
+    """Reward function names in order, each with its weight; `rewards` as in Options."""
+    chosen = rewards or load(task).REWARDS
+    return dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen, 1.0)
+
+
+def mixed_rows(mixture: Sequence[Options]) -> list[dict[str, Any]]:
+    """The rows of all tasks, each with its task's name in the column "task".
+
+    Of several tasks each gives its weight's share of their total num_rows, repeating its rows if it has too few; a
+    column that a task does not have is None in its rows.
+    """
+    total, weights = sum(options.num_rows for options in mixture), sum(options.weight for options in mixture)
+    rows = []
+    for options in mixture:
+        own = load(options.type).rows(options)
+        share = max(round(total * options.weight / weights), 1) if len(mixture) > 1 else len(own)
+        rows += ({**row, "task": options.type} for row in itertools.islice(itertools.cycle(own), share))
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name) for name in columns} for row in rows]
 
 
 FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[ \t]*$")

@@ -24,7 +24,7 @@ def job():
 
 
 def test_the_default_rewards_hold(job, sandbox):
-    table, line = check.check(job, sandbox)
+    table, line = check.check(job.tasks[0], sandbox)
     assert len(table.splitlines()) == 1 + 1 + len(matmul.SLOWER) + len(matmul.WRONG) + len(matmul.CHEAT) + 2
     assert "honest ones earn 1" in line
 
@@ -35,7 +35,7 @@ def longer(completions, **kwargs):
 
 def test_a_reward_that_pays_for_length_is_found_out(job, sandbox, monkeypatch):
     monkeypatch.setattr(reward_functions, "longer", longer, raising=False)
-    greedy = dataclasses.replace(job, task=dataclasses.replace(job.task, rewards=["longer"]))
+    greedy = dataclasses.replace(job.tasks[0], rewards=["longer"])
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
         check.check(greedy, sandbox)
 

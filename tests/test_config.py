@@ -82,7 +82,8 @@ def test_resolved_config_loads_back_the_same(tmp_path):
     ],
 )
 def test_overrides(override, section, key, value):
-    part = getattr(load(None, [override]), section)
+    loaded = load(None, [override])
+    part = loaded.tasks[0] if section == "task" else getattr(loaded, section)
     assert (part[key] if section == "grpo" else getattr(part, key)) == value
 
 
@@ -142,9 +143,9 @@ def test_one_mistake(tmp_path, text, expected):
 )
 def test_prompts_are_taken_literally(tmp_path, text):
     path = write(tmp_path, yaml.safe_dump({"task": {"prompt": text}}))
-    assert load(path).task.prompt == text
+    assert load(path).tasks[0].prompt == text
     config.save(load(path), tmp_path / "resolved.yaml")
-    assert load(tmp_path / "resolved.yaml").task.prompt == text
+    assert load(tmp_path / "resolved.yaml").tasks[0].prompt == text
 
 
 @pytest.mark.parametrize(
@@ -167,7 +168,7 @@ def test_seed_keys_are_mapped_with_a_notice(tmp_path):
         "model:\n  lora_rank: 4\ngrpo:\n  warmup_ratio: 0.2\n  max_prompt_length: 9\ntask:\n  type: code_generation\n",
     )
     loaded = load(path)
-    assert (loaded.lora.r, loaded.grpo["warmup_steps"], loaded.task.type) == (4, 0.2, "matmul")
+    assert (loaded.lora.r, loaded.grpo["warmup_steps"], loaded.tasks[0].type) == (4, 0.2, "matmul")
     assert "max_prompt_length" not in loaded.grpo
     assert len(loaded.notices) == 4 and all("grpo." in n or "lora." in n or "task." in n for n in loaded.notices)
 
@@ -187,13 +188,56 @@ def test_batch_arithmetic_and_its_remedy(monkeypatch, world_size, batch, accumul
         load(None, [*keys, f"grpo.gradient_accumulation_steps={remedy}"])
 
 
-def test_changing_the_task_drops_the_other_tasks_own_keys(tmp_path, monkeypatch):
-    (tmp_path / "sort_task.py").write_text(
-        "from dataclasses import dataclass\nfrom tasks import Options as Shared\nREWARDS = ['function_works']\n"
-        "@dataclass(frozen=True)\nclass Options(Shared):\n    length: int = 5\n"
-    )
+SORT_TASK = (
+    "from dataclasses import dataclass\nfrom tasks import Options as Shared\nREWARDS = ['function_works']\n"
+    "@dataclass(frozen=True)\nclass Options(Shared):\n    length: int = 5\n"
+    "def rows(options):\n    return [{'prompt': [], 'size': i} for i in range(3)]\n"
+)
+
+
+@pytest.fixture
+def sort_task(tmp_path, monkeypatch):
+    (tmp_path / "sort_task.py").write_text(SORT_TASK)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+
+
+def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
+    text = "task:\n- {type: matmul, num_rows: 6, weight: 3}\n- {type: sort_task, num_rows: 6, length: 2}\n"
+    loaded = load(write(tmp_path, text))
+    assert [options.type for options in loaded.tasks] == ["matmul", "sort_task"]
+    rows = tasks.mixed_rows(loaded.tasks)
+    assert [row["task"] for row in rows] == ["matmul"] * 9 + ["sort_task"] * 3
+    assert all(set(row) == {"prompt", "task", "size"} for row in rows) and rows[0]["size"] is None
+    config.save(loaded, tmp_path / "resolved.yaml")
+    assert load(tmp_path / "resolved.yaml") == loaded
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (
+            "task:\n- {type: matmul}\n- {type: matmul}\n",
+            [],
+            r"task\[0\].type: matmul stands in the list more than once",
+        ),
+        (
+            "task:\n- {type: matmul, num_row: 5}\n",
+            [],
+            r"task\[0\].num_row: no such key; did you mean task\[0\].num_rows",
+        ),
+        ("task:\n- {type: matmul, weight: 0}\n", [], r"task\[0\].weight: must be above 0"),
+        ("task:\n- matmul\n", [], r"task\[0\]: must hold keys and values"),
+        ("task:\n- {type: matmul}\n", ["task.num_rows=5"], "task.num_rows: there are several tasks"),
+        ("task: matmul\n", [], "task: must hold keys and values, or a list"),
+        ("task:\n  rewards: {function_works: much}\n", [], "the weight of function_works must be a number"),
+    ],
+)
+def test_mistakes_in_a_mixture(tmp_path, text, overrides, expected):
+    assert re.search(expected, "\n".join(mistakes(write(tmp_path, text), overrides)))
+
+
+def test_changing_the_task_drops_the_other_tasks_own_keys(tmp_path, sort_task):
     path = write(tmp_path, "task:\n  type: matmul\n  timing_pairs: 3\n  num_rows: 7\n")
     loaded = load(path, ["task.type=sort_task", "task.length=6"])
-    assert (loaded.task.length, loaded.task.num_rows) == (6, 7)
+    assert (loaded.tasks[0].length, loaded.tasks[0].num_rows) == (6, 7)
     assert "task.length: no such key" in mistakes(path, ["task.length=6"])[0]

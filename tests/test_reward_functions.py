@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reward_functions
+import tasks
 from reward_functions import Grader, RewardError, checked, resolve, shares, speed_score
 from sandbox import Sandbox, Status
 from tasks import Grade, matmul
@@ -97,7 +98,7 @@ def grader(monkeypatch):
         matmul, "grade", lambda text, *rest: Grade(Status.OK, correct=text == "good", detail=str(next(calls)))
     )
     options = matmul.Options(type="matmul", rewards=["function_works", "correctness_check"])
-    result = Grader(options, CountingSandbox(), seed=1)
+    result = Grader([options], CountingSandbox(), seed=1)
     result.count = lambda: next(calls)
     return result
 
@@ -127,11 +128,34 @@ def test_a_batch_has_a_bound_whatever_the_completions_do(sandbox):
     limits = dataclasses.replace(sandbox.limits, timeout_s=0.5, total_timeout_s=1.0)
     sleepy = "```python\nimport time\ndef matmul(A, B):\n    time.sleep(0.3)\n    return [[{}]]\n```"
     with Sandbox(2, limits) as small:
-        grader = Grader(matmul.Options(type="matmul"), small, seed=0)
+        grader = Grader([matmul.Options(type="matmul")], small, seed=0)
         began = time.monotonic()
         grades = grader.grade([sleepy.format(i) for i in range(4)], [{}] * 4)
         assert time.monotonic() - began < grader.longest_batch_s(4) == 4.0
     assert {grade.status for grade in grades} == {Status.TIMEOUT}
+
+
+def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_path):
+    (tmp_path / "echo_task.py").write_text(
+        "from sandbox import Status\nfrom tasks import Grade\nREWARDS = ['function_works']\n"
+        "def grade(text, row, *rest): return Grade(Status.OK if row['wanted'] == text else Status.CRASH)\n"
+    )
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.setattr(matmul, "grade", lambda text, row, *rest: Grade(Status.OK, correct="wanted" not in row))
+    echo = tasks.Options(type="echo_task")
+    matrices = matmul.Options(type="matmul", rewards={"function_works": 1.0, "correctness_check": 2.0})
+    mixture = Grader([matrices, echo], CountingSandbox(), seed=0)
+    assert mixture.weights == {"function_works": 1.0, "correctness_check": 2.0}
+    works, correct = mixture.reward_functions()
+    metrics = {}
+    batch = dict(
+        completions=[completion(text) for text in "abc"], prompts=[[]] * 3, log_metric=metrics.__setitem__,
+        task=["matmul", "echo_task", "echo_task"], wanted=[None, "b", "x"],
+    )  # fmt: skip
+    assert works(**batch) == [1.0, 1.0, -0.5]
+    assert correct(**batch) == [10.0, None, None]
+    assert metrics["grades/status/ok"] == pytest.approx(2 / 3)
+    assert (metrics["grades/matmul/correct"], metrics["grades/echo_task/status/crash"]) == (1.0, 0.5)
 
 
 def test_names_reach_the_logs(grader):
@@ -170,7 +194,7 @@ def test_a_function_gets_only_what_it_takes(grader, monkeypatch):
         return [float(c[0]["content"] == wanted) for c, wanted in zip(completions, answer, strict=True)]
 
     monkeypatch.setattr(reward_functions, "answer_matches", answer_matches, raising=False)
-    bound = grader._bind(resolve("answer_matches"))
+    bound = grader.bind(resolve("answer_matches"), {"matmul"})
     assert bound(completions=[completion("4"), completion("5")], prompts=[[]] * 2, answer=["4", "4"]) == [
         1.0,
         0.0,

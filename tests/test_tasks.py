@@ -23,7 +23,7 @@ GOOD = "def matmul(A, B):\n    return A"
 def totals(task, options, sandbox, texts):
     """Total reward of each text on the task's first row, as training would score it."""
     row = {name: value for name, value in task.rows(options)[0].items() if name != "prompt"}
-    grades = Grader(options, sandbox, seed=5).grade(texts, [row] * len(texts))
+    grades = Grader([options], sandbox, seed=5).grade(texts, [row] * len(texts))
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     columns = {name: [value] * len(texts) for name, value in row.items()}
     return np.sum([resolve(name)(completions, grades=grades, **columns) for name in task.REWARDS], axis=0), grades

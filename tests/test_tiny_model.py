@@ -46,7 +46,7 @@ def shares(tokenizer, model, sandbox) -> dict[str, float]:
     finals = [re.search(r"<\|channel\|>final<\|message\|>(.*?)<\|return\|>", text, re.DOTALL) for text in texts]
     options = matmul.Options(type="matmul", timing_pairs=1, timing_min_size=8, timing_max_size=8)
     answers = [final[1] if final else "" for final in finals]
-    return reward_functions.shares(Grader(options, sandbox, seed=0).grade(answers, [{}] * SAMPLES))
+    return reward_functions.shares(Grader([options], sandbox, seed=0).grade(answers, [{}] * SAMPLES))
 
 
 @torch.no_grad()
