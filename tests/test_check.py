@@ -127,10 +127,12 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_pat
     for row in rows:
         for mark, text in texts.items():
             row["completion"] = row["completion"].replace(mark, text)
-    quick = QuickSandbox(sandbox)
-    lines = (json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows)
-    graded = [json.loads(line) for line in grade_file(lines, job, quick, None)]
-    reference = json.loads(next(grade_file([json.dumps({"completion": matmul.REFERENCE})], job, quick, None)))
+    rows.sort(key=lambda row: row["expect"] in HONEST)
+    hostile = sum(row["expect"] not in HONEST for row in rows)
+    lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
+    graded = [*grade_file(lines[:hostile], job, QuickSandbox(sandbox), None)]
+    graded = [json.loads(line) for line in (*graded, *grade_file(lines[hostile:], job, sandbox, None))]
+    reference = json.loads(next(grade_file([json.dumps({"completion": matmul.REFERENCE})], job, sandbox, None)))
     assert [row["id"] for row in rows] == [row["id"] for row in graded]
     refused = [
         (row["note"], got)
@@ -154,11 +156,11 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_pat
 
 
 class QuickSandbox:
-    """The shared sandbox with two seconds for a call: the corpus holds many endless loops."""
+    """The shared sandbox with one second for a call: the corpus holds many endless loops."""
 
     def __init__(self, sandbox):
         self.workers, self.processor, self.sandbox = sandbox.workers, sandbox.processor, sandbox
-        self.limits = dataclasses.replace(sandbox.limits, timeout_s=2.0)
+        self.limits = dataclasses.replace(sandbox.limits, timeout_s=1.0)
 
     def open(self, code, entry_point):
         return self.sandbox.open(code, entry_point, self.limits)
