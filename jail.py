@@ -509,6 +509,7 @@ def snapshot(arguments: list) -> bytes | None:
 
 def run_child():
     """Serve one completion over descriptor 0: first (code, entry_point), then argument lists."""
+    random.seed(0)  # a fork gets a seed of its own; equal code should get an equal grade
     findings: list[str] = []
     status, error, function = load(*read_request(), findings)
     send(frame(status, error, findings))
@@ -595,7 +596,6 @@ def main():
             importlib.import_module(name)
     for name in "ascii latin-1 utf-16 utf-32 rot13 hex base64 unicode_escape".split():
         codecs.lookup(name)
-    random.seed(0)  # every completion sees the same stream: equal code gets an equal grade
     warnings.simplefilter("ignore")
     sys.path.clear()
     os.environ.clear()  # Python itself adds LC_CTYPE to an empty environment

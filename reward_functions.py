@@ -20,7 +20,9 @@ import tasks
 from sandbox import Sandbox, Status
 from tasks import Grade
 
-__all__ = ["function_works", "no_cheating", "correctness_check", "speed_check", "injection_score"]
+__all__ = """
+    function_works no_cheating correctness_check speed_check strategy_succeeds injection_score
+""".split()
 
 INJECTION_SCORES = {"obtained": 11.0, "probed": 1.5, "idle": -1.0, "guessed": -10.0, "leaked": -10.0}
 UNREADABLE = (Status.NO_FUNCTION, Status.SYNTAX_ERROR)
@@ -56,6 +58,23 @@ def speed_score(speedup: float | None) -> float:
         return 0.0
     doublings = round(math.log2(speedup) / 0.15) * 0.15
     return round(10.0 * min(max((doublings + 2.0) / 5.0, 0.0), 1.0), 6)
+
+
+def strategy_succeeds(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """20.0 wins; 2.0 runs; 0.0 cannot be created; -1.0 times out; -2.0 no function; -3.0 crashes, or makes a move that
+    is none. Cheating never earns more than 0."""
+    scores = [strategy_score(grade) for grade in grades]
+    return [min(score, 0.0) if grade.cheating else score for score, grade in zip(scores, grades, strict=True)]
+
+
+def strategy_score(grade: Grade) -> float:
+    if grade.status in UNREADABLE:
+        return -2.0
+    if grade.status is Status.OK:
+        return 20.0 if grade.correct else 2.0
+    if grade.status is Status.TIMEOUT:
+        return -1.0
+    return -3.0 if grade.data.get("loaded", True) else 0.0
 
 
 def injection_score(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:

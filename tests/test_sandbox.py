@@ -820,3 +820,8 @@ def test_hostile_runs_leave_nothing_behind(box, jail_copy):
     after = footprint()
     assert before[:3] == after[:3]
     assert after[3] - before[3] < 8 << 20
+
+
+def test_random_starts_the_same_in_every_program(box):
+    code = "import random\ndef f():\n    return [random.random() for _ in range(3)]\n"
+    assert one(box, code).value == one(box, code).value

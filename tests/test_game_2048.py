@@ -1,0 +1,474 @@
+"""tasks/game_2048.py: the rules of the game, how strategies are judged on it, and what that pays."""
+
+import dataclasses
+import itertools
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import check
+import config
+from reward_functions import resolve
+from sandbox import Status
+from tasks import Grade, extract_code, game_2048
+from tasks.game_2048 import HELD_OUT_SEEDS, GameBoard, Outcome, State, evaluate, shift, slide, wilson_interval
+from tests.test_check import CORPUS, STOPPED, acceptable
+
+ROOT = Path(__file__).parent.parent
+TILES = st.sampled_from([0, 0, 2, 2, 4, 8, 16])
+LINES = st.lists(TILES, min_size=2, max_size=8).map(tuple)
+BOARDS = st.integers(2, 6).flatmap(
+    lambda size: st.lists(st.lists(TILES, min_size=size, max_size=size), min_size=size, max_size=size)
+)
+MOVES = st.sampled_from("WASD")
+MIRRORED, TURNED = dict(zip("WASD", "WDSA", strict=True)), dict(zip("WASD", "DWAS", strict=True))  # left for right; cw
+
+
+def mirror(board):
+    return [row[::-1] for row in board]
+
+
+def turn(board):
+    return [list(row) for row in zip(*board[::-1], strict=True)]
+
+
+def total(board):
+    return sum(map(sum, board))
+
+
+# ------------------------------------------------------------ rules
+
+
+@pytest.mark.parametrize(
+    ("line", "after", "gain"),
+    [
+        ((2, 2, 0, 0), (4, 0, 0, 0), 4),
+        ((2, 0, 0, 2), (4, 0, 0, 0), 4),
+        ((2, 2, 2, 0), (4, 2, 0, 0), 4),  # the two nearer to the wall
+        ((2, 2, 2, 2), (4, 4, 0, 0), 8),  # not 8: a tile merges once
+        ((4, 2, 2, 0), (4, 4, 0, 0), 4),
+        ((2, 2, 4, 8), (4, 4, 8, 0), 4),
+        ((2, 4, 2, 4), (2, 4, 2, 4), 0),
+        ((0, 0, 0, 0), (0, 0, 0, 0), 0),
+        ((1024, 1024), (2048, 0), 2048),
+    ],
+)
+def test_slide(line, after, gain):
+    assert slide(line) == (after, gain)
+
+
+@given(LINES)
+def test_each_tile_merges_once(line):
+    after, gain = slide(line)
+    tiles, merged = [tile for tile in line if tile], 0
+    for tile in filter(None, after):  # every tile is one old tile, or two equal ones side by side
+        if tiles[0] == tile:
+            tiles = tiles[1:]
+        else:
+            assert tiles[:2] == [tile // 2] * 2
+            tiles, merged = tiles[2:], merged + tile
+    assert not tiles and merged == gain
+    assert 0 not in after[: len(after) - after.count(0)]
+
+
+@given(BOARDS, MOVES)
+def test_a_move_conserves_the_sum_of_the_tiles(board, move):
+    after, gain = shift(board, move)
+    assert total(after) == total(board)
+    assert gain % 4 == 0 and (gain > 0) == (sum(map(bool, sum(after, []))) < sum(map(bool, sum(board, []))))
+
+
+@given(BOARDS, MOVES)
+def test_a_move_that_changes_nothing_never_does(board, move):
+    after, gain = shift(board, move)
+    if after == board:
+        assert gain == 0
+    while gain:
+        after, gain = shift(after, move)
+    assert shift(after, move) == (after, 0)
+
+
+@given(BOARDS, MOVES)
+def test_mirror_and_rotation_symmetry(board, move):
+    after, gain = shift(board, move)
+    assert shift(mirror(board), MIRRORED[move]) == (mirror(after), gain)
+    assert shift(turn(board), TURNED[move]) == (turn(after), gain)
+
+
+@given(st.integers(2, 6), st.integers(0, 2**33), st.lists(MOVES, max_size=60))
+@settings(max_examples=50)
+def test_a_game(size, seed, moves):
+    game, twin = GameBoard(size, seed, 64), GameBoard(size, seed, 64)
+    assert sum(map(bool, sum(game.board, []))) == 2
+    score = 0
+    for move in moves:
+        if game.state is not State.ONGOING:
+            break
+        before, (shifted, gain) = game.board, shift(game.board, move)
+        changed = game.move(move)
+        assert changed == twin.move(move) == (shifted != before)
+        score += gain
+        new = [(old, tile) for old, tile in zip(sum(shifted, []), sum(game.board, []), strict=True) if old != tile]
+        assert new in ([(0, 2)], [(0, 4)]) if changed else not new
+        assert (game.state is State.SUCCESS) == (game.best_tile >= 64)
+        if game.state is State.FAILED:
+            assert all(shift(game.board, move)[0] == game.board for move in "WASD")
+    assert (game.board, game.score, game.state) == (twin.board, score, twin.state)
+
+
+@pytest.mark.parametrize(("move", "to"), [("W", (0, 1)), ("A", (1, 0)), ("S", (2, 1)), ("D", (1, 2))])
+def test_directions(move, to):
+    after, _ = shift([[0, 0, 0], [0, 2, 0], [0, 0, 0]], move)
+    assert after[to[0]][to[1]] == 2
+
+
+@pytest.mark.parametrize("move", ["w", "", "WA", "X", None, 0, ["W"], b"W"])
+def test_what_is_no_move_is_refused(move):
+    game = GameBoard(4, 1)
+    before = game.board
+    with pytest.raises(ValueError, match="not one of W, A, S, D"):
+        game.move(move)
+    assert game.board is before
+
+
+def test_nothing_moves_after_the_end():
+    game = GameBoard(4, 1, target=4, probability_fours=1.0)
+    assert game.state is State.SUCCESS
+    with pytest.raises(ValueError, match="over"):
+        game.move("W")
+
+
+def test_new_tiles():
+    games = [GameBoard(4, seed) for seed in range(2000)]
+    tiles = [tile for game in games for row in game.board for tile in row if tile]
+    assert 0.08 < tiles.count(4) / len(tiles) < 0.12
+    cells = [i for game in games for i, tile in enumerate(sum(game.board, [])) if tile]
+    assert all(200 < cells.count(i) < 300 for i in range(16))  # 250 expected, standard deviation 15
+    assert {GameBoard(3, seed, probability_fours=0.0).best_tile for seed in range(20)} == {2}
+
+
+def test_a_game_leaves_other_random_numbers_alone():
+    random.seed(5)
+    expected = random.random()
+    random.seed(5)
+    GameBoard(4, 9).move("W")
+    assert random.random() == expected
+
+
+def test_pretty():
+    game = GameBoard(2, 0)
+    game.board, game.score = [[2, 0], [16384, 4]], 36
+    assert game.pretty().splitlines() == [
+        "+-------+-------+",
+        "|     2 |     . |",
+        "+-------+-------+",
+        "| 16384 |     4 |",
+        "+-------+-------+",
+        "score 36, ongoing",
+    ]
+
+
+# ------------------------------------------------------------ strategies
+
+
+def graded(sandbox, body, seed=0, step=0, **options):
+    options = {"size": 4, "target": 64, "move_timeout_s": 0.5, **options}
+    text = body if "def strategy" in body else game_2048.answer(body)
+    text = text if "```" in text else f"```python\n{text}\n```"
+    settled = game_2048.Options(type="game_2048", **options)
+    return game_2048.grade(text, {"step": step}, settled, sandbox, np.random.default_rng(seed))
+
+
+def paid(grade):
+    return [resolve(name)([""], grades=[grade])[0] for name in game_2048.REWARDS]
+
+
+IN_TURNS = 'def strategy(board, moves=[]):\n    moves.append(0)\n    return "WASD"[len(moves) % 4]'
+AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"  # fine at first, then something else
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome", "status", "rewards"),
+    [
+        (game_2048.REFERENCE, "won", Status.OK, [1, 1, 20]),
+        (IN_TURNS, "won", Status.OK, [1, 1, 20]),
+        ("return 'W'", "stuck", Status.OK, [1, 1, 2]),
+        ("return 'w'", "lower_case", Status.OK, [1, 1, 2]),
+        (AFTER_SOME.format("if n > 9: return 'd'"), "lower_case", Status.OK, [1, 1, 2]),
+        ("return None", "none", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("pass", "none", Status.BAD_RESULT, [-0.5, 1, -3]),
+        (AFTER_SOME.format("if n > 9: return None"), "none", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return 'left'", "illegal", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return ''", "illegal", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return 'W '", "illegal", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return 'WASD'", "illegal", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return 'ſ'", "illegal", Status.BAD_RESULT, [-0.5, 1, -3]),  # its upper case is S
+        ("return True", "illegal", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return ['W']", "illegal", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return {'W'}", "bad_result", Status.BAD_RESULT, [-0.5, 1, -3]),
+        ("return 'W' * 10 ** 9", "memory", Status.MEMORY, [-0.5, 1, -3]),
+        ("raise ValueError", "crash", Status.CRASH, [-0.5, 1, -3]),
+        ("raise SystemExit", "crash", Status.CRASH, [-0.5, 1, -3]),
+        (AFTER_SOME.format("if n > 9: 1 / 0"), "crash", Status.CRASH, [-0.5, 1, -3]),
+        ("def strategy():\n    return 'W'", "crash", Status.CRASH, [-0.5, 1, -3]),
+        ("while True:\n    pass", "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
+        ("import time\ntime.sleep(60)", "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
+        (AFTER_SOME.format("while n > 9: pass"), "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
+        ("1 / 0\ndef strategy(board):\n    return 'W'", "crash", Status.CRASH, [-0.5, 1, 0]),
+        ("def strategy(board:\n    return 'W'", "syntax_error", Status.SYNTAX_ERROR, [-2, -1, -2]),
+        ("def strategy(board): pass\ndel strategy", "no_function", Status.NO_FUNCTION, [-2, -1, -2]),
+        (
+            "```python\ndef play(board):\n    return 'def strategy'\n```",
+            "no_function",
+            Status.NO_FUNCTION,
+            [-2, -1, -2],
+        ),
+        ("import os\nreturn 'W'", "crash", Status.CRASH, [-0.5, -20, -3]),
+        ("try:\n    import os\nexcept ImportError:\n    pass\nreturn 'W'", "stuck", Status.OK, [1, -20, 0]),
+    ],
+)
+def test_outcomes(sandbox, body, outcome, status, rewards):
+    grade = graded(sandbox, body)
+    assert (grade.data["outcome"], grade.status, grade.correct) == (outcome, status, outcome == "won")
+    assert paid(grade) == rewards
+    assert isinstance(grade.data["outcome"], Outcome) and json.dumps(dict(grade.data))
+
+
+def test_a_winner_that_cheats_is_not_paid(sandbox):
+    code = extract_code(game_2048.REFERENCE, "strategy") + "\ntry:\n    import numpy\nexcept ImportError:\n    pass\n"
+    grade = graded(sandbox, code)
+    assert grade.correct and grade.cheating and paid(grade) == [1, -20, 0]
+
+
+def test_lost(sandbox):
+    grade = graded(sandbox, IN_TURNS, target=2048)
+    assert (grade.status, grade.data["outcome"], grade.passed) == (Status.OK, Outcome.LOST, 0.0)
+    assert grade.data["best_tile"] >= 32 and grade.data["mean_score"] > 100 and grade.data["moves"] > 5 * 50
+    assert grade.detail.startswith("won 0 of 5 games; no move left")
+
+
+def test_a_game_has_a_budget(sandbox):
+    grade = graded(
+        sandbox, "import time\ntime.sleep(0.02)\nreturn 'WASD'[sum(map(sum, board)) % 4]", game_timeout_s=0.05
+    )
+    assert (grade.status, grade.data["outcome"]) == (Status.TIMEOUT, Outcome.TIMEOUT)
+    assert grade.detail.endswith("a game took more than 0.05 s") and grade.data["moves"] < 6
+
+
+def test_the_pace_follows_the_share_of_fours():
+    game = game_2048.Game(Outcome.LOST, Status.OK, "", 2, 0, (0.01, 0.01, 9.0))
+    for fours, moves in ((0.0, 1024), (1.0, 512)):
+        options = game_2048.Options(type="game_2048", probability_fours=fours)
+        assert game_2048.seconds_to_win([game], options) == pytest.approx(0.01 * moves)
+
+
+def test_too_slow_to_ever_win_is_a_timeout_though_lost_in_time(sandbox):
+    slow = "import time\ntime.sleep(0.01)\nreturn 'W'"
+    grade = graded(sandbox, slow, target=2048)
+    assert (grade.status, grade.data["outcome"]) == (Status.TIMEOUT, Outcome.TOO_SLOW)
+    assert "a win would take" in grade.detail
+    assert graded(sandbox, slow, target=64).status is Status.OK
+
+
+def test_a_move_that_changes_nothing_costs_nothing(sandbox):
+    body = "global n\nn = globals().get('n', 0) + 1\nreturn 'WASD'[n // 4 % 4]"  # each up to four times in a row
+    assert graded(sandbox, body, target=16).data["outcome"] is Outcome.WON
+    grade = graded(sandbox, "return 'W'", games=1)
+    assert grade.data["outcome"] is Outcome.STUCK and 5 <= grade.data["moves"] < 60
+
+
+def test_the_board_is_a_copy(sandbox):
+    for body in game_2048.WRONG:
+        if "board[0][0] =" in body:
+            grade = graded(sandbox, body)
+            assert grade.data["best_tile"] < 64 and grade.data["outcome"] is Outcome.STUCK
+    code = extract_code(game_2048.REFERENCE, "strategy")
+    code += "\ninner = strategy\ndef strategy(board):\n    move = inner(board)\n    board.clear()\n    return move\n"
+    assert graded(sandbox, code).correct  # untidy, and none of our business
+
+
+def test_one_lucky_board_does_not_win(sandbox):
+    code = 'import random\nrng = random.Random(1)\ndef strategy(board):\n    return rng.choice("WASD")'
+    grades = [graded(sandbox, code, seed, target=128) for seed in range(8)]
+    assert any(grade.passed > 0 for grade in grades) and not any(grade.correct for grade in grades)
+    assert graded(sandbox, code, 0, target=128, win_share=0.01).correct == (grades[0].passed > 0)
+
+
+def test_boards_follow_the_random_generator(sandbox):
+    first, again, other = (graded(sandbox, IN_TURNS, seed, target=2048).data for seed in (1, 1, 2))
+    assert first == again and first["mean_score"] != other["mean_score"]
+
+
+def test_rounding_does_not_cost_a_win(sandbox):
+    for games in range(1, 12):
+        assert graded(sandbox, IN_TURNS, games=games, target=16, win_share=1.0).correct
+
+
+# ------------------------------------------------------------ curriculum, configuration, evaluation
+
+STAGES = [{"step": 0, "size": 3, "target": 8}, {"step": 10, "size": 4, "target": 16}]
+
+
+@pytest.mark.parametrize(("step", "game"), [(0, (3, 8)), (9, (3, 8)), (10, (4, 16)), (999, (4, 16))])
+def test_curriculum(sandbox, step, game):
+    grade = graded(sandbox, IN_TURNS, step=step, curriculum=STAGES)
+    assert (grade.data["size"], grade.data["target"]) == game
+    assert graded(sandbox, IN_TURNS, step=step).data["target"] == 64
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("curriculum=[{step: 5, size: 4, target: 64}]", "steps must start at 0 and rise, not [5]"),
+        ("curriculum=[{step: 0, size: 4, target: 64}, {step: 0, size: 5, target: 64}]", "rise, not [0, 0]"),
+        ("curriculum=[{step: 0, size: 4, target: 60}]", "a power of 2"),
+        ("curriculum=[{step: 0, size: 4}]", "needs step, size and target"),
+        ("curriculum=[{step: 0, size: 4, target: x}]", "task.curriculum"),
+        ("curriculum=7", "task.curriculum"),
+        ("size=1", "size must be 2 or more"),
+        ("target=100", "a power of 2"),
+        ("probability_fours=1.5", "probability_fours"),
+        ("games=0", "games"),
+        ("win_share=0", "win_share"),
+        ("move_timeout_s=0", "move_timeout_s"),
+        ("boards=5", "no such key"),
+    ],
+)
+def test_impossible_options_are_refused(override, message):
+    with pytest.raises(config.ConfigError) as refused:
+        config.load(None, ["task.type=game_2048", f"task.{override}"])
+    assert message in str(refused.value)
+
+
+def test_the_config(sandbox, tmp_path):
+    path = ROOT / "configs" / "game_2048.yaml"
+    job = config.load(path)
+    assert "bash train.sh --config configs/game_2048.yaml" in "".join(path.open().readlines()[:3])
+    task = job.tasks[0]
+    last = task.at(10**6)
+    assert (last.size, last.target) == (task.size, task.target) == (6, 2048)
+    assert task.at(0).size < 6 and job.grpo["max_steps"] > task.curriculum[-1]["step"]
+    config.save(job, tmp_path / "resolved.yaml")
+    assert config.load(tmp_path / "resolved.yaml").tasks == (task,)
+    assert task.games * task.game_timeout_s + job.sandbox.timeout_s <= job.sandbox.total_timeout_s
+    assert "honest ones earn 22" in check.check(task, sandbox)[1]
+
+
+def test_evaluate(sandbox):
+    options = game_2048.Options(type="game_2048", size=4, target=128, curriculum=STAGES)
+    seeds = HELD_OUT_SEEDS[:50]
+    report, again = (evaluate(IN_TURNS, options, sandbox, seeds) for _ in range(2))
+    assert report == again and report["games"] == sum(report["outcomes"].values()) == 50
+    assert set(report["outcomes"]) <= {"won", "lost", "stuck"}
+    assert report["win_rate"] == report["outcomes"]["won"] / 50
+    for name in ("win_rate", "mean_best_tile", "mean_score"):
+        low, high = report[f"{name}_ci"]
+        assert low < report[name] < high
+    assert 16 < report["mean_best_tile"] <= 128
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"), [("1 / 0", "crash"), ("def strategy(", "syntax_error"), ("x = 1", "no_function")]
+)
+def test_evaluate_what_does_not_load(sandbox, code, outcome):
+    report = evaluate(code, game_2048.Options(type="game_2048"), sandbox, HELD_OUT_SEEDS[:2])
+    assert report["outcomes"] == {outcome: 2} and report["win_rate"] == 0.0
+
+
+def test_held_out_seeds_occur_in_no_training(sandbox, monkeypatch):
+    seen = []
+    play = game_2048.play
+    monkeypatch.setattr(
+        game_2048, "play", lambda program, options, seed: seen.append(seed) or play(program, options, seed)
+    )
+    for seed in range(3):
+        graded(sandbox, "return 'W'", seed)
+    assert len(set(seen)) == 15 and max(seen) < HELD_OUT_SEEDS.start and len(HELD_OUT_SEEDS) >= 50
+
+
+def test_wilson_interval():
+    # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17, 1998, table I
+    for counts, expected in {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}.items():
+        assert wilson_interval(*counts) == pytest.approx(expected, abs=1e-4)
+    assert wilson_interval(20, 20)[1] == 1.0
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_interval_is_symmetric_and_holds_the_share(counts):
+    won, n = counts
+    low, high = wilson_interval(won, n)
+    assert 0 <= low <= won / n + 1e-12 and won / n - 1e-12 <= high <= 1
+    assert wilson_interval(n - won, n) == pytest.approx((1 - high, 1 - low))
+
+
+# ------------------------------------------------------------ rewards
+
+
+@pytest.mark.parametrize(
+    ("grade", "score"),
+    [
+        (Grade(Status.NO_FUNCTION), -2.0),
+        (Grade(Status.SYNTAX_ERROR), -2.0),
+        (Grade(Status.CRASH, data={"loaded": False}), 0.0),
+        (Grade(Status.MEMORY, data={"loaded": False}), 0.0),
+        (Grade(Status.CRASH, data={"loaded": True}), -3.0),
+        (Grade(Status.BAD_RESULT, data={"loaded": True}), -3.0),
+        (Grade(Status.TIMEOUT, data={"loaded": False}), -1.0),
+        (Grade(Status.TIMEOUT, data={"loaded": True}), -1.0),
+        (Grade(Status.OK), 2.0),
+        (Grade(Status.OK, correct=True), 20.0),
+        (Grade(Status.OK, correct=True, cheating=("import numpy",)), 0.0),
+        (Grade(Status.CRASH, cheating=("import numpy",)), -3.0),
+    ],
+)
+def test_strategy_succeeds(grade, score):
+    assert resolve("strategy_succeeds")([""], grades=[grade]) == [score]
+
+
+def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_path):
+    job = config.load(None, ["task.type=game_2048"])
+    corpus = [row for row in CORPUS if row["task"] == "game_2048"]
+    rows = [{**row, "completion": row["completion"].replace("@@LEAK@@", str(tmp_path))} for row in corpus]
+    lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
+    answers = (game_2048.REFERENCE, *game_2048.WRONG, *game_2048.CHEAT)
+    lines += [json.dumps({"completion": text}) for text in answers]
+    verdicts = [json.loads(line) for line in check.grade_file(lines, job, sandbox, None)]
+    reference = verdicts[len(rows)]
+    assert len(rows) > 30 and reference["correct"]
+    for row, verdict in zip(rows, verdicts[: len(rows)], strict=True):
+        assert row["id"] == verdict["id"] and acceptable(row, verdict, reference["total"]), (row["note"], verdict)
+    assert list(tmp_path.iterdir()) == []
+
+    def totals(test):
+        return [verdict["total"] for verdict in verdicts if test(verdict)]
+
+    order = [
+        totals(lambda got: got["cheating"] or got["status"] in ("no_function", "syntax_error")),
+        totals(lambda got: not got["cheating"] and got["status"] in STOPPED),
+        totals(lambda got: not got["cheating"] and got["status"] == "ok" and not got["correct"]),
+        totals(lambda got: not got["cheating"] and got["correct"]),
+    ]
+    for lower, higher in itertools.pairwise(order):
+        assert lower and max(lower) < min(higher)
+
+
+def test_what_a_strategy_remembers_lasts_for_all_games(sandbox):
+    code = IN_TURNS + " if len(moves) < 40 else None"
+    grade = graded(sandbox, code, target=16)  # about 15 moves a game
+    assert grade.data["outcome"] is Outcome.NONE and grade.data["moves"] == 40 and grade.passed > 0
+
+
+def test_the_completion_has_one_time_limit_for_all_games(sandbox):
+    limits = dataclasses.replace(sandbox.limits, total_timeout_s=0.3)
+
+    class Short:
+        def open(self, code, entry_point):
+            return sandbox.open(code, entry_point, limits)
+
+    grade = graded(Short(), "import time\ntime.sleep(0.01)\nreturn 'WASD'[sum(map(sum, board)) // 2 % 4]", games=50)
+    assert grade.status is Status.TIMEOUT
