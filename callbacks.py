@@ -27,7 +27,7 @@ class MetricsFile(TrainerCallback):
             self.path.write_text("".join(f"{line}\n" for line in list(kept)), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and is_step(logs):
+        if state.is_world_process_zero and (is_step(logs) or "eval_loss" in logs):
             values = {name: finite(value) for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **values}) + "\n")
@@ -57,6 +57,21 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
+class RestoreAdapter(TrainerCallback):
+    """Loads the adapter of a checkpoint. Trainer itself skips the one in the checkpoint's root where another, here the
+    reference adapter that TRL keeps in ref/, has a folder of its own, and would go on from a fresh adapter."""
+
+    def __init__(self, checkpoint: str | None):
+        self.checkpoint = checkpoint
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if self.checkpoint:
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            model = getattr(model, "module", model)  # unwrap DistributedDataParallel
+            set_peft_model_state_dict(model, load_peft_weights(self.checkpoint, device="cpu"), adapter_name="default")
+
+
 class StopOnSignal(TrainerCallback):
     """SIGTERM and Ctrl-C: finish the step, save a checkpoint, stop. A second one ends the process at once."""
 
@@ -72,7 +87,7 @@ class StopOnSignal(TrainerCallback):
             sys.exit(128 + number)
         self.received = number
         print(
-            f"{signal.Signals(number).name}: stopping with a checkpoint after this step",
+            f"{signal.Signals(number).name}: stopping with a checkpoint after this step; once more: at once, without",
             file=sys.stderr,
             flush=True,
         )
@@ -81,6 +96,10 @@ class StopOnSignal(TrainerCallback):
         self.training = True
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # all processes must stop together, whichever of them got the signal
+            from accelerate.utils import gather_object
+
+            self.received = max(gather_object([self.received or 0])) or None
         if self.received is not None:
             control.should_save = control.should_training_stop = True
 
@@ -125,7 +144,7 @@ def step_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:
 def summary(history: list[dict[str, Any]], steps: int = 10) -> str:
     """The closing table: the first and the last `steps` logged steps side by side."""
     logs = [entry for entry in history if is_step(entry)]
-    steps = min(steps, len(logs))
+    steps = min(steps, (len(logs) + 1) // 2)
     rows = [
         ("mean reward", "reward", "8.2f"),
         ("correct", "grades/correct", "8.0%"),

@@ -15,9 +15,12 @@ import argparse
 import itertools
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import config as config_room
@@ -42,19 +45,26 @@ class Scored:
 
 
 def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]]) -> list[Scored]:
-    """Grade texts and put them through the configured reward functions, one by one.
+    """Grade texts and put them through the configured reward functions, one by one, called as in training.
 
     Raises:
         RewardError: if a reward function fails.
     """
-    weights = grader.weights
-    functions = {name: resolve(name) for name in weights}
+    functions = {name: resolve(name) for name in grader.weights}
+    columns = [{name: value for name, value in row.items() if name != "prompt"} for row in rows]
     scored = []
-    for text, row, grade in zip(texts, rows, grader.grade(texts, rows), strict=True):
-        arguments = {"completions": [[{"role": "assistant", "content": text}]], "grades": [grade], "prompts": [None]}
-        arguments |= {name: [value] for name, value in row.items()}
+    for text, row, own, grade in zip(texts, rows, columns, grader.grade(texts, columns), strict=True):
+        arguments = {name: [value] for name, value in own.items()} | {
+            "completions": [[{"role": "assistant", "content": text}]],
+            "grades": [grade],
+            "prompts": [row.get("prompt", [])],
+            "completion_ids": [[]],
+            "trainer_state": SimpleNamespace(global_step=0),
+            "log_metric": lambda name, value: None,
+            "log_extra": lambda column, values: None,
+        }
         rewards = {name: checked(function, arguments)[0] for name, function in functions.items()}
-        total = sum(weights[name] * reward for name, reward in rewards.items() if reward is not None)
+        total = sum(grader.weights[name] * reward for name, reward in rewards.items() if reward is not None)
         scored.append(Scored(grade, {functions[name].__name__: reward for name, reward in rewards.items()}, total))
     return scored
 
@@ -66,11 +76,11 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
         CheckError: with the table, if a wrong or dishonest answer earns what an honest one does.
     """
     task = tasks.load(options.type)
-    row = {name: value for name, value in task.rows(replace(options, num_rows=1))[0].items() if name != "prompt"}
+    row = task.rows(replace(options, num_rows=1))[0]
     answers = [("reference", task.REFERENCE)]
     answers += [(kind, text) for kind in ("slower", "wrong", "cheat") for text in getattr(task, kind.upper())]
     answers += [("empty", ""), ("prose", "I would rather not write code.")]
-    scored = score(Grader([options], sandbox, seed=0), [text for _, text in answers], [row] * len(answers))
+    scored = score(Grader([options], sandbox), [text for _, text in answers], [row] * len(answers))
 
     honest = min(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind in ("reference", "slower"))
     best = max(
@@ -101,7 +111,7 @@ def grade_file(lines: Iterable[str], config: Config, sandbox: Sandbox, default_t
         for name in {task for _, task, _, _, problem in parsed if not problem}:
             if name not in graders:
                 configured = [options for options in config.tasks if options.type == name]
-                graders[name] = Grader(configured or [tasks.load(name).Options(type=name)], sandbox, seed=0)
+                graders[name] = Grader(configured or [tasks.load(name).Options(type=name)], sandbox)
             chosen = [i for i, (_, task, _, _, problem) in enumerate(parsed) if task == name and not problem]
             scored = score(graders[name], [parsed[i][2] for i in chosen], [parsed[i][3] for i in chosen])
             for i, item in zip(chosen, scored, strict=True):
@@ -148,7 +158,7 @@ def verdict(item: Scored) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("words", nargs="*", metavar="[grade FILE.jsonl] section.key=value")
-    parser.add_argument("--config", metavar="FILE")
+    parser.add_argument("--config", metavar="FILE", action="append")
     parser.add_argument("--task", metavar="NAME", help="task of rows that name none")
     parser.add_argument("--out", metavar="FILE", help="default: standard output")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
@@ -165,12 +175,22 @@ def main(argv: list[str] | None = None) -> int:
                 return 0
             if arguments.task and arguments.task not in tasks.names():
                 raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
+            if arguments.out and Path(arguments.out).resolve() == Path(file).resolve():
+                raise ConfigError("--out: the same file as the one to grade")
             with (
                 open(file, encoding="utf-8", errors="replace") as lines,
                 open(arguments.out, "w", encoding="utf-8") if arguments.out else nullcontext(sys.stdout) as out,
             ):
+                counts = Counter()
                 for result in grade_file(lines, config, sandbox, arguments.task):
                     print(result, file=out, flush=True)
+                    graded = json.loads(result)
+                    unread = graded["status"] == Status.BAD_ROW
+                    counts += Counter(rows=1, correct=graded["correct"], cheating=graded["cheating"], bad_row=unread)
+            print(
+                ", ".join(f"{counts[name]} {name}" for name in ("rows", "correct", "cheating", "bad_row")),
+                file=sys.stderr,
+            )
             return 0
     except (ConfigError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,6 +1,6 @@
 """YAML + key=value -> one validated, frozen Config, or every mistake at once.
 
-Layers, later ones win: config.yaml (all defaults), the file named by --config, the overrides of the command line.
+Layers, later ones win: config.yaml (the defaults), the files named by --config, the overrides of the command line.
 """
 
 import ast
@@ -51,7 +51,7 @@ class Model:
         """What from_pretrained gets: a Hub id, or an absolute path (Unsloth takes a relative one for a Hub id)."""
         if self.name == "tiny":
             return str(TINY_MODEL)
-        local = Path(self.name).expanduser()
+        local = Path(os.path.expanduser(self.name))
         return str(local.resolve()) if looks_local(self.name) or local.is_dir() else self.name
 
 
@@ -73,6 +73,11 @@ class Lora:
 class SandboxOptions(sandbox.Limits):
     workers: int | None = None  # programs run at once; null: one a CPU core
     require: list[str] = MISSING  # layers without which nothing is run
+
+    def __post_init__(self):
+        sandbox.Limits.__post_init__(self)
+        if self.workers is not None and self.workers < 1:
+            raise ValueError("workers: must be above 0")
 
 
 @dataclass(frozen=True)
@@ -111,16 +116,16 @@ POSITIVE = (
 ).split()
 
 
-def load(path: str | os.PathLike | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Read config.yaml, `path` over it and `overrides` ("section.key=value") over both.
+def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read config.yaml, the files of `paths` over it in turn, and `overrides` ("section.key=value") over all.
 
     Raises:
         ConfigError: with every mistake found, each with its full key and what was expected.
     """
     mistakes: list[str] = []
     layers = [read_yaml(ROOT / "config.yaml", mistakes)]
-    if path is not None:
-        layers.append(read_yaml(Path(path), mistakes))
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths or []
+    layers += (read_yaml(Path(path), mistakes) for path in paths)
     layers.append(parse_overrides(overrides, mistakes))
     notices = [notice for layer in layers for notice in rename_legacy(layer)]
 
@@ -157,7 +162,9 @@ def save(config: Config, path: str | os.PathLike) -> None:
     """Write the resolved config as YAML that `load` reads back to the same Config."""
     sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox")}
     mixture = [asdict(options) for options in config.tasks]
-    sections |= {"grpo": dict(config.grpo), "task": mixture if len(mixture) > 1 else mixture[0]}
+    # A key that was set to null must not come back as the default of config.yaml.
+    nulls = dict.fromkeys(OmegaConf.load(ROOT / "config.yaml").grpo)
+    sections |= {"grpo": nulls | dict(config.grpo), "task": mixture if len(mixture) > 1 else mixture[0]}
     OmegaConf.save(OmegaConf.create(sections), path)
 
 
@@ -168,7 +175,7 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
         mistakes.append(f"{path}: no such file")
     except (OSError, UnicodeDecodeError) as error:
         mistakes.append(f"{path}: cannot be read: {error}")
-    except (YAMLError, OmegaConfBaseException) as error:
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
         mistakes.append(f"{path}: not valid YAML: {' '.join(str(error).split())}")
     else:
         if isinstance(content, dict):
@@ -189,7 +196,7 @@ def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, 
             continue
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
-        except (YAMLError, OmegaConfBaseException) as error:
+        except (YAMLError, OmegaConfBaseException, ValueError) as error:
             mistakes.append(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}")
             continue
         # a: b inside a word is text, not a mapping; {a: b} is one
@@ -206,7 +213,9 @@ def rename_legacy(layer: dict[str, Any]) -> Iterator[str]:
             value = layer[section].pop(key)
             if new:
                 new_section, new_key = new.split(".")
-                layer.setdefault(new_section, {})[new_key] = value
+                layer[new_section] = layer.get(new_section) or {}
+                if isinstance(layer[new_section], dict):
+                    layer[new_section].setdefault(new_key, value)
             yield (f"{old} is now {new}" * bool(new) + f"{old} is ignored" * (not new) + f" ({why})" * bool(why))
     several = layer.get("task")
     for task in several if isinstance(several, list) else [several]:
@@ -268,6 +277,8 @@ def set_key(node: Any, section: str, key: str, value: Any, tree: dict[str, Any],
         mistakes.append(f"{section}.{key}: no such key{hint}")
         return
     try:
+        if value == MISSING:
+            raise ValueError("??? is no value")
         OmegaConf.update(node, key, literal(value), merge=False)
     except (OmegaConfBaseException, ValueError) as error:
         mistakes.append(f"{section}.{key}: {str(error).splitlines()[0]}")
@@ -300,16 +311,30 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
 
     for path in [*POSITIVE, *(f"{name}.{key}" for name in task_names for key in ("num_rows", "weight"))]:
         value = get(path)
-        if value is not None and value <= 0:
-            yield f"{path}: must be above 0, not {value}"
+        if value is not None and not 0 < value < math.inf:
+            yield f"{path}: must be above 0 and finite, not {value}"
+    if get("grpo.max_steps") == 0:
+        yield "grpo.max_steps: must be above 0, or -1 to train for num_train_epochs"
+    if get("grpo.reward_weights") is not None:
+        yield "grpo.reward_weights: write the weights under task.rewards: {name: weight}"
+    modules = get("lora.target_modules")
+    if not isinstance(modules, str) and not is_texts(modules):
+        yield f"lora.target_modules: must be a name or a list of names, not {modules!r}"
+    held_out = sum(get(f"{task}.num_eval_rows") or 0 for task in task_names)
+    if (get("grpo.eval_strategy") or "no") != "no" and not held_out:
+        yield "grpo.eval_strategy: there is nothing to evaluate on; set task.num_eval_rows"
     if not get("grpo.output_dir"):
         yield "grpo.output_dir: missing; name a folder"
     name = get("model.name")
-    if name and looks_local(name) and not (Path(name).expanduser() / "config.json").is_file():
+    if name and looks_local(name) and not Path(os.path.expanduser(name), "config.json").is_file():
         yield f"model.name: {name} is not a folder with a model in it (no config.json there)"
     yield from batch_mistakes(get)
     trackers = get("grpo.report_to") or []
-    for tracker in [trackers] if isinstance(trackers, str) else trackers:
+    trackers = [trackers] if isinstance(trackers, str) else trackers
+    if not is_texts(trackers):
+        yield f"grpo.report_to: must be a name or a list of names, not {trackers!r}"
+        trackers = []
+    for tracker in trackers:
         if tracker not in TRACKERS:
             yield f"grpo.report_to: no tracker {tracker!r}{nearest(str(tracker), TRACKERS)}; there are {TRACKERS}"
         elif tracker != "none" and importlib.util.find_spec(tracker) is None:
@@ -318,15 +343,23 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
         yield "task: the tasks of a mixture must have the same reasoning_effort; one template renders all prompts"
     weights: dict[str, float] = {}
     for task in task_names:
-        for reward, weight in tasks.reward_weights(get(f"{task}.type"), get(f"{task}.rewards")).items():
+        chosen = get(f"{task}.rewards")
+        if chosen and not is_texts(chosen) and not OmegaConf.is_dict(chosen):
+            yield f"{task}.rewards: must be a list of names or a mapping of names to weights, not {chosen!r}"
+            continue
+        for reward, weight in tasks.reward_weights(get(f"{task}.type"), chosen).items():
             try:
                 reward_functions.resolve(str(reward))
             except ValueError as error:
-                yield f"{task}.rewards: {error}{nearest(str(reward), reward_functions.__all__)}"
-            if not isinstance(weight, int | float) or isinstance(weight, bool):
+                yield f"{task}.rewards: {error}{nearest(str(reward), reward_functions.names())}"
+            if not isinstance(weight, int | float) or isinstance(weight, bool) or not math.isfinite(weight):
                 yield f"{task}.rewards: the weight of {reward} must be a number, not {weight!r}"
             elif weights.setdefault(reward, weight) != weight:
                 yield f"{task}.rewards: {reward} has the weight {weights[reward]} in another task, here {weight}"
+
+
+def is_texts(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(item, str) for item in value)
 
 
 def batch_mistakes(get: Callable[[str], Any]) -> Iterator[str]:

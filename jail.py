@@ -73,7 +73,7 @@ DENIED_MODULES = {
 SAFE_SYS = """
     maxsize maxunicode float_info int_info hash_info byteorder version version_info hexversion implementation
     intern getsizeof getrecursionlimit setrecursionlimit stdin stdout stderr exit set_int_max_str_digits
-    get_int_max_str_digits
+    get_int_max_str_digits argv platform
 """.split()
 DENIED_SYS = frozenset(
     "modules meta_path path_hooks _getframe _current_frames settrace setprofile addaudithook".split()
@@ -113,6 +113,8 @@ def never_runs(test: ast.expr) -> bool:
     """True for `if __name__ == "__main__":` and `if TYPE_CHECKING:`, whose bodies attempt nothing here."""
     match test:
         case ast.Compare(ast.Name(id="__name__"), [ast.Eq()], [ast.Constant("__main__")]):
+            return True
+        case ast.Compare(ast.Constant("__main__"), [ast.Eq()], [ast.Name(id="__name__")]):
             return True
         case ast.Name(id="TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING"):
             return True
@@ -600,6 +602,7 @@ def main():
     sys.path.clear()
     os.environ.clear()  # Python itself adds LC_CTYPE to an empty environment
     sys.stdin = sys.__stdin__ = None
+    sys.argv = [""]
     sys.stdout = sys.stderr = sys.__stdout__ = sys.__stderr__ = Discard()
     try:  # the working directory is empty and already deleted: nothing can be found or made in it
         folder = tempfile.mkdtemp(dir="/tmp")

@@ -82,11 +82,13 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
     # It advises downloading a kernel that nothing here uses.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import torch
+    import transformers
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+    transformers.utils.logging.disable_progress_bar()
     cuda = torch.cuda.is_available()
-    dtype = getattr(torch, config.dtype) if config.dtype != "auto" else best_dtype()
+    dtype = choose_dtype(config)
     four_bit = quantize(config) and cuda and not stored(config).get("quantization_config")
     quantization = BitsAndBytesConfig(
         load_in_4bit=True,
@@ -119,9 +121,11 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
     return get_peft_model(model, adapter), tokenizer
 
 
-def best_dtype() -> Any:
+def choose_dtype(config: Model) -> Any:
     import torch
 
+    if config.dtype != "auto":
+        return getattr(torch, config.dtype)
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
@@ -131,7 +135,7 @@ def trainer_settings(config: Model, lora: Lora, model: Any) -> dict[str, bool | 
     """The GRPOConfig arguments that follow from the loaded model, unless the user's config says otherwise."""
     import torch
 
-    dtype = best_dtype()
+    dtype = choose_dtype(config)
     settings = {
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
@@ -178,8 +182,16 @@ def is_on_disk(config: Model) -> bool:
         if config.load_in_4bit and config.name.startswith("unsloth/")
         else [config.name]
     )
-    return any(
-        (weights.parent / "config.json").is_file()
-        for name in names
-        for weights in (hub / f"models--{name.replace('/', '--')}" / "snapshots").glob("*/*.safetensors*")
+    snapshots = (
+        folder for name in names for folder in (hub / f"models--{name.replace('/', '--')}/snapshots").glob("*")
     )
+    return any(is_complete(folder) for folder in snapshots)
+
+
+def is_complete(snapshot: Path) -> bool:
+    """Whether a cached snapshot holds every file; an interrupted download leaves some out."""
+    index = snapshot / "model.safetensors.index.json"
+    shards = {"model.safetensors"}
+    if index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((snapshot / name).is_file() for name in {"config.json", "tokenizer_config.json", *shards})

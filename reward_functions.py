@@ -9,6 +9,7 @@ import functools
 import importlib
 import inspect
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from sandbox import Sandbox, Status
 from tasks import Grade
 
 __all__ = """
-    function_works no_cheating correctness_check speed_check strategy_succeeds injection_score
+    function_works no_cheating correctness_check correctness_partial speed_check strategy_succeeds injection_score
 """.split()
 
 INJECTION_SCORES = {"obtained": 11.0, "probed": 1.5, "idle": -1.0, "guessed": -10.0, "leaked": -10.0}
@@ -41,6 +42,11 @@ def no_cheating(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
 def correctness_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
     """10.0 every result was right; -2.0 otherwise."""
     return [10.0 if grade.correct and not grade.cheating else -2.0 for grade in grades]
+
+
+def correctness_partial(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """Partial credit, to be named in place of correctness_check: from -2.0 to 10.0 by the share of checks passed."""
+    return [-2.0 if grade.cheating else -2.0 + 12.0 * (1.0 if grade.correct else grade.passed) for grade in grades]
 
 
 def speed_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
@@ -96,8 +102,8 @@ def resolve(name: str) -> Callable[..., list[float | None]]:
     module_name, _, function_name = name.rpartition(":")
     try:
         module = importlib.import_module(module_name or __name__)
-    except ImportError as error:
-        raise ValueError(f"{name}: module {module_name} cannot be imported: {error}") from error
+    except Exception as error:  # the user's module may raise anything
+        raise ValueError(f"{name}: module {module_name} cannot be imported: {type(error).__name__}: {error}") from error
     function = getattr(module, function_name, None)
     if not inspect.isfunction(function):
         raise ValueError(f"there is no function {function_name!r} in {module.__name__}")
@@ -107,18 +113,25 @@ def resolve(name: str) -> Callable[..., list[float | None]]:
     return function
 
 
+def names() -> list[str]:
+    """What `task.rewards` may name without a module."""
+    functions = inspect.getmembers(inspect.getmodule(resolve), inspect.isfunction)
+    return [name for name, function in functions if "completions" in inspect.signature(function).parameters]
+
+
 class Grader:
     """Grades each batch once; the reward functions that it hands out read the same grades.
 
     Args:
         mixture: the validated `task:` section, one Options for each task.
         sandbox: where programs run; one worker thread here for each of its workers.
-        seed: with the training step it fixes the inputs that programs are tried on.
+        seed: for tests, which must repeat. None draws the inputs from the operating system's entropy: a program that
+            could foresee them would work out the products while it is loaded, before any clock runs.
     """
 
-    def __init__(self, mixture: Sequence[tasks.Options], sandbox: Sandbox, seed: int):
+    def __init__(self, mixture: Sequence[tasks.Options], sandbox: Sandbox, seed: int | None = None):
         self.options = {options.type: options for options in mixture}
-        self.sandbox, self.seed = sandbox, seed
+        self.sandbox, self.entropy = sandbox, np.random.SeedSequence(seed).entropy
         self.weights: dict[str, float] = {}
         self._owners: dict[str, set[str]] = {}  # reward function: the tasks whose rows it judges
         for options in mixture:
@@ -135,7 +148,7 @@ class Grader:
         jobs = {}
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key not in jobs:
-                rng = np.random.default_rng([self.seed, step, len(jobs)])
+                rng = np.random.default_rng([self.entropy, step, len(jobs)])
                 options = self.options[row.get("task") or next(iter(self.options))]
                 row = {name: value for name, value in row.items() if value is not None} | {"step": step}
                 judge = tasks.load(options.type).grade
@@ -145,29 +158,24 @@ class Grader:
     def longest_batch_s(self, count: int) -> float:
         """Bound on the wall clock of grading `count` completions, whatever they do: each occupies one worker for its
         program's total time limit at most, and a correct one for the baseline's as well."""
-        return math.ceil(count / self.sandbox.workers) * 2 * self.sandbox.limits.total_timeout_s
+        at_once = min(self.sandbox.workers, len(os.sched_getaffinity(0)))  # timings need a CPU each
+        return math.ceil(count / at_once) * 2 * self.sandbox.limits.total_timeout_s
 
     def reward_functions(self) -> list[Callable[..., list[float | None]]]:
         """The configured functions, as GRPOTrainer calls them."""
         return [self.bind(resolve(name), self._owners[name]) for name in self.weights]
 
     def bind(self, function: Callable[..., list[float | None]], owners: set[str]) -> Callable[..., list[float | None]]:
-        """`function` as GRPOTrainer calls it: with the grades, only the arguments that it takes, and only the rows of
-        the tasks in `owners`; other rows get None, which TRL leaves out."""
-        parameters = inspect.signature(function).parameters.values()
-        takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-        wanted = {parameter.name for parameter in parameters}
+        """`function` as GRPOTrainer calls it: with the grades, and only the rows of the tasks in `owners`; others
+        get None, which TRL leaves out."""
 
         @functools.wraps(function)
         def reward(completions, **kwargs):
             arguments = {"completions": completions, "grades": self._grades_of(completions, **kwargs), **kwargs}
             column = kwargs.get("task") or [next(iter(self.options))] * len(completions)
             own = [i for i, task in enumerate(column) if task in owners]
-            arguments = select(arguments, own)
-            if not takes_all:
-                arguments = {name: value for name, value in arguments.items() if name in wanted}
             rewards: list[float | None] = [None] * len(completions)
-            for i, value in zip(own, checked(function, arguments) if own else (), strict=True):
+            for i, value in zip(own, checked(function, select(arguments, own)) if own else (), strict=True):
                 rewards[i] = value
             return rewards
 
@@ -226,6 +234,9 @@ def shares(grades: Sequence[Grade]) -> dict[str, float]:
 def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]:
     """Call a reward function; anything but one number or None for each completion is a RewardError."""
     name, completions = function.__name__, arguments["completions"]
+    parameters = inspect.signature(function).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        arguments = {name: value for name, value in arguments.items() if name in parameters or name == "completions"}
     try:
         rewards = list(function(**arguments))
     except Exception as error:

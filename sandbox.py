@@ -95,6 +95,11 @@ class Limits:
     memory_mb: int = 512  # address space beyond that of the bare interpreter
     result_kb: int = 2048  # one reply
 
+    def __post_init__(self):
+        wrong = [name for name in Limits.__slots__ if not 0 < getattr(self, name) < math.inf]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}: must be above 0 and finite")
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -410,6 +415,14 @@ class Program:
         return Status.DIED, f"the process was ended by {name} or closed its connection"
 
 
+def cpu_quota() -> int:
+    """CPUs that the container's or job's control group grants, rounded up; very many where it sets no limit."""
+    with suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(math.ceil(int(quota) / int(period)), 1)
+    return 1 << 20
+
+
 class Sandbox:
     """A pool of fork servers; `open` may be called from several threads at once.
 
@@ -418,7 +431,7 @@ class Sandbox:
 
     def __init__(self, workers: int | None = None, limits: Limits | None = None, require: Sequence[str] = ("seccomp",)):
         cpus = sorted(os.sched_getaffinity(0))
-        self.workers = workers or len(cpus)
+        self.workers = workers or min(len(cpus), cpu_quota())
         self.limits = limits or Limits()
         self._idle_cpus = queue.SimpleQueue()
         for cpu in cpus:

@@ -10,9 +10,12 @@ Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4
 import argparse
 import contextlib
 import errno
+import json
+import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from reward_functions import Grader, RewardError
 from sandbox import Sandbox, SandboxError
 
 DISK_ERRORS = {
+    errno.ENOENT,
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EROFS,
@@ -33,6 +37,14 @@ DISK_ERRORS = {
     errno.EPERM,
     errno.ENOTDIR,
     errno.EEXIST,
+}
+PRODUCTS = {
+    "final_model": "adapter and tokenizer",
+    "checkpoint-*": "to resume from",
+    "metrics.jsonl": "one line a logged step",
+    "completions": "every completion with its rewards, Parquet",
+    "runs": "TensorBoard",
+    "config.yaml": "the resolved config",
 }
 UNCHECKED = "warning: task.check is off for {}: nobody looked whether the rewards pay wrong or dishonest answers"
 MIN_FREE_MB = 200  # room for metrics, completions and one checkpoint of an adapter
@@ -44,7 +56,7 @@ class OutputError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train a model with GRPO as config.yaml says.", allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", help="a YAML file whose keys replace those of config.yaml")
+    parser.add_argument("--config", metavar="FILE", action="append", help="its keys replace those of config.yaml")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     try:
@@ -64,8 +76,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Config) -> int:
     for notice in config.notices:
         print(f"note: {notice}", file=sys.stderr)
-    output = prepare_output(config)
+    output = Path(config.grpo["output_dir"]).absolute()
     checkpoint = checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
+    prepare_output(config, output, fresh=checkpoint is None)
     with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
         print(sandbox)
         for options in config.tasks:
@@ -90,34 +103,35 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
 
     import callbacks
 
-    rows = tasks.mixed_rows(config.tasks)
-    grader = Grader(config.tasks, sandbox, config.grpo.get("seed", 0))
+    rows, eval_rows = tasks.mixed_rows(config.tasks)
+    grader = Grader(config.tasks, sandbox)
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
         "reward_weights": list(grader.weights.values()),
         **model_room.trainer_settings(config.model, config.lora, model),
-        **prompt_settings(config, tokenizer, rows),
+        **prompt_settings(config, tokenizer, rows + eval_rows),
         **config.grpo,
         "output_dir": str(output),
     }
     try:
         arguments = GRPOConfig(**settings)
+        trainer = GRPOTrainer(
+            model=model,
+            processing_class=tokenizer,
+            reward_funcs=grader.reward_functions(),
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
+            callbacks=[
+                callbacks.MetricsFile(output / "metrics.jsonl"),
+                callbacks.Progress(),
+                callbacks.StopOnSignal(),
+            ],
+        )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
     batch = arguments.generation_batch_size // arguments.world_size
-    print(f"grading {batch} completions takes at most {grader.longest_batch_s(batch):.0f} s, whatever they do")
-    trainer = GRPOTrainer(
-        model=model,
-        processing_class=tokenizer,
-        reward_funcs=grader.reward_functions(),
-        args=arguments,
-        train_dataset=Dataset.from_list(rows),
-        callbacks=[
-            callbacks.MetricsFile(output / "metrics.jsonl"),
-            callbacks.Progress(),
-            callbacks.StopOnSignal(),
-        ],
-    )
+    print(f"grading {batch} completions takes at the very most {grader.longest_batch_s(batch):.0f} s")
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     return trainer
@@ -125,6 +139,8 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
 
 def prompt_settings(config: Config, tokenizer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """How prompts are rendered, and the room that the longest one leaves for a completion."""
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.name: {config.model.name} has no chat template; take an instruct model")
     template = {}
     if "reasoning_effort" in (tokenizer.chat_template or ""):
         template["reasoning_effort"] = config.tasks[0].reasoning_effort
@@ -145,45 +161,65 @@ def prompt_settings(config: Config, tokenizer: Any, rows: list[dict[str, Any]]) 
 
 def train(trainer: Any, output: Path, checkpoint: str | None) -> int | None:
     """Train to the end. Returns the signal that stopped it early, if one did; a failure saves a checkpoint first."""
-    from callbacks import StopOnSignal
+    from callbacks import RestoreAdapter, StopOnSignal
 
+    trainer.add_callback(RestoreAdapter(checkpoint))
     with saving_to(output):
+        if checkpoint and 0 < trainer.args.max_steps <= steps_done(Path(checkpoint)):
+            print(f"{checkpoint} has all {trainer.args.max_steps} steps; nothing is left to train")
+            RestoreAdapter(checkpoint).on_train_begin(None, None, None, model=trainer.model)
+            return None  # Trainer.train would do one step more
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
         except Exception:
-            if trainer.optimizer is not None and trainer.state.global_step > 0:  # else there is nothing to save yet
-                trainer._save_checkpoint(trainer.model, trial=None)  # Trainer has no public way between its own saves
+            # Between its own saves Trainer has no public way. Several processes cannot save when one has failed.
+            step = trainer.state.global_step
+            saved = (output / f"checkpoint-{step}").exists()
+            if trainer.optimizer is not None and step > 0 and not saved and trainer.args.world_size == 1:
+                trainer._save_checkpoint(trainer.model, trial=None)
             raise
     return next(c.received for c in trainer.callback_handler.callbacks if isinstance(c, StopOnSignal))
 
 
 def checkpoint_to_resume(output: Path, wanted: str | None) -> str | None:
-    """`auto` is the last complete checkpoint of the output folder, or none; anything else is a path."""
-    if wanted != "auto":
-        if wanted is not None and not (Path(wanted) / "trainer_state.json").is_file():
-            raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder")
-        return wanted
-    complete = [
-        folder
-        for folder in output.glob("checkpoint-*")
-        if (folder / "trainer_state.json").is_file() and not (folder / "checkpoint-is-incomplete.txt").exists()
-    ]
-    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
+    """`auto` is the last whole checkpoint of the output folder, or none; anything else is a path."""
+    if wanted == "auto":
+        whole = [folder for folder in output.glob("checkpoint-*") if steps_done(folder) >= 0]
+        return str(max(whole, key=steps_done)) if whole else None
+    if wanted is not None and steps_done(Path(wanted)) < 0:
+        raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder")
+    return wanted
 
 
-def prepare_output(config: Config) -> Path:
-    """Make the output folder and write the resolved config there; the first thing that can fail, so fail early."""
-    output = Path(config.grpo["output_dir"]).absolute()
+def steps_done(checkpoint: Path) -> int:
+    """The step of a checkpoint; -1 if it is none or was cut off while it was written: trainer_state.json comes last."""
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def prepare_output(config: Config, output: Path, fresh: bool) -> None:
+    """Make the output folder and write the resolved config there. A fresh run puts aside what an earlier one left, so
+    that no later run resumes from it by mistake."""
+    if os.environ.get("RANK", "0") != "0":
+        return
     with saving_to(output):
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
+        earlier = [path for name in PRODUCTS for path in output.glob(name)]
+        if fresh and earlier:
+            aside = output / time.strftime("previous-%Y%m%d-%H%M%S")
+            aside.mkdir(exist_ok=True)
+            for path in earlier:
+                path.rename(aside / path.name)
+            print(f"what an earlier run left in {output} is now in {aside.name}/")
         config_room.save(config, output / "config.yaml")
     free_mb = shutil.disk_usage(output).free >> 20
     if free_mb < MIN_FREE_MB:
         raise OutputError(
             f"grpo.output_dir: only {free_mb} MB free on the disk of {output}; {MIN_FREE_MB} MB are needed"
         )
-    return output
 
 
 @contextlib.contextmanager
@@ -208,6 +244,7 @@ def save_final(trainer: Any, tokenizer: Any, output: Path) -> None:
             output / "final_model", selected_adapters=["default"]
         )
         tokenizer.save_pretrained(output / "final_model")
+        (output / "final_model" / "README.md").unlink(missing_ok=True)  # PEFT's empty form
 
 
 def report(config: Config, trainer: Any, output: Path) -> None:
@@ -217,14 +254,7 @@ def report(config: Config, trainer: Any, output: Path) -> None:
     for options in config.tasks:
         if not options.check:
             print(UNCHECKED.format(options.type))
-    for name, what in (
-        ("final_model", "adapter and tokenizer"),
-        ("checkpoint-*", "to resume from"),
-        ("metrics.jsonl", "one line a logged step"),
-        ("completions", "every completion with its rewards, Parquet"),
-        ("runs", "TensorBoard"),
-        ("config.yaml", "the resolved config"),
-    ):
+    for name, what in PRODUCTS.items():
         if any(output.glob(name)):
             path = output / name
             print(f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}  {what}")

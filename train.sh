@@ -17,7 +17,7 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   --local         no Docker: in .venv, on the GPU where there is one
   --smoke         no Docker and no GPU: trains the embedded tiny model (configs/tiny.yaml) in .venv on the CPU
   --setup         only create or update .venv (dev: for the tests; gpu: for an NVIDIA GPU)
-  --config FILE   merged over config.yaml; sought from here, then from the repository
+  --config FILE   merged over config.yaml (--smoke: and configs/tiny.yaml); sought from here, then in the repository
   key.path=value  overrides one key, e.g. grpo.max_steps=1
   SCRIPT.py       run this script of the repository in place of train.py
 
@@ -68,6 +68,9 @@ usable() {
     fi
     (cd -- "$dir" && pwd -P)
 }
+
+# GB for the default model where the Hugging Face cache holds none yet
+room_for_model() { if compgen -G "$hf_home/hub/models--*" >/dev/null; then echo 1; else echo 20; fi; }
 
 check_driver() {
     local version
@@ -183,13 +186,15 @@ if [[ $mode == setup ]]; then
     exit
 fi
 [[ -f $repo/$script ]] || die 2 "there is no script $script in $repo."
-[[ $mode != smoke || -n $config || $script != train.py ]] || config=$repo/configs/tiny.yaml
 if [[ -n $config ]]; then
+    given=$config
     [[ -e $config ]] || config=$repo/$config
-    [[ -e $config ]] || die 2 "there is no config file ${config#"$repo/"} (sought in $PWD and $repo)."
+    [[ -e $config ]] || die 2 "there is no config file $given (sought in $PWD and $repo)."
     config=$(cd -- "$(dirname -- "$config")" && pwd -P)/$(basename -- "$config")
-    args=(--config "${config#"$repo/"}" "${args[@]}")
+    [[ $script != train.py ]] || config=${config#"$repo/"}
+    args=(--config "$config" "${args[@]}")
 fi
+if [[ $mode == smoke && $script == train.py ]]; then args=(--config configs/tiny.yaml "${args[@]}"); fi
 if [[ $mode != smoke ]]; then hint="To try it without Docker and without a GPU: bash train.sh --smoke"; fi
 
 output=
@@ -200,20 +205,24 @@ caches=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
 hf_home=${HF_HOME:-$caches/huggingface}
 
 if [[ $mode == local || $mode == smoke ]]; then
-    cd -- "$repo"
-    usable "${output:-gpt-oss-grpo}" 1 grpo.output_dir=/path >/dev/null
+    # train.py writes below the repository; other scripts read and write files where the user is.
+    [[ $script != train.py ]] || cd -- "$repo"
+    if [[ $script == train.py && (-n $output || -z $config) ]]; then # else train.py finds the folder in the file
+        usable "${output:-gpt-oss-grpo}" 1 grpo.output_dir=/path >/dev/null
+    fi
     if [[ $mode == smoke ]]; then
         export CUDA_VISIBLE_DEVICES=
         set_up ""
-    elif nvidia-smi -L 2>/dev/null | grep -q GPU; then
+    elif [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]]; then
         check_driver
-        usable "$hf_home" 20 HF_HOME=/path >/dev/null
+        usable "$hf_home" "$(room_for_model)" HF_HOME=/path >/dev/null
         set_up gpu
     else
         usable "$hf_home" 1 HF_HOME=/path >/dev/null
         set_up ""
     fi
-    exec .venv/bin/python "$script" "${args[@]}"
+    [[ $script == train.py ]] || script=$repo/$script
+    exec "$repo/.venv/bin/python" "$script" "${args[@]}"
 fi
 
 docker=${DOCKER:-docker}
@@ -229,7 +238,7 @@ fi
 need_gb=1
 build=build.sh
 if [[ $mode == docker ]]; then
-    need_gb=20
+    need_gb=$(room_for_model)
     check_driver
 else
     build="build.sh --cpu"
@@ -286,7 +295,7 @@ case $output in
 esac
 for arg in "${args[@]}"; do
     path=${arg#*=}
-    if [[ $path == /* && -e $path ]]; then mount "$path" "$path" readonly; fi
+    if [[ $arg != grpo.output_dir=* && $path == /* && -e $path ]]; then mount "$path" "$path" readonly; fi
 done
 
 if [[ -n ${HF_TOKEN_PATH:-} ]]; then

@@ -47,9 +47,9 @@ def scores(sandbox, code, gradings):
     found, began = [], time.perf_counter()
     for seed in range(gradings):
         with sandbox.open(code, "matmul") as program:
-            speedup, problem = matmul.measure_speedup(program, options, sandbox, np.random.default_rng(seed))
-        assert speedup is not None, problem
-        found.append(speed_score(speedup))
+            grade = matmul.time_program(program, options, sandbox, np.random.default_rng(seed))
+        assert grade.speedup is not None, grade.detail
+        found.append(speed_score(grade.speedup))
     return found, (time.perf_counter() - began) / gradings
 
 

@@ -18,6 +18,7 @@ import importlib
 import itertools
 import pkgutil
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -34,6 +35,7 @@ class Options:
 
     type: str = MISSING
     num_rows: int = 1000
+    num_eval_rows: int = 0  # of them, the last so many are kept for grpo.eval_strategy
     weight: float = 1.0  # share of the rows where several tasks are mixed
     reasoning_effort: Literal["low", "medium", "high"] = "low"
     check: bool = True  # before training, see that known wrong and dishonest answers are not paid
@@ -65,26 +67,29 @@ def load(name: str) -> ModuleType:
 def reward_weights(task: str, rewards: Any) -> dict[str, float]:
     """Reward function names in order, each with its weight; `rewards` as in Options."""
     chosen = rewards or load(task).REWARDS
-    return dict(chosen) if isinstance(chosen, Mapping) else dict.fromkeys(chosen, 1.0)
+    return dict(chosen.items()) if hasattr(chosen, "items") else dict.fromkeys(chosen, 1.0)
 
 
-def mixed_rows(mixture: Sequence[Options]) -> list[dict[str, Any]]:
-    """The rows of all tasks, each with its task's name in the column "task".
+def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(rows to train on, rows to evaluate on) of all tasks, each with its task's name in the column "task".
 
     Of several tasks each gives its weight's share of their total num_rows, repeating its rows if it has too few; a
     column that a task does not have is None in its rows.
     """
     total, weights = sum(options.num_rows for options in mixture), sum(options.weight for options in mixture)
-    rows = []
+    parts: tuple[list[dict[str, Any]], ...] = ([], [])
     for options in mixture:
-        own = load(options.type).rows(options)
-        share = max(round(total * options.weight / weights), 1) if len(mixture) > 1 else len(own)
-        rows += ({**row, "task": options.type} for row in itertools.islice(itertools.cycle(own), share))
-    columns = dict.fromkeys(name for row in rows for name in row)
-    return [{name: row.get(name) for name in columns} for row in rows]
+        own = [{**row, "task": options.type} for row in load(options.type).rows(options)]
+        split = max(len(own) - options.num_eval_rows, 1)
+        share = max(round(total * options.weight / weights), 1) if len(mixture) > 1 else split
+        parts[0].extend(itertools.islice(itertools.cycle(own[:split]), share))
+        parts[1].extend(own[split:])
+    columns = dict.fromkeys(name for rows in parts for row in rows for name in row)
+    training, evaluation = ([{name: row.get(name) for name in columns} for row in rows] for rows in parts)
+    return training, evaluation
 
 
-FENCE = re.compile(r"[ \t]*(`{3,}|~{3,})[ \t]*([\w+.-]*)[ \t]*$")
+FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^`]*)$")  # possessive: linear time on any line
 
 
 def code_blocks(text: str) -> list[str]:
@@ -105,11 +110,11 @@ def code_blocks(text: str) -> list[str]:
 
 
 def extract_code(completion: Any, function: str) -> str | None:
-    """The last fenced block that defines `function`, or None. The text is only searched here, never parsed:
-    parsing untrusted source can exhaust the parser, so that happens in the sandbox."""
+    """The last fenced block that defines `function`, dedented because it may stand in a list, or None. The text is
+    only searched here, never parsed: parsing untrusted source can exhaust the parser, so the sandbox does that."""
     if not isinstance(completion, str):
         return None
     name = re.escape(function)
     definition = re.compile(rf"^[ \t\ufeff]*(?:async[ \t]+)?def[ \t]+{name}\b|^\ufeff?{name}[ \t]*[:=]", re.MULTILINE)
     found = [block for block in code_blocks(completion) if definition.search(block)]
-    return found[-1].replace("\ufeff", "") if found else None
+    return textwrap.dedent(found[-1].replace("\ufeff", "")) if found else None

@@ -32,6 +32,8 @@ def matmul(A, B):
 ```
 """
 
+MAX_IDLE_CPU_S = 0.002  # of a program that waits for its next call; 0.00005 is usual, more disturbs the baseline
+
 BASELINE = """\
 def matmul(A, B):
     n, k, m = len(A), len(B), len(B[0])
@@ -64,6 +66,7 @@ WRONG = [
     answer("raise ValueError"),
     answer("while True:\n    pass"),
     answer("return A @ B"),
+    answer("calls.append(1)\nif len(calls) > 9:\n    raise ValueError\n" + LOOP, "calls = []\n"),
     "```python\ndef matmul(A, B:\n    return A\n```",
 ]
 CHEAT = [
@@ -131,8 +134,7 @@ def try_program(program: Program, options: Options, sandbox: Sandbox, rng: np.ra
     passed = mistakes.count("") / len(inputs)
     if any(mistakes):
         return Grade(Status.OK, passed=passed, detail=next(filter(None, mistakes)))
-    speedup, detail = measure_speedup(program, options, sandbox, rng)
-    return Grade(Status.OK, correct=True, passed=passed, speedup=speedup, detail=detail)
+    return time_program(program, options, sandbox, rng)
 
 
 def draw_inputs(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -167,7 +169,8 @@ def mistake(value: Any, a: np.ndarray, b: np.ndarray) -> str:
     """What is wrong with `value` as the product of a and b, in words; empty if nothing is.
 
     The tolerance is 1e-9 of |a| @ |b|, the bound that the rounding error of any order of summation scales with
-    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5).
+    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5), and 1e-14 of the largest entry squared for
+    each term: Strassen's and Winograd's methods are only that stable (the same book, chapter 23).
     """
     n, m = a.shape[0], b.shape[1]
     if not isinstance(value, list) or len(value) != n:
@@ -183,16 +186,17 @@ def mistake(value: Any, a: np.ndarray, b: np.ndarray) -> str:
         return "an entry is too large for a float"
     if not np.isfinite(got).all():
         return "an entry is not finite"
-    if not (np.abs(got - a @ b) <= 1e-9 * (np.abs(a) @ np.abs(b))).all():
+    largest = max(np.abs(a).max(), np.abs(b).max())
+    if not (np.abs(got - a @ b) <= 1e-9 * (np.abs(a) @ np.abs(b)) + 1e-14 * len(b) * largest**2).all():
         return f"wrong product of a {a.shape} and a {b.shape} matrix"
     return ""
 
 
-def measure_speedup(
-    program: Program, options: Options, sandbox: Sandbox, rng: np.random.Generator
-) -> tuple[float | None, str]:
-    """Median over pairs of CPU time of the naive loop / of the program, on the same fresh inputs, in turns on one
-    CPU. Both clocks are read by this process from the kernel. None, with the reason, if any timed call fails."""
+def time_program(program: Program, options: Options, sandbox: Sandbox, rng: np.random.Generator) -> Grade:
+    """The Grade of a program that was right so far, with its speed-up: the median over pairs of CPU time of the naive
+    loop / of the program, on the same fresh inputs, in turns on one CPU. Both clocks are read by this process from
+    the kernel. A timed call is judged like any other, so a program that fails only here is wrong all the same.
+    """
     ratios = []
     with sandbox.processor() as cpu, sandbox.open(BASELINE, "matmul") as baseline:
         program.pin(cpu)
@@ -203,12 +207,16 @@ def measure_speedup(
             arguments = [a.tolist(), b.tolist()]
             turns = (program, baseline) if pair % 2 else (baseline, program)
             runs = {turn: turn.call(arguments) for turn in turns}
-            run = runs[program]
+            run, naive = runs[program], runs[baseline]
             problem = run.error or mistake(run.value, a, b)
             if problem:
-                return None, f"not timed: {problem}"
-            ratios.append(runs[baseline].cpu_s / run.cpu_s)
+                return Grade(run.status, passed=pair / (options.timing_pairs + 1), detail=f"in a timed call: {problem}")
+            if naive.status is not Status.OK or min(run.cpu_s, naive.cpu_s) <= 0 or run.idle_cpu_s > MAX_IDLE_CPU_S:
+                why = naive.error or f"{run.idle_cpu_s:.3f} s of CPU between calls, or no CPU clock"
+                return Grade(Status.OK, correct=True, passed=1.0, detail=f"speed could not be measured: {why}")
+            ratios.append(naive.cpu_s / run.cpu_s)
     speedup = statistics.median(ratios[1:])  # the first pair warms up
     if speedup > options.max_speedup:
-        return None, f"a speed-up of {speedup:.1f} is implausible and is not paid"
-    return speedup, ""
+        implausible = f"a speed-up of {speedup:.1f} is implausible and is not paid"
+        return Grade(Status.OK, correct=True, passed=1.0, detail=implausible)
+    return Grade(Status.OK, correct=True, passed=1.0, speedup=speedup)

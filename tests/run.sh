@@ -3,4 +3,4 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 bash train.sh --setup dev
-exec .venv/bin/python -m pytest tests "$@"
+exec .venv/bin/python -m pytest "$@"

@@ -44,7 +44,7 @@ def test_step_line_and_summary():
     assert "first 10 steps" in table and "last 10 steps" in table
     assert "4.50" in table and "24.50" in table
     assert "cheating" in table and "-" in table
-    assert "first 0 steps" in summary([])
+    assert "first 0 steps" in summary([]) and "first 1 steps" in summary(history[:2])
 
 
 def test_progress_prints_one_line_a_step(capsys):
@@ -62,11 +62,12 @@ def test_a_signal_stops_after_the_step_with_a_checkpoint(number, capsys):
     try:
         stop = StopOnSignal()
         control = SimpleNamespace(should_save=False, should_training_stop=False)
-        stop.on_train_begin(None, state(), control)
-        stop.on_step_end(None, state(1), control)
+        args = SimpleNamespace(world_size=1)
+        stop.on_train_begin(args, state(), control)
+        stop.on_step_end(args, state(1), control)
         assert not control.should_training_stop
         os.kill(os.getpid(), number)
-        stop.on_step_end(None, state(2), control)
+        stop.on_step_end(args, state(2), control)
         assert control.should_save and control.should_training_stop and stop.received == number
         assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
     finally:

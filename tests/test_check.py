@@ -40,6 +40,36 @@ def test_a_reward_that_pays_for_length_is_found_out(job, sandbox, monkeypatch):
         check.check(greedy, sandbox)
 
 
+def takes_little(completions):
+    return [0.0] * len(completions)
+
+
+def takes_all(completions, prompts, completion_ids, trainer_state, log_metric, log_extra, grades, **kwargs):
+    log_metric("seen", 1.0)
+    log_extra("length", [len(prompt[-1]["content"]) for prompt in prompts])
+    return [trainer_state.global_step * len(ids) for ids in completion_ids]
+
+
+def test_custom_rewards_are_called_as_in_training(job, sandbox, monkeypatch):
+    for function in (takes_little, takes_all):
+        monkeypatch.setattr(reward_functions, function.__name__, function, raising=False)
+    rewards = ["correctness_check", "takes_little", "takes_all"]
+    check.check(dataclasses.replace(job.tasks[0], rewards=rewards), sandbox)
+
+
+def test_columns_of_a_row_do_not_replace_what_reward_functions_get(job, sandbox):
+    row = {"completion": matmul.REFERENCE, "grades": 1, "completions": 2, "prompts": 3, "prompt": 4, "trainer_state": 5}
+    assert json.loads(next(grade_file([json.dumps(row)], job, sandbox, None)))["correct"]
+
+
+def test_a_program_that_fails_only_in_timed_calls_is_not_correct(job, sandbox):
+    size = matmul.answer("if len(A) > 40 and len(B) > 40:\n    return []\n" + matmul.LOOP)
+    for text in [size, *matmul.WRONG]:
+        line = json.dumps({"completion": text})
+        graded = json.loads(next(grade_file([line], config.load(), QuickSandbox(sandbox), None)))
+        assert not graded["correct"], text
+
+
 def test_rows_are_graded_in_order_whatever_they_hold(job, sandbox):
     rows = [
         {"id": 1, "completion": matmul.REFERENCE},
@@ -83,6 +113,7 @@ def test_the_command_line(tmp_path, job):
         (["grade"], "grade needs a FILE"),
         (["grade", "/no/such/file"], "No such file"),
         (["grade", "README.md", "--task", "nope"], "no task 'nope'"),
+        (["grade", "README.md", "--out", "README.md"], "--out: the same file"),
         (["grpo.bata=1"], "grpo.bata"),
     ],
 )
@@ -96,7 +127,7 @@ def test_mistakes_are_one_line(arguments, message):
 HONEST, STOPPED = {"legit", "legit_low"}, {"crash", "timeout", "memory", "died", "bad_result"}
 CORPUS = [
     json.loads(line)
-    for name in ("completions.jsonl", "completions_extra.jsonl")
+    for name in ("completions.jsonl", "completions_extra.jsonl", "completions_fences.jsonl")
     for line in (ROOT / "tests" / "data" / name).open(encoding="utf-8")
 ]
 

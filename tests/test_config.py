@@ -148,6 +148,39 @@ def test_prompts_are_taken_literally(tmp_path, text):
     assert load(tmp_path / "resolved.yaml").tasks[0].prompt == text
 
 
+ODD_VALUES = ["null", "[]", "{}", "5", "-1", "0", ".nan", ".inf", "true", "text", "[1, {a: b}]", "9" * 5000, "???"]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: value[:9])
+@pytest.mark.parametrize(
+    "key",
+    """model.name model.dtype model.load_in_4bit lora.r lora.target_modules grpo.report_to grpo.max_steps grpo.beta
+    grpo.num_generations grpo.output_dir grpo.reward_weights grpo.eval_strategy task.type task.rewards task.num_rows
+    task.prompt sandbox.workers sandbox.timeout_s sandbox.memory_mb sandbox.require""".split(),
+)
+def test_odd_values_load_or_are_config_errors(key, value):
+    try:
+        load(None, [f"{key}={value}"])
+    except ConfigError as error:
+        assert all(error.mistakes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["lora: null\nmodel:\n  lora_rank: 4\n", "lora: []\nmodel:\n  lora_rank: 4\n", "model: null\n", "", "5: 5\n"],
+)
+def test_odd_sections_load_or_are_config_errors(tmp_path, text):
+    try:
+        load(write(tmp_path, text))
+    except ConfigError as error:
+        assert all(error.mistakes)
+
+
+def test_a_key_set_to_null_stays_null(tmp_path):
+    config.save(load(None, ["grpo.warmup_steps=null"]), tmp_path / "resolved.yaml")
+    assert "warmup_steps" not in load(tmp_path / "resolved.yaml").grpo
+
+
 @pytest.mark.parametrize(
     "override", ["grpo.max_steps", "max_steps=1", "=1", ".a=1", "grpo.=1", "", "grpo.max_steps=[1"]
 )
@@ -205,7 +238,8 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
     text = "task:\n- {type: matmul, num_rows: 6, weight: 3}\n- {type: sort_task, num_rows: 6, length: 2}\n"
     loaded = load(write(tmp_path, text))
     assert [options.type for options in loaded.tasks] == ["matmul", "sort_task"]
-    rows = tasks.mixed_rows(loaded.tasks)
+    rows, evaluation = tasks.mixed_rows(loaded.tasks)
+    assert evaluation == []
     assert [row["task"] for row in rows] == ["matmul"] * 9 + ["sort_task"] * 3
     assert all(set(row) == {"prompt", "task", "size"} for row in rows) and rows[0]["size"] is None
     config.save(loaded, tmp_path / "resolved.yaml")

@@ -1,7 +1,10 @@
 """model.py: loading on the CPU backend without a network, and clear errors."""
 
+import json
+import os
 import shutil
-import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -14,15 +17,6 @@ from config import ConfigError, load
 def tiny():
     job = load(config.ROOT / "configs" / "tiny.yaml")
     return job, *model.load(job.model, job.lora)
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a network address was looked up or connected to")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def test_the_adapter_alone_is_trained(tiny):
@@ -51,23 +45,61 @@ def test_settings_follow_the_model(tiny):
     assert (settings["bf16"], settings["fp16"], settings["gradient_checkpointing"]) == (False, False, False)
 
 
-def test_a_local_model_touches_no_network(no_network, monkeypatch):
-    job = load(config.ROOT / "configs" / "tiny.yaml")
-    model.load(job.model, job.lora)
+NO_NETWORK = """
+import socket, sys
+def refuse(*args, **kwargs):
+    print("a network address was looked up or connected to")
+    raise OSError("no network in this test")
+socket.socket.connect = socket.getaddrinfo = refuse
+import config, model
+job = config.load("configs/tiny.yaml", sys.argv[1:])
+print(model.load(job.model, job.lora)[0].config.model_type)
+"""
 
 
-def test_a_cached_hub_model_touches_no_network(no_network, monkeypatch, tmp_path):
+def load_without_network(cache, *overrides):
+    """What a fresh process prints that loads the model while every use of a network is refused and reported."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return subprocess.run(
+        [sys.executable, "-c", NO_NETWORK, *overrides], cwd=config.ROOT, capture_output=True, text=True,
+        env=environment | {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"},
+    ).stdout  # fmt: skip
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A Hub cache that holds the tiny model as someone/some-model."""
     commit = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "models--someone--some-model"
     shutil.copytree(config.TINY_MODEL, repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_a_local_or_cached_model_touches_no_network(cache):
+    assert load_without_network(cache) == "gpt_oss\n"
+    assert load_without_network(cache, "model.name=someone/some-model") == "gpt_oss\n"
+    assert "was looked up" in load_without_network(cache, "model.name=someone/other-model")
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer_config.json", "config.json"])
+def test_an_interrupted_download_is_not_taken_for_a_model(cache, missing, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
     job = load(config.ROOT / "configs" / "tiny.yaml", ["model.name=someone/some-model"])
     assert model.is_on_disk(job.model)
-    loaded, _ = model.load(job.model, job.lora)
-    assert loaded.config.model_type == "gpt_oss"
+    next(cache.rglob(missing)).unlink()
+    assert not model.is_on_disk(job.model)
+
+
+def test_all_shards_are_needed(tmp_path):
+    for name in ("config.json", "tokenizer_config.json", "one.safetensors"):
+        (tmp_path / name).touch()
+    index = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert not model.is_complete(tmp_path)
+    (tmp_path / "two.safetensors").touch()
+    assert model.is_complete(tmp_path)
 
 
 def test_missing_models_are_one_clear_line(tmp_path):

@@ -306,9 +306,11 @@ def test_smoke_trains_the_tiny_model_in_a_fresh_environment(machine: Machine):
     assert machine.pip_calls() == ["-m pip install --disable-pip-version-check -r requirements.txt"]
 
     done = machine.run("train.sh", "--smoke", "--config", "config.yaml", cwd=machine.home)
-    assert done.stdout == f"ran train.py --config config.yaml in {machine.repo} cuda=\n"
+    merged = "--config configs/tiny.yaml --config config.yaml"
+    assert done.stdout == f"ran train.py {merged} in {machine.repo} cuda=\n"
     assert len(machine.pip_calls()) == 1
-    assert machine.run("train.sh", "--smoke", "check.py", "x").stdout.startswith("ran check.py x in")
+    done = machine.run("train.sh", "--smoke", "check.py", "x", cwd=machine.home)
+    assert done.stdout == f"ran {machine.repo}/check.py x in {machine.home} cuda=\n"  # its files are the user's
 
 
 def test_local_uses_the_gpu_set_where_there_is_a_gpu(machine: Machine):

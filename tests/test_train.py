@@ -50,7 +50,7 @@ def test_the_whole_job(finished):
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     assert list((output / "runs").rglob("events.out.tfevents.*"))
     assert config.load(output / "config.yaml").grpo["max_steps"] == 4
-    assert "first 4 steps" in result.stdout and "final_model" in result.stdout
+    assert "first 2 steps" in result.stdout and "final_model" in result.stdout
     assert len([line for line in result.stdout.splitlines() if line.startswith("step ")]) == 4
 
 
@@ -88,7 +88,8 @@ def test_resuming_repeats_the_run(finished, tmp_path):
     output, _ = finished
     resumed = tmp_path / "run"
     shutil.copytree(output, resumed, ignore=shutil.ignore_patterns("final_model"))
-    (resumed / "checkpoint-4" / "checkpoint-is-incomplete.txt").touch()  # a save that was killed
+    state = resumed / "checkpoint-4" / "trainer_state.json"
+    state.write_bytes(state.read_bytes()[:100])  # a save that was killed
     result = run(
         resumed,
         "grpo.max_steps=4",
@@ -98,8 +99,40 @@ def test_resuming_repeats_the_run(finished, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert [entry["step"] for entry in metrics(resumed)] == [1, 2, 3, 4]
-    lengths = "completions/mean_length"  # what was sampled, hence weights, optimiser state and seeds
+    lengths = "completions/mean_length"  # what was sampled, hence weights and seeds
     assert metrics(resumed)[2][lengths] == metrics(output)[2][lengths]
+    assert (
+        metrics(resumed)[2]["kl"] == pytest.approx(metrics(output)[2]["kl"], rel=1e-3) and metrics(output)[2]["kl"] > 0
+    )
+
+
+def test_resuming_a_finished_run_trains_no_further(finished, tmp_path):
+    output, _ = finished
+    again = tmp_path / "run"
+    shutil.copytree(output, again, ignore=shutil.ignore_patterns("final_model"))
+    result = run(again, "grpo.max_steps=4", "grpo.resume_from_checkpoint=auto")
+    assert result.returncode == 0 and "nothing is left to train" in result.stdout
+    final, before = (folder / "final_model" / "adapter_model.safetensors" for folder in (again, output))
+    assert final.read_bytes() == before.read_bytes()
+    assert {path.name for path in again.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+
+
+def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
+    output = tmp_path / "run"
+    (output / "checkpoint-9").mkdir(parents=True)
+    (output / "metrics.jsonl").write_text("{}\n")
+    (output / "notes.txt").write_text("the user's own")
+    train.prepare_output(config.load(None, [f"grpo.output_dir={output}"]), output, fresh=True)
+    (aside,) = output.glob("previous-*")
+    assert {path.name for path in aside.iterdir()} == {"checkpoint-9", "metrics.jsonl"}
+    assert {path.name for path in output.iterdir()} == {"config.yaml", "notes.txt", aside.name}
+
+
+def test_evaluation_rows_are_held_out(tmp_path):
+    evaluation = ["grpo.eval_strategy=steps", "grpo.eval_steps=1", "task.num_eval_rows=4", "task.num_rows=12"]
+    result = run(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)
+    assert result.returncode == 0, result.stderr
+    assert any("eval_reward" in entry for entry in metrics(tmp_path))
 
 
 def test_a_failing_reward_function_ends_the_run_with_a_checkpoint(tmp_path):
@@ -147,6 +180,7 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
         (["nonsense"], 2, "override 'nonsense'"),
         (["model.max_seq_length=100"], 2, "model.max_seq_length: 100 leaves"),
         (["grpo.lr_scheduler_type=zigzag"], 2, "grpo: "),
+        (["grpo.optim=zz"], 2, "grpo: "),
         (["grpo.resume_from_checkpoint=/nowhere"], 2, "grpo.resume_from_checkpoint: /nowhere is neither"),
         (["sandbox.require=[no_such_layer]"], 5, "no_such_layer"),
     ],
