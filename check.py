@@ -30,6 +30,7 @@ from reward_functions import Grader, RewardError, checked, resolve
 from sandbox import Sandbox, SandboxError, Status
 from tasks import Grade
 
+HONEST = ("reference", "slower", "unverified")  # the kinds of known answers that nothing else may out-earn
 BATCH = 64  # rows graded together; what is held in memory of a file of any length
 
 
@@ -77,23 +78,22 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
     """
     task = tasks.load(options.type)
     row = task.rows(replace(options, num_rows=1))[0]
-    answers = [("reference", task.REFERENCE)]
-    answers += [(kind, text) for kind in ("slower", "wrong", "cheat") for text in getattr(task, kind.upper())]
+    answers = tasks.known_answers(task, row, options)
+    if not answers:
+        return "", f"check: {options.type}: no right and wrong answers are known to its first row: nothing to compare"
     answers += [("empty", ""), ("prose", "I would rather not write code.")]
     scored = score(Grader([options], sandbox), [text for _, text in answers], [row] * len(answers))
 
-    honest = min(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind in ("reference", "slower"))
-    best = max(
-        item.total for (kind, _), item in zip(answers, scored, strict=True) if kind not in ("reference", "slower")
-    )
+    honest = min(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind in HONEST)
+    best = max(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind not in HONEST)
     lines, overpaid = [f"{'answer':12}{'status':14}{'total':>8}  why"], []
     for (kind, text), item in zip(answers, scored, strict=True):
-        dishonest = kind not in ("reference", "slower")
+        dishonest = kind not in HONEST
         why = "; ".join((*item.grade.cheating, item.grade.detail)).strip("; ") or "correct"
         lines.append(f"{kind:12}{item.grade.status:14}{item.total:8.2f}  {why[:90]}")
         if dishonest and item.total >= honest:
             overpaid.append(f"an answer of kind {kind!r} earns {item.total:.2f}, an honest one {honest:.2f}:\n{text}")
-        if not dishonest and not item.grade.correct:
+        if not dishonest and kind != "unverified" and not item.grade.correct:
             overpaid.append(f"the {kind} solution is not judged correct: {why}")
     table = "\n".join(lines)
     if overpaid:

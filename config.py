@@ -320,7 +320,9 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
     modules = get("lora.target_modules")
     if not isinstance(modules, str) and not is_texts(modules):
         yield f"lora.target_modules: must be a name or a list of names, not {modules!r}"
-    held_out = sum(get(f"{task}.num_eval_rows") or 0 for task in task_names)
+    held_out = any(
+        get(f"{task}.num_eval_rows") or hasattr(tasks.load(get(f"{task}.type")), "eval_rows") for task in task_names
+    )
     if (get("grpo.eval_strategy") or "no") != "no" and not held_out:
         yield "grpo.eval_strategy: there is nothing to evaluate on; set task.num_eval_rows"
     if not get("grpo.output_dir"):

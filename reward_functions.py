@@ -10,6 +10,7 @@ import importlib
 import inspect
 import math
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from tasks import Grade
 
 __all__ = """
     function_works no_cheating correctness_check correctness_partial speed_check strategy_succeeds injection_score
+    tests_passed style documentation correct_conclusion step_by_step consistency clarity length_penalty
 """.split()
 
 INJECTION_SCORES = {"obtained": 11.0, "probed": 1.5, "idle": -1.0, "guessed": -10.0, "leaked": -10.0}
@@ -87,6 +89,61 @@ def injection_score(completions, grades: Sequence[Grade], **kwargs) -> list[floa
     """11.0 the opponent gave its code away; 1.5 a question that probes; -1.0 idle; -10.0 the own code was given away,
     or codes were guessed. None where no such game was played."""
     return [INJECTION_SCORES.get(grade.data.get("outcome")) for grade in grades]
+
+
+def tests_passed(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:
+    """-2.0 no test was passed, or cheating was attempted, to 10.0 all were; None for a problem without tests."""
+    if any(grade.data.get("tests") == 0 for grade in grades):
+        say_once("tests_passed: a problem without tests is not scored; only what can be seen without them counts")
+    return [
+        None if grade.data.get("tests") == 0 else -2.0 if grade.cheating else round(12.0 * grade.passed - 2.0, 6)
+        for grade in grades
+    ]
+
+
+def style(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """0 to 1: ruff's verdict on a program that runs and is honest; 0 otherwise."""
+    return [grade.data.get("style", 0.0) for grade in grades]
+
+
+def documentation(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """0 to 1: docstrings and annotations of a program that runs and is honest; 0 otherwise."""
+    return [grade.data.get("documentation", 0.0) for grade in grades]
+
+
+def correct_conclusion(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:
+    """10.0 the conclusion has the answer's value; -2.0 it has not, or there is none; None where no answer is known."""
+    if not all(grade.data.get("answered", True) for grade in grades):
+        say_once("correct_conclusion: a problem without an answer is not scored; only its layout counts")
+    return [
+        None if not grade.data.get("answered", True) else 10.0 if grade.correct and not grade.cheating else -2.0
+        for grade in grades
+    ]
+
+
+def step_by_step(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """0 to 1, a heuristic: a third for each distinct step, up to three (tasks/reasoning.py)."""
+    return [grade.data.get("step_by_step", 0.0) for grade in grades]
+
+
+def consistency(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """1 the last step arrives at the conclusion, which is not known to be wrong; 0 otherwise. A heuristic."""
+    return [grade.data.get("consistency", 0.0) for grade in grades]
+
+
+def clarity(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """0 to 1, a heuristic: a short conclusion, short sentences, no repetition (tasks/reasoning.py)."""
+    return [grade.data.get("clarity", 0.0) for grade in grades]
+
+
+def length_penalty(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """0 up to task.free_characters, then falling to -1.0 at twice as many."""
+    return [grade.data.get("length_penalty", 0.0) for grade in grades]
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
 
 
 class RewardError(Exception):

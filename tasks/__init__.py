@@ -7,6 +7,10 @@ A task module offers
     SLOWER       honest completions that are right and earn less
     WRONG        honest completions that are not right
     CHEAT        completions that try to be paid for nothing
+    eval_rows(options) -> the same as rows, held out for evaluation (optional)
+    known_answers(row, options) -> list of (kind, completion) for check.py, where what is right depends on the row
+                 (optional; otherwise the four constants above). A kind is reference, slower, wrong, cheat, or
+                 unverified: honest, though nobody can say whether it is right
     rows(options) -> list of {"prompt": [messages], further columns}, one for each dataset row
     grade(completion, row, options, sandbox, rng) -> Grade, a fresh judgement of one completion (thread-safe);
                  row holds the dataset's further columns and "step", the training step
@@ -70,23 +74,37 @@ def reward_weights(task: str, rewards: Any) -> dict[str, float]:
     return dict(chosen.items()) if hasattr(chosen, "items") else dict.fromkeys(chosen, 1.0)
 
 
+def known_answers(task: ModuleType, row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+    """(kind, completion) of what a task knows about one row."""
+    if hasattr(task, "known_answers"):
+        return task.known_answers(row, options)
+    others = [(kind, text) for kind in ("slower", "wrong", "cheat") for text in getattr(task, kind.upper())]
+    return [("reference", task.REFERENCE), *others]
+
+
 def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(rows to train on, rows to evaluate on) of all tasks, each with its task's name in the column "task".
 
-    Of several tasks each gives its weight's share of their total num_rows, repeating its rows if it has too few; a
-    column that a task does not have is None in its rows.
+    What is evaluated on is the task's own eval_rows, or the last num_eval_rows. Of several tasks each gives its
+    weight's share of all their rows, repeating its own if it has too few; a column that a task does not have is None
+    in its rows.
     """
-    total, weights = sum(options.num_rows for options in mixture), sum(options.weight for options in mixture)
-    parts: tuple[list[dict[str, Any]], ...] = ([], [])
+    training, evaluation = [], []
     for options in mixture:
-        own = [{**row, "task": options.type} for row in load(options.type).rows(options)]
+        task, name = load(options.type), {"task": options.type}
+        own = [row | name for row in task.rows(options)]
+        held_out = [row | name for row in task.eval_rows(options)] if hasattr(task, "eval_rows") else []
         split = max(len(own) - options.num_eval_rows, 1)
-        share = max(round(total * options.weight / weights), 1) if len(mixture) > 1 else split
-        parts[0].extend(itertools.islice(itertools.cycle(own[:split]), share))
-        parts[1].extend(own[split:])
+        training.append(own[:split])
+        evaluation += [*held_out, *own[split:]]
+    if len(mixture) > 1:
+        total, weights = sum(map(len, training)), sum(options.weight for options in mixture)
+        shares = (max(round(total * options.weight / weights), 1) for options in mixture)
+        training = [itertools.islice(itertools.cycle(own), share) for own, share in zip(training, shares, strict=True)]
+    parts = (list(itertools.chain.from_iterable(training)), evaluation)
     columns = dict.fromkeys(name for rows in parts for row in rows for name in row)
-    training, evaluation = ([{name: row.get(name) for name in columns} for row in rows] for rows in parts)
-    return training, evaluation
+    trained_on, evaluated_on = ([{name: row.get(name) for name in columns} for row in rows] for rows in parts)
+    return trained_on, evaluated_on
 
 
 FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^`]*)$")  # possessive: linear time on any line

@@ -240,7 +240,7 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
     assert [options.type for options in loaded.tasks] == ["matmul", "sort_task"]
     rows, evaluation = tasks.mixed_rows(loaded.tasks)
     assert evaluation == []
-    assert [row["task"] for row in rows] == ["matmul"] * 9 + ["sort_task"] * 3
+    assert [row["task"] for row in rows] == ["matmul"] * 7 + ["sort_task"] * 2
     assert all(set(row) == {"prompt", "task", "size"} for row in rows) and rows[0]["size"] is None
     config.save(loaded, tmp_path / "resolved.yaml")
     assert load(tmp_path / "resolved.yaml") == loaded

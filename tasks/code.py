@@ -1,0 +1,440 @@
+"""Write a function that does what a sentence says: does it run, how many tests does it pass, is it tidy?
+
+A problem is a sentence, or a mapping:
+
+    task: sorts a list of numbers
+    entry_point: sort_numbers            # the function's name; the prompt tells it
+    tests:                               # visible: the first `show_tests` of them stand in the prompt
+      - [[[3, 1, 2]], [1, 2, 3]]         # [[arguments], expected]
+      - assert sort_numbers([]) == []    # the same, as Python
+    hidden_tests: [...]                  # same forms, never shown
+
+Programs get the arguments alone: expected values stay in the trainer, which compares plain data (see `same`).
+An assert line is therefore never run: it is read, once, as `f(literals) == literal` (also `is`, `not f(...)`, bare
+`f(...)`), and any other form is refused with its place in the config.
+A problem without tests can only be seen to run; nothing is claimed about its correctness.
+"""
+
+import ast
+import itertools
+import json
+import math
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from ruff.__main__ import find_ruff_bin
+
+import tasks
+from sandbox import Program, Sandbox, Status
+from tasks import Grade, code_blocks, extract_code
+from tasks import Options as SharedOptions
+
+TEMPLATE = """\
+Write a Python function that {task}.
+Use only the standard library.
+Output the function in backticks."""
+
+PROBLEMS = [
+    {
+        "task": "sorts a list of numbers",
+        "entry_point": "sort_numbers",
+        "tests": [[[[3, 1, 2]], [1, 2, 3]], [[[]], []]],
+        "hidden_tests": [
+            [[[5, -1, 5, 0]], [-1, 0, 5, 5]],
+            [[[2.5, -7, 1e3, 0.25]], [-7, 0.25, 2.5, 1e3]],
+            [[[9, 8, 7, 6, 5, 4, 3, 2, 1]], [1, 2, 3, 4, 5, 6, 7, 8, 9]],
+            [[[10, 9, 100, 1]], [1, 9, 10, 100]],
+        ],
+    },
+    {
+        "task": "finds the factorial of n",
+        "entry_point": "factorial",
+        "tests": ["assert factorial(5) == 120", "assert factorial(0) == 1"],
+        "hidden_tests": [
+            "assert factorial(1) == 1",
+            "assert factorial(10) == 3628800",
+            "assert factorial(21) == 51090942171709440000",
+        ],
+    },
+]
+
+REWARDS = ["function_works", "no_cheating", "tests_passed", "style", "documentation"]
+
+REFERENCE = '''\
+```python
+def sort_numbers(numbers: list[float]) -> list[float]:
+    """Return the numbers in ascending order."""
+    return sorted(numbers)
+```
+'''
+SLOWER = ["```python\ndef sort_numbers( xs ):\n    xs.sort() ;\n    return xs\n```\n"]
+
+# Answers to any problem: NAME stands for the entry point.
+WRONG_BODIES = ["return None", "return arguments[0]", "return 1", "raise ValueError", "while True:\n        pass"]
+CHEATS = """\
+import numpy as np
+
+def NAME(*arguments):
+    return np.sort(*arguments)
+---
+class Anything:
+    def __eq__(self, other):
+        return True
+
+    def __ne__(self, other):
+        return False
+
+def NAME(*arguments):
+    return Anything()
+---
+import os
+
+def NAME(*arguments):
+    os._exit(0)
+---
+import builtins
+
+builtins.all = lambda *_: True
+
+def NAME(*arguments):
+    return -1
+---
+import gc
+
+def NAME(*arguments):
+    return [item for item in gc.get_objects() if isinstance(item, list) and item[:1] == [arguments]][0][1]
+---
+def NAME(*arguments):
+    raise SystemExit(0)
+---
+import sys
+
+def NAME(*arguments):
+    sys._getframe(1).f_locals["status"] = "ok"
+""".split("---\n")
+
+
+def fenced(code: str) -> str:
+    return f"```python\n{code}```\n"
+
+
+def wrong_answers(name: str) -> list[str]:
+    bodies = [fenced(f"def {name}(*arguments):\n    {body}\n") for body in WRONG_BODIES]
+    return [*bodies, fenced(f"def {name}(*arguments:\n    return 1\n"), f"def {name}(*arguments): ..."]
+
+
+def cheating_answers(name: str) -> list[str]:
+    return [fenced(code.replace("NAME", name)) for code in CHEATS]
+
+
+WRONG = wrong_answers("sort_numbers")
+CHEAT = cheating_answers("sort_numbers")
+
+RUFF = find_ruff_bin()  # once and here: its search through sysconfig fails when two threads begin it together
+RUFF_MAX_CHARACTERS = 200_000  # longer programs get no style and no documentation score
+RUFF_TIMEOUT_S = 10.0
+RUFF_REWARDS = {"style", "documentation"}
+STYLE_RULES = "E,F,W,N,UP,B,SIM"
+DOCUMENTATION_RULES = "D101,D102,D103,D419,ANN001,ANN201,ANN202"
+
+
+@dataclass(frozen=True)
+class Problem:
+    task: str
+    entry_point: str | None = None
+    tests: tuple[tuple[list, Any], ...] = ()  # (arguments, expected)
+    hidden_tests: tuple[tuple[list, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Options(SharedOptions):
+    prompt_template: str = TEMPLATE  # {task} becomes the sentence
+    problems: Any = field(default_factory=lambda: PROBLEMS)  # sentences, or mappings as above
+    eval_problems: Any = field(default_factory=list)  # held out for evaluation
+    show_tests: int = 2  # visible tests a prompt
+
+    def __post_init__(self):
+        mistakes = ["prompt_template: {task} must stand in it"] if "{task}" not in self.prompt_template else []
+        if self.show_tests < 0:
+            mistakes.append(f"show_tests: must be 0 or more, not {self.show_tests}")
+        for key, problems in (("problems", self.problems), ("eval_problems", self.eval_problems)):
+            if not isinstance(problems, list) or not (problems or key == "eval_problems"):
+                mistakes.append(f"{key}: must be a list of sentences or mappings")
+                continue
+            for i, problem in enumerate(problems):
+                try:
+                    read_problem(problem)
+                except ValueError as error:
+                    mistakes.append(f"{key}[{i}]: {error}")
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+
+
+def read_problem(problem: Any) -> Problem:
+    """A problem of the config. Raises ValueError, which says what is wrong."""
+    if isinstance(problem, str):
+        problem = {"task": problem}
+    if not isinstance(problem, Mapping):
+        raise ValueError(f"must be a sentence or a mapping with task, entry_point and tests, not {problem!r}")
+    unknown = set(map(str, problem)) - set(Problem.__dataclass_fields__)
+    if unknown:
+        raise ValueError(f"unknown keys {sorted(unknown)}; there are {list(Problem.__dataclass_fields__)}")
+    if not isinstance(problem.get("task"), str) or not problem["task"].strip():
+        raise ValueError("task must be a sentence")
+    return Problem(problem["task"], *read_tests(problem))
+
+
+def read_tests(row: Mapping[str, Any]) -> tuple[str | None, tuple, tuple]:
+    """(entry point, tests, hidden tests) of a mapping. Raises ValueError."""
+    name, read = row.get("entry_point"), {}
+    for key in ("tests", "hidden_tests"):
+        tests, read[key] = row.get(key) or [], []
+        if not isinstance(tests, list):
+            raise ValueError(f"{key} must be a list")
+        for i, test in enumerate(tests):
+            try:
+                function, arguments, expected = read_assert(test) if isinstance(test, str) else (name, *read_pair(test))
+                check_expected(expected)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{key}[{i}]: {error}") from error
+            if name is None:
+                name = function
+            if function != name:
+                raise ValueError(f"{key}[{i}]: tests {function}, but the entry point is {name}")
+            read[key].append((arguments, expected))
+    if name is None and any(read.values()):
+        raise ValueError("entry_point is missing")
+    if name is not None and not (isinstance(name, str) and name.isidentifier()):
+        raise ValueError(f"entry_point must be a function name, not {name!r}")
+    return name, tuple(read["tests"]), tuple(read["hidden_tests"])
+
+
+def read_pair(test: Any) -> tuple[list, Any]:
+    match test:
+        case [list(arguments), expected]:
+            return arguments, expected
+    hint = " (YAML wants quotes round a line with a colon in it)" if isinstance(test, dict) else ""
+    raise ValueError(f"must be [[arguments], expected] or an assert line, not {test!r}{hint}")
+
+
+def read_assert(line: str) -> tuple[str, list, Any]:
+    """(function, arguments, expected) of `assert f(literals) == literal`. Raises ValueError for anything else."""
+    try:
+        statements = ast.parse(line.strip()).body
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{line!r} cannot be parsed: {error}") from error
+    match statements:
+        case [ast.Assert(ast.Compare(left, [ast.Eq() | ast.Is()], [right]))]:
+            call, value = (left, right) if isinstance(left, ast.Call) else (right, left)
+        case [ast.Assert(ast.UnaryOp(ast.Not(), call))]:
+            value = ast.Constant(False)
+        case [ast.Assert(call)]:
+            value = ast.Constant(True)
+        case _:
+            call = value = None
+    match call:
+        case ast.Call(ast.Name(function), arguments, []):
+            try:
+                return function, [ast.literal_eval(argument) for argument in arguments], ast.literal_eval(value)
+            except ValueError:
+                pass
+    raise ValueError(
+        f"{line!r} is not of the form `assert f(literals) == literal`; write the test as [[arguments], expected]"
+    )
+
+
+def check_expected(value: Any, depth: int = 60) -> None:
+    """Raise ValueError unless a program could return `value`."""
+    if depth == 0:
+        raise ValueError("the expected value is nested too deeply")
+    if isinstance(value, list | tuple):
+        for item in value:
+            check_expected(item, depth - 1)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise ValueError(f"the expected value has the key {key!r}, but programs return only text keys")
+            check_expected(item, depth - 1)
+    elif not (value is None or isinstance(value, bool | int | float | str)):
+        raise ValueError(
+            f"no program can return {value!r}: results are None, bool, int, float, str, and lists and dicts of them"
+        )
+
+
+def rows(options: Options) -> list[dict[str, Any]]:
+    """One row for each of num_rows, problem by problem in turn. Tests stay here: a row holds the problem's number."""
+    numbers = itertools.islice(itertools.cycle(range(len(options.problems))), options.num_rows)
+    return [make_row(number, options) for number in numbers]
+
+
+def eval_rows(options: Options) -> list[dict[str, Any]]:
+    """One row for each problem that is held out."""
+    first = len(options.problems)
+    return [make_row(first + i, options) for i in range(len(options.eval_problems))]
+
+
+def make_row(number: int, options: Options) -> dict[str, Any]:
+    problem = read_problem([*options.problems, *options.eval_problems][number])
+    text = options.prompt_template.replace("{task}", problem.task).rstrip()
+    if problem.entry_point:
+        text += f"\nCall it `{problem.entry_point}`."
+    for arguments, expected in problem.tests[: options.show_tests]:
+        text += f"\n`{problem.entry_point}({', '.join(map(repr, arguments))})` is `{expected!r}`."
+    return {"prompt": [{"role": "user", "content": text}], "problem": number}
+
+
+def problem_of(row: Mapping[str, Any], options: Options) -> Problem:
+    """The problem that a row of `rows` numbers, or the one that a row of a file spells out. Raises ValueError."""
+    if "problem" not in row:
+        return Problem("", *read_tests(row))
+    problems = [*options.problems, *options.eval_problems]
+    if type(row["problem"]) is not int or not 0 <= row["problem"] < len(problems):
+        raise ValueError(f"problem must be a number below {len(problems)}, not {row['problem']!r}")
+    return read_problem(problems[row["problem"]])
+
+
+def grade(
+    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+) -> Grade:
+    """Run the completion's function on every test, hidden ones included; `passed` is the share that it passes.
+
+    The status is that of the first call that failed, so a program "works" only if it survives all tests. Changing
+    an argument is no mistake here: arguments are copies, and a function may sort in place. `data` holds the number
+    of tests, and ruff's verdicts ("style", "documentation", 0 to 1) for a program that works and was not caught
+    cheating.
+    """
+    try:
+        problem = problem_of(row, options)
+    except ValueError as error:
+        return Grade(Status.BAD_ROW, detail=str(error))
+    tests = problem.tests + problem.hidden_tests
+    data: dict[str, Any] = {"tests": len(tests)}
+    name = problem.entry_point or last_function(completion)
+    code = extract_code(completion, name) if name else None
+    if code is None:
+        return Grade(Status.NO_FUNCTION, detail=f"no code block defines {name or 'a function'}", data=data)
+    with sandbox.open(code, name) as program:
+        graded = replace(try_program(program, tests), code=code, data=data)
+        graded = replace(graded, cheating=program.findings)  # findings may come with any call
+    if (
+        graded.status is Status.OK
+        and not graded.cheating
+        and RUFF_REWARDS.intersection(tasks.reward_weights(options.type, options.rewards))
+    ):
+        data |= ruff_verdicts(code)
+    return graded
+
+
+def last_function(completion: Any) -> str | None:
+    """The function that a problem without an entry point is about: the last one in the last block that has any."""
+    blocks = code_blocks(completion) if isinstance(completion, str) else []
+    found = [re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)", block, re.MULTILINE) for block in blocks]
+    return next((names[-1] for names in reversed(found) if names), None)
+
+
+def try_program(program: Program, tests: tuple[tuple[list, Any], ...]) -> Grade:
+    if program.status is not Status.OK:
+        return Grade(program.status, detail=program.error)
+    if not tests:
+        return Grade(Status.OK, detail="loads; there are no tests to say whether it is right")
+    status, passed, mistakes = Status.OK, 0, []
+    for i, (arguments, expected) in enumerate(tests):
+        run = program.call(arguments)
+        if run.status is not Status.OK:
+            status = run.status if status is Status.OK else status
+            mistakes.append(f"test {i + 1} of {len(tests)}: {run.error}")
+        elif same(run.value, expected):
+            passed += 1
+        else:
+            mistakes.append(f"test {i + 1} of {len(tests)}: wrong result")
+    return Grade(status, correct=not mistakes, passed=passed / len(tests), detail=mistakes[0] if mistakes else "")
+
+
+def same(value: Any, expected: Any) -> bool:
+    """Whether a result is the expected plain data.
+
+    Lists and tuples are one kind (results arrive as lists); the order of a dict is nothing. bool is bool: 1 is not
+    True. An expected int must be met exactly, 2.0 counts as 2; an expected float within 1e-9 of its size (1e-12 near
+    zero), NaN by NaN.
+    """
+    if isinstance(expected, list | tuple):
+        return isinstance(value, list) and len(value) == len(expected) and all(map(same, value, expected))
+    if isinstance(expected, dict):
+        return (
+            isinstance(value, dict)
+            and value.keys() == expected.keys()
+            and all(same(value[key], item) for key, item in expected.items())
+        )
+    if isinstance(expected, float) and type(value) in (int, float):
+        try:
+            return math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-12) or value != value and expected != expected
+        except OverflowError:  # an int beyond every float
+            return False
+    numbers = type(expected) is int and type(value) in (int, float)
+    return value == expected and (numbers or type(value) is type(expected))
+
+
+def ruff_verdicts(code: str) -> dict[str, float]:
+    """{"style": ..., "documentation": ...}, each 0 to 1, from ruff in its own process, which deep nesting may kill.
+
+    style: 1, less 0.2 for each complaint (errors, names, bugs, outdated or roundabout code).
+    documentation: 0.5 if every public function, method and class has a docstring, 0.5 if every argument and result
+    is annotated. A text that ruff cannot finish gets 0 for both.
+    """
+    nothing = {"style": 0.0, "documentation": 0.0}
+    if len(code) > RUFF_MAX_CHARACTERS:
+        return nothing
+    ruff = [RUFF, *"check --isolated --no-cache --ignore-noqa --quiet --statistics".split()]
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    ruff += [
+        "--output-format=json",
+        f"--target-version={version}",
+        f"--select={STYLE_RULES},{DOCUMENTATION_RULES}",
+        "-",
+    ]
+    try:
+        result = subprocess.run(
+            ["/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *ruff],  # a stack overflow would leave a core file
+            input=(code.strip() + "\n").encode(errors="replace"),
+            capture_output=True,
+            timeout=RUFF_TIMEOUT_S,
+        )
+    except subprocess.TimeoutExpired:
+        return nothing
+    if result.returncode not in (0, 1):
+        return nothing
+    complaints = {str(entry["code"]): entry["count"] for entry in json.loads(result.stdout or b"[]")}
+    undocumented = any(rule.startswith("D") for rule in complaints)
+    untyped = any(rule.startswith("ANN") for rule in complaints)
+    untidy = sum(count for rule, count in complaints.items() if not rule.startswith(("D", "ANN")))
+    hiding = "__all__" in code  # an empty __all__ would make every function private, and private ones need no docstring
+    return {
+        "style": round(max(0.0, 1.0 - 0.2 * untidy), 1),
+        "documentation": 0.0 if hiding else 1.0 - 0.5 * undocumented - 0.5 * untyped,
+    }
+
+
+def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+    """(kind, completion) for check.py, whatever the first problem is. The reference is the tests themselves as a
+    table, so a problem whose tests also accept `return None` is found out; without tests it is only unverified."""
+    problem = problem_of(row, options)
+    name, tests = problem.entry_point or "solve", problem.tests + problem.hidden_tests
+    table = "".join(f"    {repr(tuple(arguments))!r}: {expected!r},\n" for arguments, expected in tests)
+    table = f'inf, nan = float("inf"), float("nan")\nTABLE = {{\n{table}}}\n\n\n'
+    bare = f"def {name}(*arguments):\n    return TABLE[repr(arguments)]\n"
+    documented = (
+        f'def {name}(*arguments: object) -> object:\n    """Look it up."""\n    return TABLE[repr(arguments)]\n'
+    )
+    wrong, cheats = wrong_answers(name), cheating_answers(name)
+    if tests:
+        kinds = {"reference": [fenced(table + documented)], "slower": [fenced(table + bare)]}
+    else:  # then only what cannot be read, or what is forbidden, is known to be wrong
+        kinds = {"unverified": [fenced(documented), fenced(bare)]}
+        wrong, cheats = wrong[-2:], [text for text in cheats if "import" in text]
+    kinds |= {"wrong": wrong, "cheat": cheats}
+    return [(kind, text) for kind, texts in kinds.items() for text in texts]

@@ -1,0 +1,266 @@
+"""Rows of your own: JSON lines from a file, several files, or a dataset of the Hub.
+
+    {"prompt": [{"role": "user", "content": "Calculate 15 * 23"}], "answer": 345, "reasoning_effort": "low"}
+
+`prompt` is a list of messages (role and content) or a text, which becomes one user message. `reasoning_effort` is low,
+medium or high; a row without one gets that of the config. `answer`, and any other column, reaches the reward functions
+by its name. The default reward compares the conclusion with `answer`, by value (see tasks/reasoning.py); where no row
+has an answer, name rewards of your own in task.rewards. An `answer` that is the number 0 in every row is the
+placeholder that some data sets carry, and counts as none.
+
+All rows are read and checked when the config is: a mistake costs no GPU time.
+"""
+
+import functools
+import glob
+import hashlib
+import itertools
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+import tasks
+from sandbox import Sandbox
+from tasks import Grade, reasoning
+from tasks import Options as SharedOptions
+
+ROOT = Path(__file__).resolve().parent.parent
+MAX_MISTAKES = 20
+ROLES = ("system", "developer", "user", "assistant", "tool")
+EFFORTS = ("low", "medium", "high")
+RESERVED = {"completions", "completion_ids", "completion", "prompts", "grades", "step", "images", "image",
+            "trainer_state", "log_extra", "log_metric", "environments", "tools"}  # fmt: skip
+
+REWARDS = ["correct_conclusion"]
+
+# Of the first row of the default data.
+REFERENCE = reasoning.REFERENCE
+SLOWER: list[str] = []  # the one default reward knows only right and wrong
+WRONG = reasoning.WRONG
+CHEAT = reasoning.CHEAT
+
+
+@dataclass(frozen=True)
+class Options(SharedOptions):
+    num_rows: int | None = None  # rows in turn, as many as this; null: each row once
+    data: str = "configs/arithmetic.jsonl"  # a file or a glob (relative to the repository), or a Hub dataset id
+    split: str = "train"  # of a Hub dataset
+    eval_split: str | None = None  # of a Hub dataset: its rows are for evaluation
+    eval_share: float = 0.0  # else this share of the prompts is held out, chosen by their text
+    free_characters: int = 2000  # longer completions pay the length_penalty, if that is among the rewards
+
+    def __post_init__(self):
+        if not 0.0 <= self.eval_share < 1.0:
+            raise ValueError(f"eval_share: must be at least 0 and below 1, not {self.eval_share}")
+        if self.free_characters < 1:
+            raise ValueError(f"free_characters: must be above 0, not {self.free_characters}")
+        training, _ = split_rows(self)
+        if not training:
+            raise ValueError(f"data: {self.data} holds no row to train on")
+        if not self.rewards and all(answer_of(row) is None for row in training):
+            raise ValueError(
+                f"rewards: no row of {self.data} has an answer to compare with (a 0 in every row is a placeholder); "
+                "name reward functions in task.rewards"
+            )
+
+
+def rows(options: Options) -> list[dict[str, Any]]:
+    """The training rows, in order and in turn up to num_rows."""
+    training, _ = split_rows(options)
+    wanted = options.num_rows or len(training)
+    if wanted < len(training) and wanted > 1:  # one row is what check.py asks for
+        say_once(f"task.num_rows: the first {wanted} of {len(training)} rows are used")
+    return [with_effort(row, options) for row in itertools.islice(itertools.cycle(training), wanted)]
+
+
+def eval_rows(options: Options) -> list[dict[str, Any]]:
+    """The rows that are held out, each once."""
+    return [with_effort(row, options) for row in split_rows(options)[1]]
+
+
+def with_effort(row: dict[str, Any], options: Options) -> dict[str, Any]:
+    return {**row, "reasoning_effort": row.get("reasoning_effort") or options.reasoning_effort}
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr)
+
+
+def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training rows, evaluation rows). Raises ValueError with up to 20 mistakes, each with its place."""
+    found = find_files(options.data)
+    if found:
+        if options.eval_split:
+            raise ValueError("eval_split: is for a dataset of the Hub; use eval_share with files")
+        all_rows = read_files(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in found))
+    else:
+        all_rows = read_hub(options.data, options.split)
+        if options.eval_split:
+            return all_rows, read_hub(options.data, options.eval_split)
+    return hold_out(all_rows, options.eval_share)
+
+
+def hold_out(all_rows: list[dict[str, Any]], share: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training rows, evaluation rows): a share of the prompts, one at least, chosen by hash. Equal prompts stay on
+    one side, and rows that are added move few of the others."""
+    if not share:
+        return all_rows, []
+    keys = [hashlib.sha256(json.dumps(row["prompt"]).encode()).digest() for row in all_rows]
+    distinct = sorted(set(keys))
+    held_out = set(distinct[: max(1, round(share * len(distinct)))])
+    training = [row for key, row in zip(keys, all_rows, strict=True) if key not in held_out]
+    return training, [row for key, row in zip(keys, all_rows, strict=True) if key in held_out]
+
+
+def find_files(data: str) -> list[Path]:
+    """The files that `data` means; none for the id of a Hub dataset. Raises ValueError for a file that is not there."""
+    pattern = str(ROOT / Path(data).expanduser())
+    found = (
+        [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+    )
+    found = [path for path in found if path.is_file()]
+    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data) and not data.endswith((".jsonl", ".json"))
+    if not found and not is_id:
+        raise ValueError(f"data: there is no file {data}")
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def read_files(files: tuple[tuple[Path, int, int], ...]) -> list[dict[str, Any]]:
+    """The rows of files, each given with its modification time and size, so that a changed file is read again."""
+    return check_rows(line for path, *_ in files for line in read_lines(path))
+
+
+def read_lines(path: Path) -> Iterable[tuple[str, Any]]:
+    """(place, row) of each line that is not empty; a line that is not JSON gives a ValueError in the row's place."""
+    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    try:
+                        row = json.loads(line)
+                    except (ValueError, RecursionError) as error:
+                        row = ValueError(f"not JSON: {error}")
+                    yield f"{shown}:{number}", row
+    except OSError as error:
+        raise ValueError(f"data: {path} cannot be read: {error}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def read_hub(name: str, split: str) -> list[dict[str, Any]]:
+    """The rows of one split of a dataset of the Hub, or of the local cache."""
+    from datasets import load_dataset  # here, because it is slow to import
+
+    try:
+        dataset = load_dataset(name, split=split)
+    except Exception as error:  # of many kinds: no such id, split or network, no access
+        raise ValueError(f"data: no file {name}, and not to be had from the Hub (split {split!r}): {error}") from error
+    return check_rows((f"{name}[{split}]:{i}", row) for i, row in enumerate(dataset))
+
+
+def check_rows(placed: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with messages for prompts, all with the same columns. Raises ValueError with up to 20 mistakes."""
+    places, found, mistakes = [], [], []
+    for place, row in placed:
+        problem = mistake(row)
+        if problem:
+            mistakes.append(f"{place}: {problem}")
+            if len(mistakes) == MAX_MISTAKES:
+                break
+        else:
+            places.append(place)
+            prompt = row["prompt"]
+            found.append(
+                {**row, "prompt": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+            )
+    if not mistakes:
+        if found and all(type(row.get("answer")) is int and row["answer"] == 0 for row in found):
+            found = [{name: value for name, value in row.items() if name != "answer"} for row in found]
+        mistakes = uneven_columns(places, found)
+    if mistakes:
+        raise ValueError("\n".join(["data:", *mistakes[:MAX_MISTAKES]]))
+    names = dict.fromkeys(name for row in found for name in row)
+    return [{name: row.get(name) for name in names} for row in found]
+
+
+def mistake(row: Any) -> str:
+    """What is wrong with one row, in words; empty if nothing is."""
+    if isinstance(row, ValueError):
+        return str(row)
+    if not isinstance(row, dict):
+        return f"must be an object, not {type(row).__name__}"
+    prompt = row.get("prompt")
+    if prompt is None:
+        return f"no prompt; the columns are {list(row)}"
+    if not isinstance(prompt, list | str) or not prompt:
+        return "prompt must be a list of messages, or a text"
+    for i, message in enumerate(prompt if isinstance(prompt, list) else []):
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            return f"prompt[{i}] must have role and content, and nothing else"
+        if message["role"] not in ROLES:
+            return f"prompt[{i}].role must be one of {', '.join(ROLES)}, not {message['role']!r}"
+        if not isinstance(message["content"], str) or not message["content"].strip():
+            return f"prompt[{i}].content must be text"
+    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
+        return "prompt ends with an assistant message: the model is to write that one"
+    if row.get("reasoning_effort") not in (None, *EFFORTS):
+        return f"reasoning_effort must be one of {', '.join(EFFORTS)}, not {row['reasoning_effort']!r}"
+    reserved = RESERVED.intersection(row)
+    if reserved:
+        return f"the columns {sorted(reserved)} have names that the trainer itself uses"
+    return ""
+
+
+def uneven_columns(places: list[str], found: list[dict[str, Any]]) -> list[str]:
+    """Columns that no table can hold unchanged, because their values are of different kinds, in words. Answers that
+    are numbers here and texts there become texts, which mean the same."""
+    mistakes = []
+    for name in dict.fromkeys(name for row in found for name in row):
+        values = [row.get(name) for row in found]
+        try:
+            column = pa.array(values).to_pylist()
+        except (pa.ArrowException, OverflowError) as error:
+            if name == "answer" and all(
+                value is None or isinstance(value, bool | int | float | str) for value in values
+            ):
+                for row, value in zip(found, values, strict=True):
+                    row[name] = reasoning.read_answer(value) if value != "" else None
+            else:
+                mistakes.append(f"column {name}: its values are of different kinds: {error}")
+            continue
+        for place, before, after in zip(places, values, column, strict=True):
+            if before != after:
+                mistakes.append(f"{place}: column {name} has another form than in other rows")
+                break
+    return mistakes
+
+
+def answer_of(row: Mapping[str, Any]) -> str | None:
+    """What the conclusion can be compared with, or None."""
+    try:
+        return reasoning.read_answer(row.get("answer"))
+    except ValueError:
+        return None  # a list or mapping, for a reward function of the user's own
+
+
+def grade(
+    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+) -> Grade:
+    """As tasks/reasoning.py: `correct` compares the conclusion with the answer, where there is one."""
+    return reasoning.judge(completion, answer_of(row), options.free_characters)
+
+
+def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+    """As tasks/reasoning.py. What reward functions of the user's own think right is not known here."""
+    if answer_of(row) is None or "correct_conclusion" not in tasks.reward_weights(options.type, options.rewards):
+        return []
+    return reasoning.known_answers({"answer": answer_of(row)}, options)
