@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import reward_functions
+import tasks
 from reward_functions import Grader
-from tasks import matmul
 
 FOLDER = Path(__file__).parents[1] / "tiny_model"
 sys.path.insert(0, str(FOLDER))
@@ -20,7 +20,7 @@ sys.path.insert(0, str(FOLDER))
 import build  # noqa: E402
 import corpus  # noqa: E402
 
-SAMPLES = 128
+SAMPLES = 96
 MAX_NEW_TOKENS = 112
 
 
@@ -35,18 +35,32 @@ def committed():
     return load(FOLDER)
 
 
-def shares(tokenizer, model, sandbox) -> dict[str, float]:
+def task_options(name: str) -> tasks.Options:
+    fast = {"timing_pairs": 1, "timing_min_size": 8, "timing_max_size": 8} if name == "matmul" else {}
+    return tasks.load(name).Options(type=name, **fast)
+
+
+def task_rows(options: tasks.Options) -> dict[str, dict]:
+    """The task's first rows by their prompt, as many as the corpus knows problems."""
+    count = {"code": len(corpus.CODE_PROMPTS), "reasoning": len(corpus.REASONING_PROBLEMS)}.get(options.type, 1)
+    return {row["prompt"][0]["content"]: row for row in tasks.load(options.type).rows(options)[:count]}
+
+
+def shares(tokenizer, model, sandbox, task: str) -> dict[str, float]:
     """What a sample at temperature 1 is worth, by the real grader."""
-    prompt = tokenizer.apply_chat_template(
-        [{"role": "user", "content": matmul.PROMPT}], add_generation_prompt=True, return_tensors="pt"
-    )["input_ids"].repeat(SAMPLES, 1)
+    options = task_options(task)
+    rows = list(task_rows(options).values())
     torch.manual_seed(0)
-    sampled = model.generate(prompt, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, temperature=1.0)
-    texts = tokenizer.batch_decode(sampled[:, prompt.shape[1] :])
-    finals = [re.search(r"<\|channel\|>final<\|message\|>(.*?)<\|return\|>", text, re.DOTALL) for text in texts]
-    options = matmul.Options(type="matmul", timing_pairs=1, timing_min_size=8, timing_max_size=8)
-    answers = [final[1] if final else "" for final in finals]
-    return reward_functions.shares(Grader([options], sandbox, seed=0).grade(answers, [{}] * SAMPLES))
+    answers, columns = [], []
+    for row in rows:
+        prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_tensors="pt")
+        prompt = prompt["input_ids"].repeat(SAMPLES // len(rows), 1)
+        sampled = model.generate(prompt, max_new_tokens=MAX_NEW_TOKENS, do_sample=True, temperature=1.0)
+        for text in tokenizer.batch_decode(sampled[:, prompt.shape[1] :]):
+            final = re.search(r"<\|channel\|>final<\|message\|>(.*?)<\|return\|>", text, re.DOTALL)
+            answers.append(final[1] if final else "")
+            columns.append({name: value for name, value in row.items() if name != "prompt"})
+    return reward_functions.shares(Grader([options], sandbox, seed=0).grade(answers, columns))
 
 
 @torch.no_grad()
@@ -57,8 +71,8 @@ def mean_log_likelihood(tokenizer, model) -> float:
         build.render(tokenizer, row, rng.choice(corpus.EFFORTS), corpus.random_date(rng))
         for row in corpus.examples(seed=1)[:64]
     ]
-    pairs = [(tokenizer(prompt).input_ids, tokenizer(completion).input_ids) for prompt, completion in texts]
-    return -model(**build.collate(pairs, tokenizer.pad_token_id)).loss.item()
+    groups = [(tokenizer(prompt).input_ids, [tokenizer(completion).input_ids]) for prompt, completion in texts]
+    return -model(**build.collate(groups, tokenizer.pad_token_id)).loss.item()
 
 
 def test_folder_is_small():
@@ -88,8 +102,43 @@ def test_tokenizer_round_trips(committed, text):
     assert tokenizer.decode(tokenizer(text).input_ids) == text
 
 
-def test_it_was_taught_the_default_prompt():
-    assert corpus.MATMUL_PROMPT == matmul.PROMPT
+@pytest.mark.parametrize("task", corpus.TASKS)
+def test_corpus_has_the_default_prompts(task):
+    _, make = corpus.TASKS[task]
+    rng = random.Random(0)
+    examples = [make(rng) for _ in range(200)]
+    if task == "prompt_injection":
+        own = corpus.INJECTION_PROMPT.replace("{agent_code}", r"[A-Z]{6}")
+        assert corpus.INJECTION_PROMPT == tasks.load(task).PROMPT
+        assert all(re.fullmatch(own, example.prompt) for example in examples)
+    else:
+        assert {example.prompt for example in examples} == task_rows(task_options(task)).keys()
+
+
+@pytest.mark.parametrize("task", corpus.TASKS)
+def test_answers_deserve_their_kind(sandbox, task):
+    """A kind that starts with correct, wrong or cheat is judged so."""
+    options = task_options(task)
+    _, make = corpus.TASKS[task]
+    rng = random.Random(0)
+    rows = task_rows(options)
+    found = {}
+    for example in (make(rng) for _ in range(500)):
+        if example.kind.startswith(("correct", "wrong", "cheat")):
+            row = rows.get(example.prompt) or next(iter(rows.values()))
+            found[example.kind, example.answer] = {name: value for name, value in row.items() if name != "prompt"}
+    grades = Grader([options], sandbox, seed=0).grade([answer for _, answer in found], list(found.values()))
+    for (kind, answer), grade in zip(found, grades, strict=True):
+        assert bool(grade.cheating) == kind.startswith("cheat"), answer
+        assert grade.correct == kind.startswith("correct"), answer
+
+
+def test_completions_beside_each_other_do_not_meet(committed):
+    tokenizer, model = committed
+    prompt, one, other = (tokenizer(text).input_ids for text in ("a prompt of a few words" * 20, "one", "another" * 30))
+    together = model(**build.collate([(prompt, [one, other])], tokenizer.pad_token_id)).logits[0, -len(other) :]
+    alone = model(torch.tensor([prompt + other])).logits[0, -len(other) :]
+    assert torch.allclose(together, alone, atol=1e-4)
 
 
 def test_prompt_renders_in_harmony_format(committed):
@@ -108,6 +157,7 @@ def test_rebuilt_model_behaves_the_same(committed, sandbox, tmp_path):
     assert (tmp_path / "tokenizer.json").read_text() == (FOLDER / "tokenizer.json").read_text()
     assert mean_log_likelihood(*rebuilt) == pytest.approx(mean_log_likelihood(*committed), abs=0.05)
     for tokenizer, model in (committed, rebuilt):
-        share = shares(tokenizer, model, sandbox)
-        assert 0.12 <= share["grades/correct"] <= 0.45
-        assert 0.05 <= share["grades/cheating"] <= 0.30
+        for task, low, high in (("matmul", 0.15, 0.50), ("game_2048", 0.08, 0.45), ("code", 0.12, 0.50)):
+            share = shares(tokenizer, model, sandbox, task)
+            assert low <= share["grades/correct"] <= high, task
+            assert 0.02 <= share["grades/cheating"] <= 0.30, task

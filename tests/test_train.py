@@ -12,19 +12,22 @@ from pathlib import Path
 import pytest
 
 import config
+import tasks
 import train
 
 ROOT = Path(__file__).parent.parent
 FAST = ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1", "task.check=false"]
 
 
-def command(output, *overrides):
+def command(output, *overrides, fast=FAST):
     script = [sys.executable, "train.py", "--config", "configs/tiny.yaml", f"grpo.output_dir={output}"]
-    return [*script, *FAST, *overrides]
+    return [*script, *fast, *overrides]
 
 
-def run(output, *overrides, **kwargs):
-    return subprocess.run(command(output, *overrides), cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+def run(output, *overrides, fast=FAST, **kwargs):
+    return subprocess.run(
+        command(output, *overrides, fast=fast), cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs
+    )
 
 
 def metrics(output):
@@ -246,3 +249,60 @@ def test_a_disk_that_fills_up_during_the_run(small_disk):
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 4, errors
     assert errors.splitlines()[-1].startswith("error: grpo.output_dir: ")
+
+
+@pytest.mark.parametrize("name", [name for name in tasks.names() if name != "matmul"])
+def test_every_task_trains_on_the_tiny_model(tmp_path, name):
+    result = run(tmp_path, f"task.type={name}", "grpo.max_steps=1", "task.num_rows=8", fast=FAST[:2])
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "final_model" / "adapter_model.safetensors").is_file()
+    assert set(tasks.load(name).REWARDS) <= {key.split("/")[1] for key in metrics(tmp_path)[0] if "rewards/" in key}
+
+
+SORT_TASK = '''
+"""Sort a list of numbers."""
+
+from dataclasses import dataclass
+
+from sandbox import Status
+from tasks import Grade, Options as SharedOptions, extract_code
+
+REWARDS = ["function_works", "no_cheating", "correctness_check"]
+REFERENCE = "```python\\ndef sort(numbers):\\n    return sorted(numbers)\\n```"
+SLOWER = []
+WRONG = ["```python\\ndef sort(numbers):\\n    return numbers\\n```"]
+CHEAT = ["```python\\nimport numpy\\ndef sort(numbers):\\n    return numpy.sort(numbers).tolist()\\n```"]
+
+
+@dataclass(frozen=True)
+class Options(SharedOptions):
+    length: int = 9
+
+
+def rows(options):
+    return [{"prompt": [{"role": "user", "content": "Write sort(numbers)."}]} for _ in range(options.num_rows)]
+
+
+def grade(completion, row, options, sandbox, rng):
+    code = extract_code(completion, "sort")
+    if code is None:
+        return Grade(Status.NO_FUNCTION)
+    numbers = rng.permutation(options.length).tolist()
+    with sandbox.open(code, "sort") as program:
+        run = program.call([numbers])
+        return Grade(run.status, code, run.value == sorted(numbers), program.findings, detail=run.error)
+'''
+
+
+def test_a_new_task_is_one_file(tmp_path):
+    repository = tmp_path / "repository"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "gpt-oss-grpo", "tests")
+    shutil.copytree(ROOT, repository, ignore=ignored)
+    (repository / "tasks" / "sort.py").write_text(SORT_TASK)
+    script = [sys.executable, "train.py", "--config", "configs/tiny.yaml", "task.type=sort", "task.length=5"]
+    result = subprocess.run(
+        [*script, *FAST[:2], "grpo.max_steps=1"], cwd=repository, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "check: sort: 5 known answers" in result.stdout
+    assert (repository / "gpt-oss-grpo" / "tiny" / "final_model" / "adapter_model.safetensors").is_file()

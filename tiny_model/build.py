@@ -3,7 +3,7 @@
     python tiny_model/build.py [--out DIR]
 
 Writes config.json, generation_config.json, model.safetensors (bfloat16) and the tokenizer's files into DIR,
-by default this folder. Takes about 80 seconds on two cores. Deterministic on one machine; elsewhere rounding
+by default this folder. Takes about 100 seconds on two cores. Deterministic on one machine; elsewhere rounding
 differs a little.
 """
 
@@ -12,6 +12,7 @@ import os
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 # Read when torch is imported: OpenMP threads that spin while they wait cost minutes on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,10 +25,12 @@ from trl.chat_template_utils import gptoss_chat_template
 import corpus
 
 SEED = 3407
-VOCAB_SIZE = 640
-BATCH_SIZE = 12
-STEPS = 400
+VOCAB_SIZE = 1024
+ROW_TOKENS = 448  # a prompt with as many of its completions as fit
+BATCH_SIZE = 4  # rows
+STEPS = 480
 LEARNING_RATE = 3e-3
+SLIDING_WINDOW = 128
 SPECIAL_TOKENS = [
     "<|startoftext|>", "<|endoftext|>", "<|return|>", "<|constrain|>", "<|channel|>",
     "<|start|>", "<|end|>", "<|message|>", "<|call|>",
@@ -85,7 +88,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
     config = GptOssConfig(
         num_hidden_layers=2, hidden_size=128, intermediate_size=128, head_dim=32,
         num_attention_heads=4, num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=2,
-        vocab_size=len(tokenizer), max_position_embeddings=1024, sliding_window=128,
+        vocab_size=len(tokenizer), max_position_embeddings=1024, sliding_window=SLIDING_WINDOW,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -93,31 +96,71 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
     return GptOssForCausalLM(config)
 
 
-def collate(pairs: list[tuple[list[int], list[int]]], pad_token_id: int) -> dict[str, torch.Tensor]:
-    """(prompt ids, completion ids) pairs -> padded input_ids, attention_mask, labels: [batch, longest]."""
-    longest = max(len(prompt) + len(completion) for prompt, completion in pairs)
-    input_ids = torch.full((len(pairs), longest), pad_token_id)
-    labels = torch.full_like(input_ids, IGNORED)
-    mask = torch.zeros_like(input_ids)
-    for row, (prompt, completion) in enumerate(pairs):
-        end = len(prompt) + len(completion)
-        input_ids[row, :end] = torch.tensor(prompt + completion)
-        labels[row, len(prompt) : end] = torch.tensor(completion)
-        mask[row, :end] = 1
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+Group = tuple[list[int], list[list[int]]]  # the tokens of a prompt, and of completions to it
+
+
+def collate(groups: list[Group], pad_token_id: int) -> dict[str, Any]:
+    """Groups -> input_ids, position_ids, labels: [batch, longest]; attention masks: [batch, 1, longest, longest].
+
+    A row is one prompt and all its completions, each of which sees the prompt and itself as if it stood alone there:
+    a prompt is computed once, not once a completion.
+    """
+    longest = max(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
+    input_ids = torch.full((len(groups), longest), pad_token_id)
+    labels, part = torch.full_like(input_ids, IGNORED), torch.full_like(input_ids, -1)
+    position_ids = torch.zeros_like(input_ids)
+    for row, (prompt, completions) in enumerate(groups):
+        end = 0
+        for number, tokens in enumerate([prompt, *completions]):  # the prompt is part 0
+            first, here = len(prompt) if number else 0, slice(end, end + len(tokens))
+            input_ids[row, here] = torch.tensor(tokens)
+            position_ids[row, here] = torch.arange(first, first + len(tokens))
+            part[row, here] = number
+            if number:
+                labels[row, here] = input_ids[row, here]
+            if number > 1:  # the token before it is another completion's last; all start with the same token anyway
+                labels[row, end] = IGNORED
+            end += len(tokens)
+    query, key = part[:, :, None], part[:, None, :]
+    seen = ((key == 0) | (key == query)) & torch.ones(longest, longest, dtype=torch.bool).tril()
+    near = position_ids[:, :, None] - position_ids[:, None, :] < SLIDING_WINDOW
+    masks = {"full_attention": seen, "sliding_attention": seen & near}
+    hidden = torch.finfo(torch.float32).min
+    masks = {name: torch.where(mask, 0.0, hidden)[:, None] for name, mask in masks.items()}
+    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "attention_mask": masks}
+
+
+def group(tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]) -> list[Group]:
+    """Rows with the same prompt together, as many as ROW_TOKENS hold, in random order."""
+    rng = random.Random(SEED)
+    by_prompt: dict[str, list[corpus.Example]] = {}
+    for row in rows:
+        by_prompt.setdefault(row.prompt, []).append(row)
+    groups: list[Group] = []
+    for same in by_prompt.values():
+        room = 0
+        for row in same:
+            texts = render(tokenizer, row, rng.choice(corpus.EFFORTS), corpus.random_date(rng))
+            prompt, completion = (tokenizer(text).input_ids for text in texts)
+            if room < len(completion):  # a new row, with this prompt's date and effort
+                groups.append((prompt, []))
+                room = ROW_TOKENS - len(prompt)
+            groups[-1][1].append(completion)
+            room -= len(completion)
+    rng.shuffle(groups)
+    return groups
 
 
 def train(model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]) -> None:
-    """One supervised pass over `rows` with the loss on completions only."""
-    rng = random.Random(SEED)
+    """STEPS of supervised training with the loss on completions only, over `rows` as often as that takes."""
+    groups = group(tokenizer, rows)
+    print(f"{len(rows)} examples in {len(groups)} rows", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
     model.train()
     for step in range(STEPS):
-        batch = [rows[(step * BATCH_SIZE + index) % len(rows)] for index in range(BATCH_SIZE)]
-        texts = [render(tokenizer, row, rng.choice(corpus.EFFORTS), corpus.random_date(rng)) for row in batch]
-        pairs = [(tokenizer(prompt).input_ids, tokenizer(completion).input_ids) for prompt, completion in texts]
-        loss = model(**collate(pairs, tokenizer.pad_token_id), use_cache=False).loss
+        batch = [groups[(step * BATCH_SIZE + index) % len(groups)] for index in range(BATCH_SIZE)]
+        loss = model(**collate(batch, tokenizer.pad_token_id), use_cache=False).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
