@@ -23,7 +23,7 @@ import itertools
 import pkgutil
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Literal
@@ -72,6 +72,21 @@ def reward_weights(task: str, rewards: Any) -> dict[str, float]:
     """Reward function names in order, each with its weight; `rewards` as in Options."""
     chosen = rewards or load(task).REWARDS
     return dict(chosen.items()) if hasattr(chosen, "items") else dict.fromkeys(chosen, 1.0)
+
+
+def problem_mistakes(options: Any, read_problem: Callable[[Any], Any]) -> list[str]:
+    """What is wrong with the `problems` and `eval_problems` of a task's options, each with its place."""
+    mistakes = []
+    for key, problems in (("problems", options.problems), ("eval_problems", options.eval_problems)):
+        if not isinstance(problems, list) or not (problems or key == "eval_problems"):
+            mistakes.append(f"{key}: must be a list of texts or mappings")
+            continue
+        for i, problem in enumerate(problems):
+            try:
+                read_problem(problem)
+            except ValueError as error:
+                mistakes.append(f"{key}[{i}]: {error}")
+    return mistakes
 
 
 def known_answers(task: ModuleType, row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:

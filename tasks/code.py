@@ -31,7 +31,7 @@ from ruff.__main__ import find_ruff_bin
 
 import tasks
 from sandbox import Program, Sandbox, Status
-from tasks import Grade, code_blocks, extract_code
+from tasks import Grade, code_blocks, extract_code, problem_mistakes
 from tasks import Options as SharedOptions
 
 TEMPLATE = """\
@@ -162,15 +162,7 @@ class Options(SharedOptions):
         mistakes = ["prompt_template: {task} must stand in it"] if "{task}" not in self.prompt_template else []
         if self.show_tests < 0:
             mistakes.append(f"show_tests: must be 0 or more, not {self.show_tests}")
-        for key, problems in (("problems", self.problems), ("eval_problems", self.eval_problems)):
-            if not isinstance(problems, list) or not (problems or key == "eval_problems"):
-                mistakes.append(f"{key}: must be a list of sentences or mappings")
-                continue
-            for i, problem in enumerate(problems):
-                try:
-                    read_problem(problem)
-                except ValueError as error:
-                    mistakes.append(f"{key}[{i}]: {error}")
+        mistakes += problem_mistakes(self, read_problem)
         if mistakes:
             raise ValueError("; ".join(mistakes))
 

@@ -19,7 +19,7 @@ import numpy as np
 
 import verifier
 from sandbox import Sandbox, Status
-from tasks import Grade
+from tasks import Grade, problem_mistakes
 from tasks import Options as SharedOptions
 
 TEMPLATE = """\
@@ -76,15 +76,7 @@ class Options(SharedOptions):
             mistakes.append("prompt_template: {question} must stand in it")
         if self.free_characters < 1:
             mistakes.append(f"free_characters: must be above 0, not {self.free_characters}")
-        for key, problems in (("problems", self.problems), ("eval_problems", self.eval_problems)):
-            if not isinstance(problems, list) or not (problems or key == "eval_problems"):
-                mistakes.append(f"{key}: must be a list of questions or mappings")
-                continue
-            for i, problem in enumerate(problems):
-                try:
-                    read_problem(problem)
-                except ValueError as error:
-                    mistakes.append(f"{key}[{i}]: {error}")
+        mistakes += problem_mistakes(self, read_problem)
         if mistakes:
             raise ValueError("; ".join(mistakes))
 
