@@ -230,8 +230,8 @@ def saving_to(output: Path) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise OutputError(f"grpo.output_dir: cannot write to {output}: {one_line(error)}") from error
-        # safetensors and torch.save raise types of their own when the disk is full
-        if output.is_dir() and shutil.disk_usage(output).free < 1 << 20:
+        # safetensors and torch.save raise types of their own when the disk is full, and may have removed their file
+        if output.is_dir() and shutil.disk_usage(output).free < 20 << 20:
             raise OutputError(f"grpo.output_dir: the disk of {output} is full: {one_line(error)}") from error
         raise
 

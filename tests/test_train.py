@@ -248,7 +248,8 @@ def test_a_disk_that_fills_up_during_the_run(small_disk):
             hog.flush()
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 4, errors
-    assert errors.splitlines()[-1].startswith("error: grpo.output_dir: ")
+    # TensorBoard's own thread may add its traceback after ours is said
+    assert any(line.startswith("error: grpo.output_dir: ") for line in errors.splitlines())
 
 
 @pytest.mark.parametrize("name", [name for name in tasks.names() if name != "matmul"])
