@@ -172,6 +172,11 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_pat
     ]
     assert refused == []
     assert list(tmp_path.iterdir()) == []
+    assert_totals_in_order(graded)
+
+
+def assert_totals_in_order(graded):
+    """No function and cheating < crash and timeout < wrong < correct, in what check.py says of a corpus."""
 
     def totals(test):
         return [got["total"] for got in graded if test(got)]

@@ -1,7 +1,6 @@
 """tasks/game_2048.py: the rules of the game, how strategies are judged on it, and what that pays."""
 
 import dataclasses
-import itertools
 import json
 import random
 from pathlib import Path
@@ -17,7 +16,7 @@ from reward_functions import resolve
 from sandbox import Status
 from tasks import Grade, extract_code, game_2048
 from tasks.game_2048 import HELD_OUT_SEEDS, GameBoard, Outcome, State, evaluate, shift, slide, wilson_interval
-from tests.test_check import CORPUS, STOPPED, acceptable
+from tests.test_check import CORPUS, acceptable, assert_totals_in_order
 
 ROOT = Path(__file__).parent.parent
 TILES = st.sampled_from([0, 0, 2, 2, 4, 8, 16])
@@ -443,18 +442,7 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_pat
     for row, verdict in zip(rows, verdicts[: len(rows)], strict=True):
         assert row["id"] == verdict["id"] and acceptable(row, verdict, reference["total"]), (row["note"], verdict)
     assert list(tmp_path.iterdir()) == []
-
-    def totals(test):
-        return [verdict["total"] for verdict in verdicts if test(verdict)]
-
-    order = [
-        totals(lambda got: got["cheating"] or got["status"] in ("no_function", "syntax_error")),
-        totals(lambda got: not got["cheating"] and got["status"] in STOPPED),
-        totals(lambda got: not got["cheating"] and got["status"] == "ok" and not got["correct"]),
-        totals(lambda got: not got["cheating"] and got["correct"]),
-    ]
-    for lower, higher in itertools.pairwise(order):
-        assert lower and max(lower) < min(higher)
+    assert_totals_in_order(verdicts)
 
 
 def test_what_a_strategy_remembers_lasts_for_all_games(sandbox):
