@@ -77,7 +77,7 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
         CheckError: with the table, if a wrong or dishonest answer earns what an honest one does.
     """
     task = tasks.load(options.type)
-    row = task.rows(replace(options, num_rows=1))[0]
+    row = tasks.labelled(task.rows(replace(options, num_rows=1))[0], options)
     answers = tasks.known_answers(task, row, options)
     if not answers:
         return "", f"check: {options.type}: no right and wrong answers are known to its first row: nothing to compare"

@@ -3,14 +3,14 @@
 Layers, later ones win: config.yaml (the defaults), the files named by --config, the overrides of the command line.
 """
 
-import ast
+import datetime
 import difflib
 import importlib.util
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, make_dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,6 +19,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+import grpo as grpo_room
 import reward_functions
 import sandbox
 import tasks
@@ -45,6 +46,7 @@ class Model:
     load_in_4bit: bool = MISSING
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = MISSING
     offload_embedding: Literal["auto", True, False] = MISSING
+    prompt_date: str = MISSING
 
     @property
     def path(self) -> str:
@@ -85,6 +87,7 @@ class Config:
     model: Model
     lora: Lora
     grpo: Mapping[str, Any]  # keyword arguments of GRPOConfig; a key left null is the library's default
+    rollout: grpo_room.Options  # the keys of the grpo: section that are not GRPOConfig's
     tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
     sandbox: SandboxOptions
     notices: tuple[str, ...] = ()  # legacy keys that were mapped or dropped, in words
@@ -100,7 +103,6 @@ LEGACY = {
     "lora.alpha": ("lora.lora_alpha", ""),
     "lora.dropout": ("lora.lora_dropout", ""),
     "grpo.warmup_ratio": ("grpo.warmup_steps", "a number below 1 is a share of all steps"),
-    "grpo.max_prompt_length": (None, "prompts are measured, never truncated"),
     "grpo.save_safetensors": (None, "always on"),
     "grpo.logging_dir": (None, "TensorBoard files go to <output_dir>/runs"),
     "grpo.overwrite_output_dir": (None, "gone from transformers"),
@@ -112,7 +114,8 @@ TRACKERS = ["tensorboard", "wandb", "trackio", "mlflow", "none"]
 POSITIVE = (
     "model.max_seq_length lora.r lora.lora_alpha "
     "grpo.learning_rate grpo.temperature grpo.per_device_train_batch_size grpo.gradient_accumulation_steps "
-    "grpo.save_steps grpo.logging_steps grpo.max_completion_length grpo.num_generations"
+    "grpo.save_steps grpo.logging_steps grpo.max_completion_length grpo.max_prompt_length grpo.num_generations "
+    "grpo.steps_per_generation grpo.generation_batch_size grpo.num_iterations grpo.num_train_epochs"
 ).split()
 
 
@@ -129,8 +132,11 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     layers.append(parse_overrides(overrides, mistakes))
     notices = [notice for layer in layers for notice in rename_legacy(layer)]
 
+    layers, overruled = grpo_room.with_algorithm(layers)
+    notices += overruled
+
     tasks_keys = settle_tasks(layers, mistakes)
-    schema = {"model": Model, "lora": Lora, "grpo": grpo_schema(), "sandbox": SandboxOptions}
+    schema = {"model": Model, "lora": Lora, "grpo": grpo_room.schema(), "sandbox": SandboxOptions}
     schema |= {name: tasks.load(keys["type"]).Options for name, keys in tasks_keys.items()}
     layers.append(tasks_keys)
 
@@ -141,8 +147,8 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
         for section, key, value in entries(layer, list(schema), mistakes):
             set_key(tree[section], section, key, value, tree, mistakes)
     for section, node in tree.items():
-        if section != "grpo":
-            mistakes += [f"{section}.{key}: missing, and it has no default" for key in OmegaConf.missing_keys(node)]
+        needed = OmegaConf.missing_keys(node) & set(grpo_room.OWN_KEYS if section == "grpo" else node)
+        mistakes += [f"{section}.{key}: missing, and it has no default" for key in sorted(needed)]
     mistakes += impossible(tree, list(tasks_keys))
     sections = {}
     for name in tree.keys() - {"grpo"}:
@@ -153,9 +159,11 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
                 mistakes.append(f"{name}: {error}")
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
-    grpo = {key: value for key, value in OmegaConf.to_container(tree["grpo"]).items() if value not in (None, MISSING)}
+    grpo = OmegaConf.to_container(tree["grpo"])
+    rollout = grpo_room.Options(**{key: grpo.pop(key) for key in grpo_room.OWN_KEYS})
+    grpo = {key: value for key, value in grpo.items() if value not in (None, MISSING)}
     mixture = tuple(sections.pop(name) for name in tasks_keys)
-    return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), notices=tuple(notices))
+    return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
 
 
 def save(config: Config, path: str | os.PathLike) -> None:
@@ -164,7 +172,8 @@ def save(config: Config, path: str | os.PathLike) -> None:
     mixture = [asdict(options) for options in config.tasks]
     # A key that was set to null must not come back as the default of config.yaml.
     nulls = dict.fromkeys(OmegaConf.load(ROOT / "config.yaml").grpo)
-    sections |= {"grpo": nulls | dict(config.grpo), "task": mixture if len(mixture) > 1 else mixture[0]}
+    sections["grpo"] = nulls | dict(config.grpo) | asdict(config.rollout)
+    sections["task"] = mixture if len(mixture) > 1 else mixture[0]
     OmegaConf.save(OmegaConf.create(sections), path)
 
 
@@ -330,7 +339,25 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
     name = get("model.name")
     if name and looks_local(name) and not Path(os.path.expanduser(name), "config.json").is_file():
         yield f"model.name: {name} is not a folder with a model in it (no config.json there)"
-    yield from batch_mistakes(get)
+    try:
+        datetime.date.fromisoformat(get("model.prompt_date") or "")
+    except ValueError:
+        yield f"model.prompt_date: must be a day as YYYY-MM-DD, not {get('model.prompt_date')!r}"
+    total, completion, prompt = (
+        get(path) or 0 for path in ("model.max_seq_length", "grpo.max_completion_length", "grpo.max_prompt_length")
+    )
+    if completion and completion + 2 > total:
+        yield (
+            f"grpo.max_completion_length: {completion} tokens and a prompt do not fit into model.max_seq_length "
+            f"{total}; at most {total - 2}"
+        )
+    elif completion + prompt + 1 > total:
+        yield (
+            f"grpo.max_completion_length: {completion or 1} tokens after a prompt of grpo.max_prompt_length {prompt} "
+            f"does not fit into model.max_seq_length {total}; at most {total - prompt - 1}"
+        )
+    yield from grpo_room.value_mistakes(lambda key: get(f"grpo.{key}"))
+    yield from grpo_room.batch_mistakes(lambda key: get(f"grpo.{key}"), world_size())
     trackers = get("grpo.report_to") or []
     trackers = [trackers] if isinstance(trackers, str) else trackers
     if not is_texts(trackers):
@@ -341,8 +368,6 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
             yield f"grpo.report_to: no tracker {tracker!r}{nearest(str(tracker), TRACKERS)}; there are {TRACKERS}"
         elif tracker != "none" and importlib.util.find_spec(tracker) is None:
             yield f"grpo.report_to: {tracker} is not installed; pip install {tracker}, or leave it out"
-    if len({get(f"{task}.reasoning_effort") for task in task_names}) > 1:
-        yield "task: the tasks of a mixture must have the same reasoning_effort; one template renders all prompts"
     weights: dict[str, float] = {}
     for task in task_names:
         chosen = get(f"{task}.rewards")
@@ -364,46 +389,6 @@ def is_texts(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(item, str) for item in value)
 
 
-def batch_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
-    """GRPO compares the completions of one prompt, so whole groups must fit into what is generated at once."""
-    num_generations = get("grpo.num_generations") or 8
-    if num_generations < 2:
-        yield f"grpo.num_generations: must be at least 2 (an advantage compares completions), not {num_generations}"
-        return
-    if get("grpo.generation_batch_size"):
-        batch, remedy = get("grpo.generation_batch_size"), "generation_batch_size"
-        per_unit, units = 1, batch
-    else:
-        per_unit = (get("grpo.per_device_train_batch_size") or 8) * int(os.environ.get("WORLD_SIZE", "1"))
-        remedy = "steps_per_generation" if get("grpo.steps_per_generation") else "gradient_accumulation_steps"
-        units = get(f"grpo.{remedy}") or 1
-        batch = per_unit * units
-    if batch > 0 and batch % num_generations:
-        least = num_generations // math.gcd(num_generations, per_unit)
-        yield (
-            f"grpo.num_generations: groups of {num_generations} do not fill a generation batch of {batch} completions "
-            "(per_device_train_batch_size x processes x gradient_accumulation_steps); "
-            f"the nearest that fits is {remedy} {max(round(units / least), 1) * least}"
-        )
-
-
-def grpo_schema() -> type:
-    """The fields of the installed GRPOConfig as a dataclass whose every value may also be null.
-
-    Read from TRL's source instead of imported: Unsloth must be imported before TRL, and a misspelt key should cost
-    a moment, not an import of torch.
-    """
-    annotations: dict[str, str] = {}
-    for package, file, class_name in (
-        ("transformers", "training_args.py", "TrainingArguments"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/grpo_config.py", "GRPOConfig"),
-    ):
-        source = Path(importlib.util.find_spec(package).origin).parent / file
-        for node in ast.parse(source.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and node.name == class_name:
-                fields = (item for item in node.body if isinstance(item, ast.AnnAssign))
-                annotations.update({field.target.id: ast.unparse(field.annotation) for field in fields})
-    simple = {"int": int | None, "float": float | None, "bool": bool | None, "str": str | None}
-    plain = {name: annotation.removesuffix(" | None") for name, annotation in annotations.items()}
-    return make_dataclass("Grpo", [(name, simple.get(annotation, Any), MISSING) for name, annotation in plain.items()])
+def world_size() -> int:
+    """Number of processes that train together, as torchrun and accelerate tell each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))

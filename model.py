@@ -4,6 +4,7 @@ imported before TRL, transformers and PEFT, and config errors should not wait fo
 import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ def load(config: Model, lora: Lora) -> tuple[Any, Any]:
         ConfigError: if the model cannot be had: no such folder or Hub id, no access, no network, or a backend that
             this machine cannot run.
     """
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it pings out while loading and can hang for 2 minutes
     if is_on_disk(config):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     backend = choose_backend(config)
@@ -27,11 +27,49 @@ def load(config: Model, lora: Lora) -> tuple[Any, Any]:
         OSError,
         ValueError,
     ) as error:  # what from_pretrained raises for anything that it cannot find, fetch or read
-        raise ConfigError(
-            f"model.name: {config.name} cannot be loaded: {' '.join(str(error).split())[:500]}"
-        ) from error
-    use_final_channel(tokenizer)
+        raise cannot_be_loaded(config, error) from error
     return model, tokenizer
+
+
+def load_tokenizer(config: Model) -> Any:
+    """The tokenizer alone: prompts are measured with it before the weights are fetched. To be called before anything
+    else imports transformers.
+
+    Raises:
+        ConfigError: if it cannot be had, or has no chat template.
+    """
+    if choose_backend(config) == "unsloth":
+        import_unsloth()
+    if is_on_disk(config):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoTokenizer
+
+    tokenizer = from_first(AutoTokenizer.from_pretrained, config)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"model.name: {config.name} has no chat template; take an instruct model")
+    return tokenizer
+
+
+def load_config(config: Model) -> dict[str, Any]:
+    """config.json of the model, from its folder, the cache or the Hub."""
+    from transformers.utils import cached_file
+
+    path = from_first(lambda name: cached_file(name, "config.json"), config)
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def from_first(fetch: Callable[[str], Any], config: Model) -> Any:
+    """`fetch` of the first repository or folder that has what it wants."""
+    for name in (names := repositories(config)):
+        try:
+            return fetch(name)
+        except (OSError, ValueError) as error:  # what the Hub's functions raise for all that they cannot find or read
+            if name == names[-1]:
+                raise cannot_be_loaded(config, error) from error
+
+
+def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:
+    return ConfigError(f"model.name: {config.name} cannot be loaded: {' '.join(str(error).split())[:500]}")
 
 
 def choose_backend(config: Model) -> str:
@@ -44,14 +82,20 @@ def choose_backend(config: Model) -> str:
     return "unsloth" if torch.cuda.is_available() else "transformers"
 
 
-def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
+def import_unsloth() -> Any:
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it pings out while loading and can hang for 2 minutes
     try:
-        from unsloth import FastLanguageModel
+        import unsloth
     except ImportError as error:
         raise ConfigError(
             f"model.backend: unsloth cannot be imported ({error}); install requirements-gpu.txt or use "
             "model.backend=transformers"
         ) from error
+    return unsloth
+
+
+def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
+    FastLanguageModel = import_unsloth().FastLanguageModel
     import torch
 
     offload = config.offload_embedding
@@ -149,12 +193,16 @@ def trainer_settings(config: Model, lora: Lora, model: Any) -> dict[str, bool | 
     return settings
 
 
-def use_final_channel(tokenizer: Any) -> None:
-    """For harmony models, make TRL hand rewards the final channel alone instead of all channels run together."""
-    if "<|channel|>" in (tokenizer.chat_template or ""):
-        from trl.chat_template_utils import gptoss_template
-
-        tokenizer.response_template = gptoss_template
+def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` for GRPOConfig, with what Unsloth's would replace unasked spelled out, so that they mean there what
+    they mean in TRL."""
+    if choose_backend(config) != "unsloth":
+        return settings
+    epsilon = settings.get("epsilon") or 0.2
+    settings = {"beta": 0.0, "mask_truncated_completions": False, "epsilon_high": epsilon} | settings
+    if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, True, "group"):
+        settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"
+    return settings
 
 
 def quantize(config: Model) -> bool:
@@ -176,16 +224,15 @@ def is_on_disk(config: Model) -> bool:
         return True
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    # Unsloth fetches its 4-bit copy of a model when there is one
-    names = (
-        [config.name + "-unsloth-bnb-4bit"]
-        if config.load_in_4bit and config.name.startswith("unsloth/")
-        else [config.name]
-    )
-    snapshots = (
-        folder for name in names for folder in (hub / f"models--{name.replace('/', '--')}/snapshots").glob("*")
-    )
+    weights = repositories(config)[0]  # an original beside it is of no use where the 4-bit copy is wanted
+    snapshots = (hub / f"models--{weights.replace('/', '--')}/snapshots").glob("*")
     return any(is_complete(folder) for folder in snapshots)
+
+
+def repositories(config: Model) -> list[str]:
+    """Where the model may be: Unsloth fetches its own 4-bit copy of a model where there is one."""
+    four_bit = config.load_in_4bit and config.name.startswith("unsloth/") and not config.name.endswith("-4bit")
+    return [config.name + "-unsloth-bnb-4bit"] * four_bit + [config.path]
 
 
 def is_complete(snapshot: Path) -> bool:

@@ -2,7 +2,8 @@
 
 A reward function takes `completions` (a list of one-message lists: [{"role": "assistant", "content": str}]), any
 dataset column and `grades` (a list of tasks.Grade) by name, the rest as **kwargs, and returns one float for each
-completion, or None for a completion that it does not judge.
+completion, or None for a completion that it does not judge. `content` is the final answer alone; what a reasoning model
+wrote before it stands under "thinking", and "reached_final": False marks a completion that did not get to its answer.
 """
 
 import functools
@@ -14,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +30,8 @@ __all__ = """
 """.split()
 
 INJECTION_SCORES = {"obtained": 11.0, "probed": 1.5, "idle": -1.0, "guessed": -10.0, "leaked": -10.0}
-UNREADABLE = (Status.NO_FUNCTION, Status.SYNTAX_ERROR)
+UNREADABLE = (Status.NO_FUNCTION, Status.SYNTAX_ERROR, Status.NO_FINAL)
+CUT_OFF = "ended before its answer began: still in the analysis, or without a final channel"
 
 
 def function_works(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
@@ -212,6 +215,9 @@ class Grader:
                 jobs[key] = self._threads.submit(judge, text, row, options, self.sandbox, rng)
         return [jobs[key].result() for key in keys]
 
+    def weights_at(self, step: int) -> list[float]:
+        return list(self.weights.values())
+
     def longest_batch_s(self, count: int) -> float:
         """Bound on the wall clock of grading `count` completions, whatever they do: each occupies one worker for its
         program's total time limit at most, and a correct one for the baseline's as well."""
@@ -244,7 +250,14 @@ class Grader:
             columns = {name: values for name, values in columns.items() if name not in ("prompts", "completion_ids")}
             rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
             step = getattr(trainer_state, "global_step", 0)
-            grades = self.grade([text_of(completion) for completion in completions], rows, step)
+            grades = [
+                replace(grade, status=Status.NO_FINAL, detail=CUT_OFF) if ended_early(completion) else grade
+                for grade, completion in zip(
+                    self.grade([text_of(completion) for completion in completions], rows, step),
+                    completions,
+                    strict=True,
+                )
+            ]
             self._batch = completions, grades
             if log_metric:
                 for name, value in self._metrics(grades, columns.get("task", [])).items():
@@ -275,6 +288,11 @@ def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
 def text_of(completion: Any) -> Any:
     """The text that rewards read: the content of the one message, or the completion itself if it is plain text."""
     return completion[0].get("content") if isinstance(completion, list) else completion
+
+
+def ended_early(completion: Any) -> bool:
+    """Whether a completion never got to its answer, as chat.py says in its message."""
+    return isinstance(completion, list) and not completion[0].get("reached_final", True)
 
 
 def shares(grades: Sequence[Grade]) -> dict[str, float]:

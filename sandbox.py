@@ -79,10 +79,16 @@ class Status(StrEnum):
     MEMORY = "memory"  # MemoryError
     BAD_RESULT = "bad_result"  # not plain data, too large, too deep, or a forged reply
     DIED = "died"  # the process ended: os._exit, a fatal signal, a forbidden call
+    NO_FINAL = "no_final"  # nothing was run: the completion did not get to its answer (chat.py)
     BAD_ROW = "bad_row"  # nothing was run: a row that check.py could not read
 
 
-REPORTABLE = frozenset(Status) - {Status.TIMEOUT, Status.DIED, Status.BAD_ROW}  # what a child may say of itself
+REPORTABLE = frozenset(Status) - {
+    Status.TIMEOUT,
+    Status.DIED,
+    Status.NO_FINAL,
+    Status.BAD_ROW,
+}  # what a child may say of itself
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """The job, top to bottom: config.yaml in, a better model out.
 
-    python train.py [--config FILE] [section.key=value ...]
+    python train.py [--config FILE] [--dry-run] [section.key=value ...]
 
 Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4 disk or output folder,
 5 the sandbox lacks a layer that `sandbox.require` names, 6 the rewards can be beaten (check.py),
@@ -22,9 +22,12 @@ from typing import Any
 
 import check
 import config as config_room
+import grpo
 import model as model_room
-import tasks
+import plan as plan_room
+from chat import Chat
 from config import Config, ConfigError
+from plan import Plan
 from reward_functions import Grader, RewardError
 from sandbox import Sandbox, SandboxError
 
@@ -57,10 +60,14 @@ class OutputError(Exception):
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train a model with GRPO as config.yaml says.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", action="append", help="its keys replace those of config.yaml")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check all that can be checked without the model, and stop"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     try:
-        return run(config_room.load(arguments.config, arguments.overrides))
+        config = config_room.load(arguments.config, arguments.overrides)
+        return dry_run(config) if arguments.dry_run else run(config)
     except ConfigError as error:
         return fail(2, error.mistakes)
     except RewardError as error:
@@ -74,8 +81,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    for notice in config.notices:
-        print(f"note: {notice}", file=sys.stderr)
     output = Path(config.grpo["output_dir"]).absolute()
     checkpoint = checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
     prepare_output(config, output, fresh=checkpoint is None)
@@ -83,8 +88,10 @@ def run(config: Config) -> int:
         print(sandbox)
         for options in config.tasks:
             print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
+        chat, plan = prepare(config)
+        print(plan_room.shown(plan.rows[0], chat), flush=True)
         model, tokenizer = model_room.load(config.model, config.lora)
-        trainer = build_trainer(config, output, model, tokenizer, sandbox)
+        trainer = build_trainer(config, output, model, tokenizer, sandbox, chat, plan)
         stopped_by = train(trainer, output, checkpoint)
     if stopped_by is not None:
         print(f"stopped after step {trainer.state.global_step}; grpo.resume_from_checkpoint=auto goes on from there")
@@ -95,38 +102,69 @@ def run(config: Config) -> int:
     return 0
 
 
-def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox) -> Any:
+def dry_run(config: Config) -> int:
+    """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
+    chat, plan = prepare(config)
+    for row in plan_room.first_of_each_task(plan.rows):
+        print(plan_room.shown(row, chat))
+    # MEMORY
+    print("dry run: nothing was loaded, trained or written")
+    return 0
+
+
+def prepare(config: Config) -> tuple[Chat, Plan]:
+    """The prompts as the model will read them and the plan of the run, printed; before any weights are fetched."""
+    for notice in config.notices:
+        print(f"note: {notice}", file=sys.stderr)
+    chat = Chat(
+        model_room.load_tokenizer(config.model), config.model.prompt_date, config.grpo.get("chat_template_kwargs")
+    )
+    if not chat.has_effort:
+        print(f"note: {config.model.name} has no notion of a reasoning effort; task.reasoning_effort is ignored")
+    plan = plan_room.make(config, chat)
+    print(*plan.lines(config), sep="\n")
+    return chat, plan
+
+
+def build_trainer(
+    config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
+) -> Any:
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from trl import GRPOConfig
 
     import callbacks
+    from trainer import Trainer
 
-    rows, eval_rows = tasks.mixed_rows(config.tasks)
     grader = Grader(config.tasks, sandbox)
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
-        "reward_weights": list(grader.weights.values()),
+        "reward_weights": grader.weights_at(0),
         **model_room.trainer_settings(config.model, config.lora, model),
-        **prompt_settings(config, tokenizer, rows + eval_rows),
         **config.grpo,
+        "max_completion_length": plan.completion_tokens,
         "output_dir": str(output),
     }
     try:
-        arguments = GRPOConfig(**settings)
-        trainer = GRPOTrainer(
+        arguments = GRPOConfig(**model_room.as_written(config.model, settings))
+        for change in grpo.changes(settings, arguments):
+            print(f"note: {change}", file=sys.stderr)
+        trainer = Trainer(
             model=model,
             processing_class=tokenizer,
             reward_funcs=grader.reward_functions(),
             args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            eval_dataset=Dataset.from_list(eval_rows) if eval_rows else None,
+            train_dataset=Dataset.from_list(plan.rows),
+            eval_dataset=Dataset.from_list(plan.eval_rows) if plan.eval_rows else None,
             callbacks=[
                 callbacks.MetricsFile(output / "metrics.jsonl"),
                 callbacks.Progress(),
                 callbacks.StopOnSignal(),
             ],
+            chat=chat,
+            grader=grader,
+            rollout=config.rollout,
         )
     except (ValueError, TypeError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
@@ -135,28 +173,6 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     return trainer
-
-
-def prompt_settings(config: Config, tokenizer: Any, rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """How prompts are rendered, and the room that the longest one leaves for a completion."""
-    if not tokenizer.chat_template:
-        raise ConfigError(f"model.name: {config.model.name} has no chat template; take an instruct model")
-    template = {}
-    if "reasoning_effort" in (tokenizer.chat_template or ""):
-        template["reasoning_effort"] = config.tasks[0].reasoning_effort
-    prompts = {repr(row["prompt"]): row["prompt"] for row in rows}.values()
-    rendered = (
-        tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False, **template) for p in prompts
-    )
-    longest = max(len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in rendered)
-    room = config.model.max_seq_length - longest - 1
-    wanted = config.grpo.get("max_completion_length", 1)
-    if room < wanted:
-        raise ConfigError(
-            f"model.max_seq_length: {config.model.max_seq_length} leaves {room} tokens after the longest prompt "
-            f"({longest} tokens), but a completion needs {wanted} (grpo.max_completion_length)"
-        )
-    return {"chat_template_kwargs": template, "max_completion_length": room}
 
 
 def train(trainer: Any, output: Path, checkpoint: str | None) -> int | None:

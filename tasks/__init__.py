@@ -98,7 +98,7 @@ def known_answers(task: ModuleType, row: Mapping[str, Any], options: Options) ->
 
 
 def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows to train on, rows to evaluate on) of all tasks, each with its task's name in the column "task".
+    """(rows to train on, rows to evaluate on) of all tasks, each with the columns "task" and "reasoning_effort".
 
     What is evaluated on is the task's own eval_rows, or the last num_eval_rows. Of several tasks each gives its
     weight's share of all their rows, repeating its own if it has too few; a column that a task does not have is None
@@ -106,9 +106,9 @@ def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[d
     """
     training, evaluation = [], []
     for options in mixture:
-        task, name = load(options.type), {"task": options.type}
-        own = [row | name for row in task.rows(options)]
-        held_out = [row | name for row in task.eval_rows(options)] if hasattr(task, "eval_rows") else []
+        task = load(options.type)
+        own = [labelled(row, options) for row in task.rows(options)]
+        held_out = [labelled(row, options) for row in task.eval_rows(options)] if hasattr(task, "eval_rows") else []
         split = max(len(own) - options.num_eval_rows, 1)
         training.append(own[:split])
         evaluation += [*held_out, *own[split:]]
@@ -120,6 +120,14 @@ def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[d
     columns = dict.fromkeys(name for rows in parts for row in rows for name in row)
     trained_on, evaluated_on = ([{name: row.get(name) for name in columns} for row in rows] for rows in parts)
     return trained_on, evaluated_on
+
+
+def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
+    """A task's row with the columns that all rows have: "task" and "reasoning_effort", by default the task's."""
+    return row | {
+        "task": options.type,
+        "reasoning_effort": row.get("reasoning_effort") or options.reasoning_effort,
+    }
 
 
 FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^`]*)$")  # possessive: linear time on any line

@@ -77,16 +77,12 @@ def rows(options: Options) -> list[dict[str, Any]]:
     wanted = options.num_rows or len(training)
     if wanted < len(training) and wanted > 1:  # one row is what check.py asks for
         say_once(f"task.num_rows: the first {wanted} of {len(training)} rows are used")
-    return [with_effort(row, options) for row in itertools.islice(itertools.cycle(training), wanted)]
+    return list(itertools.islice(itertools.cycle(training), wanted))
 
 
 def eval_rows(options: Options) -> list[dict[str, Any]]:
     """The rows that are held out, each once."""
-    return [with_effort(row, options) for row in split_rows(options)[1]]
-
-
-def with_effort(row: dict[str, Any], options: Options) -> dict[str, Any]:
-    return {**row, "reasoning_effort": row.get("reasoning_effort") or options.reasoning_effort}
+    return split_rows(options)[1]
 
 
 @functools.cache

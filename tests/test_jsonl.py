@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import config
 import reward_functions
+import tasks
 from check import check
 from reward_functions import Grader
 from tasks import jsonl
@@ -42,7 +43,7 @@ def test_the_rows_of_the_seed(tmp_path):
         },
         {"prompt": "What is 2+2?", "answer": 4},
     )
-    rows = jsonl.rows(options(path, num_rows=None, reasoning_effort="medium"))
+    rows, _ = tasks.mixed_rows([options(path, num_rows=None, reasoning_effort="medium")])
     assert [row["reasoning_effort"] for row in rows] == ["low", "high", "medium"]
     assert [row["answer"] for row in rows] == [345, 0, 4] and [row["topic"] for row in rows] == [None, "proof", None]
     assert rows[2]["prompt"] == [{"role": "user", "content": "What is 2+2?"}]
@@ -58,7 +59,7 @@ def test_every_column_reaches_the_reward_functions(tmp_path, sandbox, monkeypatc
     monkeypatch.setattr(reward_functions, "topic_named", topic_named, raising=False)
     path = write(tmp_path / "a.jsonl", {"prompt": "x", "answer": ["a", "b"], "topic": "cats"})
     job = config.load(None, ["task.type=jsonl", f"task.data={path}", "task.rewards=[topic_named]"])
-    (row,) = Dataset.from_list(jsonl.rows(job.tasks[0])[:1]).to_list()
+    (row,) = Dataset.from_list(tasks.mixed_rows(job.tasks)[0][:1]).to_list()
     reward = Grader(job.tasks, sandbox, 0).reward_functions()[0]
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
     completions = [[{"role": "assistant", "content": "about cats"}]]

@@ -1,0 +1,136 @@
+"""How a row becomes a prompt, and how what the model said becomes a message: chat templates, effort, channels.
+
+Three kinds of models are known, by their chat template:
+    harmony     gpt-oss: messages on the channels analysis, commentary and final
+    think tags  reasoning models that think between <think> and </think> and then answer: Qwen3, DeepSeek-R1, ...
+    plain       everything else: all that is said is the answer, also where a model marks its thoughts in another way
+"""
+
+import datetime
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+EFFORTS = ("low", "medium", "high")  # of gpt-oss; other models ignore it
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A completion, read. Lengths are in tokens and count the markers that belong to a part."""
+
+    content: str  # what rewards judge: the final answer alone; empty if it was not reached
+    thinking: str = ""
+    reached_final: bool = True
+    thinking_tokens: int = 0
+    final_tokens: int = 0
+
+    def message(self) -> dict[str, str]:
+        """As reward functions are given it: `thinking` if there is any, and `reached_final` if it was not."""
+        thinking = {"thinking": self.thinking} if self.thinking else {}
+        unfinished = {} if self.reached_final else {"reached_final": False}
+        return {"role": "assistant", "content": self.content, **thinking, **unfinished}
+
+
+class Chat:
+    """The chat template of a tokenizer with everything that it is rendered with.
+
+    Args:
+        tokenizer: with a chat template.
+        date: what the template is told is today, as YYYY-MM-DD. A fixed one, so that a run that is resumed another day
+            sees the same prompts.
+        template_kwargs: further variables of the template, as in GRPOConfig.chat_template_kwargs; they win.
+    """
+
+    def __init__(self, tokenizer: Any, date: str, template_kwargs: Mapping[str, Any] | None = None):
+        self.tokenizer = tokenizer
+        template = tokenizer.chat_template or ""
+        self.has_effort = "reasoning_effort" in template
+        self.kind = "harmony" if "<|channel|>" in template else "think tags" if "</think>" in template else "plain"
+        today = datetime.date.fromisoformat(date)
+        # A variable hides the function of that name, which would read the clock.
+        self.template_kwargs = {"strftime_now": today.strftime, **(template_kwargs or {})}
+        self._rendered: dict[str, str] = {}
+
+    def render(self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None) -> str:
+        """The prompt as the model is given it, up to where the assistant begins.
+
+        Raises:
+            ValueError: if the template refuses the messages, a system message for instance.
+        """
+        key = repr((messages, reasoning_effort))
+        if key not in self._rendered:
+            effort = {"reasoning_effort": reasoning_effort} if self.has_effort and reasoning_effort else {}
+            try:
+                self._rendered[key] = self.tokenizer.apply_chat_template(
+                    list(messages), add_generation_prompt=True, tokenize=False, **effort | self.template_kwargs
+                )
+            except Exception as error:  # jinja2's, or a TypeError or KeyError from inside the template
+                raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
+        return self._rendered[key]
+
+    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None) -> list[int]:
+        return list(self._ids(self.render(messages, reasoning_effort)))
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019 - there is one Chat a run
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def read(self, completion_ids: Sequence[int], prompt: str = "") -> Reading:
+        """A completion's tokens (a list of ids, without padding) as thinking and answer. `prompt` is the rendered
+        prompt, where some templates already open the thinking."""
+        if self.kind == "harmony":
+            return self._read_harmony(list(completion_ids))
+        text = self.tokenizer.decode(completion_ids, skip_special_tokens=True)
+        if self.kind == "plain":
+            return Reading(text, final_tokens=len(completion_ids))
+        opened = prompt.rstrip().endswith("<think>") or text.lstrip().startswith("<think>")
+        thinking, closed, answer = text.partition("</think>") if opened else ("", "", text)
+        if opened and not closed:
+            answer = ""  # all of it is thinking
+        # A tag need not be one token: count what follows it instead.
+        final = len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) if opened else len(completion_ids)
+        return Reading(
+            content=answer.strip() if opened else answer,
+            thinking=thinking.replace("<think>", "").strip(),
+            reached_final=bool(closed) or not opened,
+            thinking_tokens=max(len(completion_ids) - final, 0),
+            final_tokens=final,
+        )
+
+    def _read_harmony(self, ids: list[int]) -> Reading:
+        """Reads the tokens, not the decoded text: the model can spell a marker with ordinary letters, and a call of a
+        tool that does not parse must not turn the analysis into an answer."""
+        parts: dict[str, list[str]] = {"analysis": [], "final": []}
+        tokens = dict.fromkeys(parts, 0)
+        header, body, channel, begin = [], None, "", 0
+        for i, token in enumerate([*ids, None]):
+            marker = "end" if token is None else self._markers.get(token)
+            if marker == "message" and body is None:
+                words = self.tokenizer.decode(header).split()
+                channel, body = words[0] if words else "", []
+            elif marker in ("end", "start"):
+                if body is not None and channel in parts:
+                    parts[channel].append(self.tokenizer.decode(body))
+                    tokens[channel] += i + (token is not None and marker == "end") - begin
+                header, body, begin = [], None, i + (marker == "end")
+            elif marker == "channel" and body is None:
+                header = []
+            elif body is not None:
+                body.append(token)
+            else:
+                header.append(token)
+        reached = bool(parts["final"])
+        return Reading(
+            content=parts["final"][-1] if reached else "",
+            thinking="\n".join(parts["analysis"]),
+            reached_final=reached,
+            thinking_tokens=tokens["analysis"],
+            final_tokens=tokens["final"],
+        )
+
+    @functools.cached_property
+    def _markers(self) -> dict[int, str]:
+        """Harmony's control tokens: https://developers.openai.com/cookbook/articles/openai-harmony"""
+        names = {name: name for name in ("start", "channel", "message", "end")} | {"return": "end", "call": "end"}
+        return {self.tokenizer.convert_tokens_to_ids(f"<|{name}|>"): what for name, what in names.items()}

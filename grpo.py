@@ -1,0 +1,351 @@
+"""What the `grpo:` section of the config may hold: every field of the installed GRPOConfig, five keys of our own, and
+named algorithms; what its enumerations allow, and the arithmetic of its batches.
+
+Nothing here imports torch or TRL, whose source is read instead: Unsloth must be imported before TRL, and a misspelt key
+should cost a moment.
+"""
+
+import ast
+import difflib
+import functools
+import importlib.util
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import MISSING
+
+# Each algorithm sets all of these keys, so that a change from one to another leaves nothing of the first behind.
+COMMON = {
+    "loss_type": "grpo",
+    "importance_sampling_level": "token",
+    "scale_rewards": "group",
+    "multi_objective_aggregation": "sum_then_normalize",
+    "beta": 0.0,
+    "epsilon": 0.2,
+    "epsilon_high": None,
+    "mask_truncated_completions": False,
+    "zero_std_groups": "keep",
+}
+# By the papers and TRL's documentation of them; README.md has the table with their links.
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "grpo": COMMON | {"beta": 0.04},
+    "dr_grpo": COMMON | {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "dapo": COMMON
+    | {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True, "zero_std_groups": "resample"},
+    "gspo": COMMON | {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "bnpo": COMMON | {"loss_type": "bnpo"},
+    "cispo": COMMON | {"loss_type": "cispo", "epsilon_high": 5.0},
+    "sapo": COMMON | {"loss_type": "sapo"},
+    "luspo": COMMON | {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    "vespo": COMMON | {"loss_type": "vespo"},
+    "gdpo": COMMON | {"multi_objective_aggregation": "normalize_then_sum"},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The keys of the `grpo:` section that are not TRL's."""
+
+    algorithm: str | None = None  # one of ALGORITHMS: sets its keys, unless they are written beside it
+    zero_std_groups: Literal["keep", "skip", "resample"] = MISSING
+    max_resampling_tries: int = MISSING
+    max_prompt_length: int | None = None  # tokens; null: what max_completion_length leaves of model.max_seq_length
+    overlong_prompts: Literal["refuse", "drop"] = MISSING
+
+
+OWN_KEYS = tuple(field.name for field in fields(Options))
+
+ENUMERATIONS = ("loss_type", "importance_sampling_level", "multi_objective_aggregation", "scale_rewards",
+                "vllm_mode", "vllm_importance_sampling_mode")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How many completions and prompts there are at each level. Counts are over all processes unless they say
+    otherwise."""
+
+    world_size: int
+    per_device_batch: int  # sequences in one backward pass of one process
+    accumulation: int  # backward passes per optimizer step
+    steps_per_generation: int  # backward passes that one generate call feeds
+    num_generations: int  # completions of one prompt
+    num_iterations: int  # times that each generated batch is trained on
+
+    @property
+    def generate_call(self) -> int:
+        """Completions that one process decodes at once."""
+        return self.per_device_batch * self.steps_per_generation
+
+    @property
+    def optimizer_step(self) -> int:
+        """Completions that one optimizer step learns from."""
+        return self.per_device_batch * self.accumulation * self.world_size
+
+    def lines(self, max_steps: int, prompt_tokens: int, completion_tokens: int) -> list[str]:
+        """The plan in words; lengths are the longest possible ones."""
+        prompts = self.optimizer_step / self.num_generations
+        calls = self.accumulation / (self.steps_per_generation * self.num_iterations)
+        per_device = self.optimizer_step // self.world_size
+        lines = [
+            f"an optimizer step: {self.optimizer_step} completions of {prompts:g} prompts ({self.num_generations} "
+            f"each); each of {self.world_size} devices takes {per_device}, {self.per_device_batch} a backward pass",
+            f"a generate call: {self.generate_call} completions a device, up to {completion_tokens} tokens each after "
+            f"prompts of up to {prompt_tokens}; {calls:g} calls an optimizer step",
+        ]
+        if max_steps > 0:
+            completions = max_steps * self.optimizer_step // self.num_iterations
+            tokens = completions * (prompt_tokens + completion_tokens)
+            lines.append(f"all {max_steps} steps: {completions:,} completions, at most {tokens:,} tokens with prompts")
+        return lines
+
+
+def batch_plan(grpo: Mapping[str, Any], world_size: int) -> BatchPlan:
+    """The plan of a `grpo:` section that batch_mistakes finds nothing wrong with; defaults are TRL's."""
+    per_device = grpo.get("per_device_train_batch_size") or 8
+    accumulation = grpo.get("gradient_accumulation_steps") or 1
+    generation_batch = grpo.get("generation_batch_size")
+    return BatchPlan(
+        world_size,
+        per_device,
+        accumulation,
+        generation_batch // (per_device * world_size)
+        if generation_batch
+        else grpo.get("steps_per_generation") or accumulation,
+        grpo.get("num_generations") or 8,
+        grpo.get("num_iterations") or 1,
+    )
+
+
+def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
+    """GRPO compares the completions of one prompt, so whole groups must fit into what is generated at once.
+
+    Args:
+        get: value of a key of the `grpo:` section, or None.
+        world_size: number of processes.
+    """
+    num_generations = get("num_generations") or 8
+    per_device, accumulation = get("per_device_train_batch_size") or 8, get("gradient_accumulation_steps") or 1
+    if num_generations < 2:
+        yield f"grpo.num_generations: must be at least 2 (an advantage compares completions), not {num_generations}"
+        return
+    if min(per_device, accumulation) < 1:
+        return  # said elsewhere
+    generation_batch, steps = get("generation_batch_size"), get("steps_per_generation")
+    if generation_batch and steps:
+        yield "grpo.generation_batch_size: set either this or steps_per_generation, not both"
+        return
+    one_step = per_device * world_size
+    if generation_batch:
+        unit = math.lcm(num_generations, one_step)
+        if generation_batch % unit:
+            yield (
+                f"grpo.generation_batch_size: {generation_batch} is not a multiple of both num_generations "
+                f"({num_generations}) and per_device_train_batch_size x processes ({per_device} x {world_size}); "
+                f"the nearest that fits is {nearest_multiple(generation_batch, unit)}"
+            )
+    else:
+        remedy = "steps_per_generation" if steps else "gradient_accumulation_steps"
+        units = steps or accumulation
+        batch = one_step * units
+        if batch % num_generations:
+            least = num_generations // math.gcd(num_generations, one_step)
+            smaller = nearest_divisor(num_generations, batch)
+            yield (
+                f"grpo.num_generations: groups of {num_generations} do not fill a generation batch of {batch} "
+                f"completions (per_device_train_batch_size {per_device} x processes {world_size} x {remedy} {units}); "
+                f"the nearest that fits is {remedy} {nearest_multiple(units, least)}"
+                + (f", or num_generations {smaller}" if smaller else "")
+            )
+    if get("zero_std_groups") == "resample":
+        per_process = (generation_batch or one_step * (steps or accumulation)) // world_size
+        if per_process % num_generations:
+            yield (
+                f"grpo.zero_std_groups: resample needs whole groups on each process, but {per_process} completions a "
+                f"process are not a multiple of num_generations ({num_generations}); use skip, or "
+                f"gradient_accumulation_steps {nearest_multiple(accumulation, num_generations)}"
+            )
+    if (get("eval_strategy") or "no") != "no":
+        group = get("num_generations_eval") or num_generations
+        per_device_eval = get("per_device_eval_batch_size") or 8
+        if per_device_eval * world_size % group:
+            least = group // math.gcd(group, world_size)
+            yield (
+                f"grpo.per_device_eval_batch_size: {per_device_eval} x {world_size} processes is not a multiple of the "
+                f"{group} completions of a prompt; the nearest that fits is {nearest_multiple(per_device_eval, least)}"
+            )
+
+
+def nearest_multiple(number: int, unit: int) -> int:
+    """The multiple of `unit`, above 0, that is nearest to `number`."""
+    return max(round(number / unit), 1) * unit
+
+
+def nearest_divisor(number: int, whole: int) -> int | None:
+    """The divisor of `whole` from 2 on that is nearest to `number`."""
+    return min((d for d in range(2, whole + 1) if whole % d == 0), key=lambda d: abs(d - number), default=None)
+
+
+def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
+    """Values that the installed libraries do not know, and pairs of keys that contradict each other."""
+    allowed = enumerations()
+    for key, values in allowed.items():
+        value = get(key)
+        if value is None or str(value) in values or (key == "scale_rewards" and isinstance(value, bool)):
+            continue
+        close = difflib.get_close_matches(str(value), values, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        gspo = "; GSPO is grpo.algorithm: gspo" if key == "loss_type" and str(value) in ALGORITHMS else ""
+        yield f"grpo.{key}: there is no {value!r}{gspo or hint}; there are {sorted(values)}"
+    algorithm = get("algorithm")
+    if algorithm is not None and algorithm not in ALGORITHMS:
+        close = difflib.get_close_matches(str(algorithm), ALGORITHMS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        yield f"grpo.algorithm: there is no {algorithm!r}{hint}; there are {list(ALGORITHMS)}"
+    if get("loss_type") == "cispo" and get("epsilon_high") is None:
+        yield (
+            "grpo.epsilon_high: cispo caps the weight of a token there (not at 1 + epsilon_high), and without one at "
+            "epsilon; set 5.0, or grpo.algorithm: cispo, which does"
+        )
+    if get("loss_type") == "luspo" and get("importance_sampling_level") != "sequence":
+        yield "grpo.importance_sampling_level: luspo needs sequence; grpo.algorithm: luspo sets it"
+    if get("use_vllm") and importlib.util.find_spec("vllm") is None:
+        yield "grpo.use_vllm: vllm is not installed; pip install vllm, or leave it out"
+    if get("sync_ref_model") and not get("beta"):
+        yield "grpo.sync_ref_model: there is no reference model when grpo.beta is 0; set beta above 0"
+    if get("auto_find_batch_size"):
+        yield "grpo.auto_find_batch_size: a smaller batch would cut groups; lower per_device_train_batch_size instead"
+    for key in ("top_p", "min_p", "top_entropy_quantile"):
+        value = get(key)
+        if isinstance(value, int | float) and not 0 <= value <= 1:
+            yield f"grpo.{key}: must lie between 0 and 1, not {value}"
+    for key in ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "max_grad_norm"):
+        value = get(key)
+        if isinstance(value, int | float) and not 0 <= value < math.inf:
+            yield f"grpo.{key}: must be 0 or more, and finite, not {value}"
+    tries = get("max_resampling_tries")
+    if tries is not None and tries < 1:
+        yield f"grpo.max_resampling_tries: must be above 0, not {tries}; to resample nothing, zero_std_groups: keep"
+
+
+def with_algorithm(layers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The layers of the config with the keys of the algorithm that is named last put in just before the layer that
+    names it, so that what is written beside it or later wins; and a notice for each key that does."""
+    naming = [i for i, layer in enumerate(layers) if "algorithm" in grpo_of(layer)]
+    name = grpo_of(layers[naming[-1]])["algorithm"] if naming else None
+    if not isinstance(name, str) or name not in ALGORITHMS:
+        return list(layers), []
+    keys = ALGORITHMS[name]
+    written: dict[str, Any] = {}
+    for layer in layers[naming[-1] :]:
+        written |= {key: value for key, value in grpo_of(layer).items() if key in keys}
+    notices = [
+        f"grpo.{key}: {value} wins over {keys[key]}, which grpo.algorithm: {name} would set"
+        for key, value in written.items()
+        if value != keys[key]
+    ]
+    return [*layers[: naming[-1]], {"grpo": dict(keys)}, *layers[naming[-1] :]], notices
+
+
+def grpo_of(layer: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = layer.get("grpo")
+    return section if isinstance(section, dict) else {}
+
+
+def changes(settings: Mapping[str, Any], arguments: Any) -> list[str]:
+    """What a GRPOConfig made from `settings` has otherwise, in words: values that were replaced, and defaults that are
+    not TRL's. Unsloth's GRPOConfig does both."""
+
+    def plain(value: Any) -> Any:
+        return getattr(value, "value", value)  # of an enumeration
+
+    same = {
+        "scale_rewards": {"True": "group", "False": "none"},
+        "report_to": {"none": []},
+    }  # two spellings of one thing
+    replaced = [
+        f"grpo.{key}: {value!r} was changed to {plain(getattr(arguments, key))!r} by the library"
+        for key, value in settings.items()
+        if value is not None
+        and plain(getattr(arguments, key)) not in (value, [value], same.get(key, {}).get(str(value), value))
+    ]
+    defaults = [
+        f"{key} {plain(getattr(arguments, key))!r} (not {default!r})"
+        for key, (_, default) in config_fields().items()
+        if key not in settings and default is not None and (plain(getattr(arguments, key)) or None) != (default or None)
+    ]
+    return replaced + ([f"defaults that are not TRL's: {', '.join(defaults)}"] if defaults else [])
+
+
+@functools.cache
+def enumerations() -> dict[str, frozenset[str]]:
+    """What the installed libraries accept, by key: the members of the enumerations of TrainingArguments, and the texts
+    that GRPOTrainer compares a setting with."""
+    enums = {
+        node.name: frozenset(
+            item.value.value
+            for item in node.body
+            if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
+        )
+        for package, file in (("transformers", "training_args.py"), ("transformers", "trainer_utils.py"))
+        for node in parsed(package, file).body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases)
+    }
+    allowed = {
+        name: enums[part]
+        for name, (annotation, _) in config_fields().items()
+        for part in annotation.split(" | ")
+        if part in enums
+    }
+    for node in ast.walk(parsed("trl", "trainer/grpo_trainer.py")):
+        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr in ENUMERATIONS:
+            texts = {item.value for item in ast.walk(node.comparators[0]) if isinstance(item, ast.Constant)}
+            allowed[node.left.attr] = allowed.get(node.left.attr, frozenset()) | texts
+    allowed["vllm_mode"] = allowed.get("vllm_mode", frozenset()) | {"server", "colocate"}  # only one is compared with
+    return allowed
+
+
+@functools.cache
+def config_fields() -> dict[str, tuple[str, Any]]:
+    """(annotation, default or None) of each field of the installed GRPOConfig."""
+    found: dict[str, tuple[str, Any]] = {}
+    for package, file, class_name in (
+        ("transformers", "training_args.py", "TrainingArguments"),
+        ("trl", "trainer/base_config.py", "_BaseConfig"),
+        ("trl", "trainer/grpo_config.py", "GRPOConfig"),
+    ):
+        for node in parsed(package, file).body:
+            if isinstance(node, ast.ClassDef) and node.name == class_name:
+                annotated = (item for item in node.body if isinstance(item, ast.AnnAssign))
+                found |= {item.target.id: (ast.unparse(item.annotation), default_of(item.value)) for item in annotated}
+    return found
+
+
+def default_of(value: ast.expr | None) -> Any:
+    """The default of a dataclass field, where it is a plain value, else None."""
+    if isinstance(value, ast.Call):
+        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
+    try:
+        return None if value is None else ast.literal_eval(value)
+    except ValueError:
+        return None
+
+
+@functools.cache
+def parsed(package: str, file: str) -> ast.Module:
+    source = Path(importlib.util.find_spec(package).origin).parent / file
+    return ast.parse(source.read_text(encoding="utf-8"))
+
+
+def schema() -> type:
+    """GRPOConfig and Options as one dataclass whose every value of GRPOConfig may also be null."""
+    simple = {"int": int | None, "float": float | None, "bool": bool | None, "str": str | None}
+    plain = {name: annotation.removesuffix(" | None") for name, (annotation, _) in config_fields().items()}
+    return make_dataclass(
+        "Grpo",
+        [(name, simple.get(annotation, Any), MISSING) for name, annotation in plain.items()],
+        bases=(Options,),
+        frozen=True,
+    )

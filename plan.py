@@ -1,0 +1,79 @@
+"""What a run is going to do, worked out before it costs anything: rows, prompts, batches, memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpo
+import tasks
+from chat import Chat
+from config import Config, ConfigError, world_size
+
+
+@dataclass(frozen=True)
+class Plan:
+    rows: list[dict[str, Any]]
+    eval_rows: list[dict[str, Any]]
+    prompt_tokens: int  # of the longest prompt
+    completion_tokens: int  # at most
+    dropped: int  # rows whose prompts were too long
+    batches: grpo.BatchPlan
+
+    def lines(self, config: Config) -> list[str]:
+        dropped = f" ({self.dropped} longer ones dropped)" if self.dropped else ""
+        rows = f"{len(self.rows)} prompts of up to {self.prompt_tokens} tokens{dropped}"
+        held_out = f"; {len(self.eval_rows)} more to evaluate on" if self.eval_rows else ""
+        steps = config.grpo.get("max_steps", -1)
+        return [rows + held_out, *self.batches.lines(steps, self.prompt_tokens, self.completion_tokens)]
+
+
+def make(config: Config, chat: Chat) -> Plan:
+    """
+    Raises:
+        ConfigError: if prompts are too long and not to be dropped, or too few rows remain to fill a batch.
+    """
+    rows, eval_rows = tasks.mixed_rows(config.tasks)
+    try:
+        lengths = [len(chat.prompt_ids(row["prompt"], row["reasoning_effort"])) for row in rows + eval_rows]
+    except ValueError as error:
+        raise ConfigError(f"task: {error}") from error
+    limit, why = longest_allowed(config)
+    too_long = sum(length > limit for length in lengths)
+    if too_long and config.rollout.overlong_prompts == "refuse":
+        raise ConfigError(
+            f"{why} leaves {limit} tokens for a prompt, but {too_long} of {len(lengths)} rows have more (the longest "
+            f"{max(lengths)}); change that, or drop them with grpo.overlong_prompts: drop"
+        )
+    fitting = [row for row, length in zip(rows, lengths, strict=False) if length <= limit]
+    eval_fitting = [row for row, length in zip(eval_rows, lengths[len(rows) :], strict=True) if length <= limit]
+    batches = grpo.batch_plan(config.grpo, world_size())
+    prompts = batches.generate_call * batches.world_size // batches.num_generations
+    if len(fitting) < prompts:
+        dropped = f" (after {too_long} too long ones were dropped)" if too_long else ""
+        raise ConfigError(
+            f"task.num_rows: {len(fitting)} rows{dropped} are fewer than the {prompts} prompts that are completed at "
+            "once; take more rows, or a smaller batch"
+        )
+    longest = max(length for length in lengths if length <= limit)
+    room = config.model.max_seq_length - longest - 1
+    return Plan(fitting, eval_fitting, longest, config.grpo.get("max_completion_length") or room, too_long, batches)
+
+
+def longest_allowed(config: Config) -> tuple[int, str]:
+    """Tokens that a prompt may have, and which keys say so, in words."""
+    total, completion = config.model.max_seq_length, config.grpo.get("max_completion_length")
+    if config.rollout.max_prompt_length:
+        return config.rollout.max_prompt_length, f"grpo.max_prompt_length {config.rollout.max_prompt_length}"
+    if completion:
+        return total - completion - 1, f"model.max_seq_length {total} less grpo.max_completion_length {completion}"
+    return total - 2, f"model.max_seq_length {total}"
+
+
+def first_of_each_task(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return list({row["task"]: row for row in reversed(rows)}.values())[::-1]
+
+
+def shown(row: dict[str, Any], chat: Chat) -> str:
+    """A row's prompt as the model is given it, indented."""
+    text = chat.render(row["prompt"], row["reasoning_effort"])
+    return f"prompt of {row['task']}:\n" + "\n".join(f"  | {line}" for line in text.split("\n"))

@@ -1,0 +1,81 @@
+"""plan.py and train.py --dry-run: what can be known before the weights are loaded."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import config
+import model
+import plan
+from chat import Chat
+from config import ConfigError, load
+
+TINY = config.ROOT / "configs" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return Chat(model.load_tokenizer(load(TINY).model), "2025-08-05")
+
+
+def rows_of(tmp_path, *prompts):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"prompt": "{prompt}", "answer": 1}}\n' for prompt in prompts))
+    return [
+        "task.type=jsonl",
+        f"task.data={path}",
+        "grpo.per_device_train_batch_size=8",
+        f"task.num_rows={len(prompts)}",
+    ]
+
+
+def test_long_prompts_are_refused_or_dropped(tmp_path, chat):
+    overrides = rows_of(tmp_path, "one", "two", "three " * 30)
+    longest = len(chat.prompt_ids([{"role": "user", "content": "three " * 30}], "low"))
+    limit = ["grpo.max_prompt_length=100"]
+    with pytest.raises(ConfigError, match=rf"100 leaves 100 tokens .* 1 of 3 rows .* \(the longest {longest}\)"):
+        plan.make(load(TINY, overrides + limit), chat)
+    made = plan.make(load(TINY, [*overrides, *limit, "grpo.overlong_prompts=drop"]), chat)
+    assert len(made.rows) == 2 and made.dropped == 1 and made.prompt_tokens < 100
+    assert "2 prompts of up to" in made.lines(load(TINY))[0] and "(1 longer ones dropped)" in made.lines(load(TINY))[0]
+
+
+def test_the_longest_prompt_leaves_the_room_for_completions(tmp_path, chat):
+    job = load(TINY, [*rows_of(tmp_path, "one", "two words"), "grpo.max_completion_length=null"])
+    made = plan.make(job, chat)
+    assert made.completion_tokens == job.model.max_seq_length - made.prompt_tokens - 1
+    with pytest.raises(ConfigError, match="model.max_seq_length 200 less grpo.max_completion_length 112 leaves 87"):
+        plan.make(load(TINY, ["model.max_seq_length=200"]), chat)
+
+
+def test_too_few_rows_for_a_batch(tmp_path, chat):
+    with pytest.raises(ConfigError, match="task.num_rows: 1 rows are fewer than the 2 prompts"):
+        plan.make(load(TINY, ["task.num_rows=1"]), chat)
+
+
+def dry_run(*overrides):
+    return subprocess.run(
+        [sys.executable, "train.py", "--dry-run", *overrides], cwd=config.ROOT, capture_output=True, text=True,
+        timeout=120, env=os.environ | {"HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path):
+    mixture = tmp_path / "mixture.yaml"
+    mixture.write_text(
+        "task:\n- {type: matmul, num_rows: 8}\n- {type: reasoning, num_rows: 8, reasoning_effort: high}\n"
+    )
+    run = dry_run("--config", str(TINY), "--config", str(mixture), f"grpo.output_dir={tmp_path / 'run'}")
+    assert run.returncode == 0, run.stderr
+    assert not (tmp_path / "run").exists()
+    assert "prompt of matmul:" in run.stdout and "prompt of reasoning:" in run.stdout
+    assert run.stdout.count("Reasoning: low") == run.stdout.count("Reasoning: high") == 1
+    assert run.stdout.count("Current date: 2025-08-05") == 2
+    assert "16 completions of 2 prompts" in run.stdout and "GiB" in run.stdout
+
+
+def test_a_dry_run_finds_mistakes():
+    run = dry_run("--config", str(TINY), "model.max_seq_length=100", "grpo.max_completion_length=50")
+    assert run.returncode == 2 and "leaves 49 tokens for a prompt" in run.stderr

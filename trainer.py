@@ -1,0 +1,170 @@
+"""GRPOTrainer with what TRL has no key for: a reasoning effort for each row, completions read by channel, reward
+weights that follow the step, and groups without variance skipped or resampled.
+
+It hooks into methods of GRPOTrainer that are not public: the pin in requirements.txt holds them, and the tests fail if
+they change. model.py must have loaded the model before this file is imported, because Unsloth replaces GRPOTrainer.
+"""
+
+from collections.abc import Sequence
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate.utils import gather, gather_object
+from trl import GRPOTrainer
+
+import grpo
+import watchdog
+from chat import Chat
+from reward_functions import Grader
+
+
+class Sample(NamedTuple):
+    """One completion with all that training needs of it."""
+
+    row: dict[str, Any]
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    message: list[dict[str, Any]]
+    logprobs: list[float] | None  # of the sampler, where it tells them
+    rewards: torch.Tensor  # (reward functions,), NaN where one does not judge
+    place: int  # in what reward functions logged for this batch
+
+
+class Trainer(GRPOTrainer):
+    """
+    Args:
+        chat: renders prompts and reads completions.
+        grader: its weights follow the step.
+        rollout: what becomes of groups whose rewards are all equal.
+        Others as in GRPOTrainer.
+    """
+
+    def __init__(self, *args: Any, chat: Chat, grader: Grader, rollout: grpo.Options, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.chat, self.grader, self.rollout = chat, grader, rollout
+        self._rows: Sequence[dict[str, Any]] = ()  # of the batch in hand
+        self._chosen: list[Sample] | None = None  # after resampling: what the batch consists of
+        self._rewards: torch.Tensor | None = None  # (completions of all processes, reward functions)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        training = self.model.training
+        self.reward_weights = torch.tensor(self.grader.weights_at(self.state.global_step), dtype=torch.float32)
+        if training and self.rollout.zero_std_groups == "resample":
+            self._chosen = self._resample(inputs)
+            inputs = [sample.row for sample in self._chosen]
+        self._rows = inputs
+        try:
+            output = super()._generate_and_score_completions(inputs)
+        finally:
+            self._chosen = None
+        if training and self.rollout.zero_std_groups == "skip":
+            self._skip_zero_std(output)
+        return output
+
+    def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
+        """TRL renders all prompts with the same template variables; here each row has its own reasoning effort."""
+        return [self.chat.prompt_ids(*rendered_from(row)) for row in self._rows], None, {}
+
+    def _generate(self, prompts: list) -> tuple:
+        if self._chosen is not None:
+            rows, prompt_ids, completion_ids, messages, logprobs, _, _ = map(list, zip(*self._chosen, strict=True))
+            given = None if logprobs[0] is None else logprobs
+            return prompt_ids, completion_ids, None, messages, given, {}, None, [[] for _ in rows]
+        prompt_ids, completion_ids, mask, _, *others = super()._generate(prompts)
+        texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
+        for row, text, ids in zip(self._rows, texts, prompt_ids, strict=True):
+            if list(ids) != self.chat.prompt_ids(*rendered_from(row)):
+                raise RuntimeError(f"the model was not given the prompt of its row, which is\n{text}")
+        readings = [self.chat.read(ids, text) for ids, text in zip(completion_ids, texts, strict=True)]
+        answers = [reading.content for reading in readings]
+        self._log_metric("completions/distinct", watchdog.distinct_share(answers))
+        self._log_metric("completions/repetitive", watchdog.repetitive_share(answers))
+        if self.chat.kind != "plain":
+            self._log_metric("completions/reached_final", mean(reading.reached_final for reading in readings))
+            self._log_metric("completions/mean_thinking_length", mean(reading.thinking_tokens for reading in readings))
+            self._log_metric("completions/mean_final_length", mean(reading.final_tokens for reading in readings))
+        return prompt_ids, completion_ids, mask, [[reading.message()] for reading in readings], *others
+
+    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
+        if self._chosen is not None:
+            self._rewards = gather(torch.stack([sample.rewards for sample in self._chosen]))
+        else:
+            self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        return self._rewards
+
+    def _resample(self, inputs: list[dict[str, Any]]) -> list[Sample]:
+        """Dynamic sampling (DAPO, https://arxiv.org/abs/2503.14476, section 3.2), with a bound: groups whose rewards
+        are all equal give way to groups of other prompts, drawn anew up to max_resampling_tries times. What still has
+        no variance then is trained on as it is. The metrics that rewards log are means over all that was sampled."""
+        size = self.num_generations
+        samples = self._sample(inputs)
+        useful = self._have_variance(samples)
+        sampled, without = len(useful), useful.count(False)
+        tries = 0
+        for tries in range(self.rollout.max_resampling_tries + 1):  # noqa: B007 - read after the loop
+            missing = [group for group, good in enumerate(useful) if not good]
+            # All processes generate as often, and as much, as the one that lacks most: their calls gather.
+            wanted = max(gather_object([len(missing)]))
+            if not wanted or tries == self.rollout.max_resampling_tries:
+                break
+            place = (self.args.seed, self.state.global_step, self._step, self.accelerator.process_index, tries)
+            drawn = np.random.default_rng(place).integers(len(self.train_dataset), size=wanted)
+            fresh = self._sample([row for i in drawn for row in [self.train_dataset[int(i)]] * size])
+            good = self._have_variance(fresh)
+            sampled, without = sampled + len(good), without + good.count(False)
+            for group, new in zip(missing, (group for group, is_good in enumerate(good) if is_good), strict=False):
+                samples[group * size : (group + 1) * size] = fresh[new * size : (new + 1) * size]
+                useful[group] = True
+        self._log_metric("resampling/tries", tries)
+        self._log_metric("resampling/frac_reward_zero_std", without / sampled)
+        places = [sample.place for sample in samples]
+        for column, values in self._pending_extra_logs.items():
+            self._pending_extra_logs[column] = [values[place] for place in places]
+        return samples
+
+    def _sample(self, rows: list[dict[str, Any]]) -> list[Sample]:
+        """Generate a completion for each row, and reward it."""
+        self._rows = rows
+        first = max(map(len, self._pending_extra_logs.values()), default=0)
+        prompts = [row["prompt"] for row in rows]
+        prompt_ids, completion_ids, _, messages, logprobs, *_ = self._generate(prompts)
+        rewards = self._calculate_rewards(rows, prompts, messages, completion_ids)
+        own = rewards[self.accelerator.process_index * len(rows) :][: len(rows)]
+        places = range(first, first + len(rows))
+        return list(map(Sample, rows, prompt_ids, completion_ids, messages, logprobs or repeat(None), own, places))
+
+    def _have_variance(self, samples: list[Sample]) -> list[bool]:
+        """For each group, whether its rewards differ, so that its advantages do."""
+        rewards = torch.stack([sample.rewards for sample in samples])
+        return self._spread(rewards).gt(0).tolist()
+
+    def _spread(self, rewards: torch.Tensor) -> torch.Tensor:
+        """(groups,) from (groups x num_generations, reward functions): largest less smallest total of each group; where
+        functions are normalised one by one, the widest of theirs. Completions that no function judges do not count."""
+        weighted = rewards * self.reward_weights.to(rewards.device)
+        totals = weighted.nansum(dim=1, keepdim=True).masked_fill(weighted.isnan().all(dim=1, keepdim=True), torch.nan)
+        values = weighted if self.multi_objective_aggregation == "normalize_then_sum" else totals
+        groups = values.view(-1, self.num_generations, values.shape[1])
+        known = ~groups.isnan()
+        spread = groups.masked_fill(~known, -torch.inf).amax(1) - groups.masked_fill(~known, torch.inf).amin(1)
+        return spread.clamp(min=0).amax(1).masked_fill(spread.amax(1) < 1e-6, 0)
+
+    def _skip_zero_std(self, output: dict[str, Any]) -> None:
+        """Take groups without variance out of the loss altogether: their advantage is 0, but they would still count
+        in its normaliser and pull by the KL term. Uses the mask by which TRL excludes what a tool said."""
+        spread = self._spread(self._rewards).repeat_interleave(self.num_generations)
+        count = len(output["advantages"])
+        own = spread[self.accelerator.process_index * count :][:count] > 0
+        mask = output["completion_mask"] * own.to(output["completion_mask"].device).unsqueeze(1)
+        output["tool_mask"] = mask * output.get("tool_mask", 1)
+        output["num_items_in_batch"] = self.accelerator.gather(output["tool_mask"].sum()).sum()
+
+
+def rendered_from(row: dict[str, Any]) -> tuple[list[dict[str, str]], str | None]:
+    return row["prompt"], row.get("reasoning_effort")
+
+
+def mean(values: Any) -> float:
+    return float(np.mean(list(values)))
