@@ -296,12 +296,14 @@ def ended_early(completion: Any) -> bool:
 
 
 def shares(grades: Sequence[Grade]) -> dict[str, float]:
-    """Metrics of a batch: the share (0 to 1) of correct and of cheating completions, and of each status."""
+    """Metrics of a batch: the share (0 to 1) of correct, of cheating and of unclosed completions, and of each
+    status."""
     count = max(len(grades), 1)
     statuses = Counter(str(grade.status) for grade in grades)
     return {
         "grades/correct": sum(grade.correct and not grade.cheating for grade in grades) / count,
         "grades/cheating": sum(bool(grade.cheating) for grade in grades) / count,
+        "grades/unclosed": sum(grade.data.get("unclosed", False) for grade in grades) / count,
         **{f"grades/status/{status}": statuses[status] / count for status in map(str, Status)},
     }
 

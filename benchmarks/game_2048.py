@@ -16,7 +16,7 @@ from tasks import extract_code, game_2048  # noqa: E402
 STRATEGIES = {
     "in turns": 'def strategy(board, moves=[]):\n    moves.append(0)\n    return "WASD"[len(moves) % 4]',
     "random": 'import random\nrng = random.Random(1)\ndef strategy(board):\n    return rng.choice("WASD")',
-    "reference": extract_code(game_2048.REFERENCE, "strategy"),
+    "reference": extract_code(game_2048.REFERENCE, "strategy")[0],
 }
 
 

@@ -31,7 +31,7 @@ from ruff.__main__ import find_ruff_bin
 
 import tasks
 from sandbox import Program, Sandbox, Status
-from tasks import Grade, code_blocks, extract_code, problem_mistakes
+from tasks import Grade, code_blocks, extract_code, flag_unclosed, problem_mistakes
 from tasks import Options as SharedOptions
 
 TEMPLATE = """\
@@ -307,7 +307,7 @@ def grade(
     tests = problem.tests + problem.hidden_tests
     data: dict[str, Any] = {"tests": len(tests)}
     name = problem.entry_point or last_function(completion)
-    code = extract_code(completion, name) if name else None
+    code, unclosed = extract_code(completion, name) if name else (None, False)
     if code is None:
         return Grade(Status.NO_FUNCTION, detail=f"no code block defines {name or 'a function'}", data=data)
     with sandbox.open(code, name) as program:
@@ -319,13 +319,13 @@ def grade(
         and RUFF_REWARDS.intersection(tasks.reward_weights(options.type, options.rewards))
     ):
         data |= ruff_verdicts(code)
-    return graded
+    return flag_unclosed(graded) if unclosed else graded
 
 
 def last_function(completion: Any) -> str | None:
     """The function that a problem without an entry point is about: the last one in the last block that has any."""
     blocks = code_blocks(completion) if isinstance(completion, str) else []
-    found = [re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)", block, re.MULTILINE) for block in blocks]
+    found = [re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)", block, re.MULTILINE) for block, _ in blocks]
     return next((names[-1] for names in reversed(found) if names), None)
 
 

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from sandbox import Program, Sandbox, Status
-from tasks import Grade, extract_code
+from tasks import Grade, extract_code, flag_unclosed
 from tasks import Options as SharedOptions
 
 PROMPT = """\
@@ -320,7 +320,7 @@ def grade(
     `data` holds outcome (what stopped it, else the most frequent one of the games that were not won), loaded (whether
     there was a function to call) and, if so, win_rate, best_tile, mean_score, moves, size and target.
     """
-    code = extract_code(completion, "strategy")
+    code, unclosed = extract_code(completion, "strategy")
     if code is None:
         return Grade(
             Status.NO_FUNCTION,
@@ -330,7 +330,8 @@ def grade(
     seeds = [int(seed) for seed in rng.integers(HELD_OUT_SEEDS.start, size=options.games)]
     with sandbox.open(code, "strategy") as program:
         graded = try_program(program, options.at(row.get("step", 0)), seeds)
-        return replace(graded, code=code, cheating=program.findings)  # findings may come with any call
+        graded = replace(graded, code=code, cheating=program.findings)  # findings may come with any call
+    return flag_unclosed(graded) if unclosed else graded
 
 
 def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Grade:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sandbox import Program, Sandbox, Status
-from tasks import Grade, extract_code
+from tasks import Grade, extract_code, flag_unclosed
 from tasks import Options as SharedOptions
 
 PROMPT = """\
@@ -113,12 +113,13 @@ def grade(
     Inputs are copied to the program and drawn anew for every call, so one that changes or remembers them gains
     nothing; changing them is wrong all the same, because matmul(A, B) must leave A and B to its caller.
     """
-    code = extract_code(completion, "matmul")
+    code, unclosed = extract_code(completion, "matmul")
     if code is None:
         return Grade(Status.NO_FUNCTION, detail="no code block defines matmul")
     with sandbox.open(code, "matmul") as program:
         graded = try_program(program, options, sandbox, rng)
-        return replace(graded, code=code, cheating=program.findings)  # findings may come with any call
+        graded = replace(graded, code=code, cheating=program.findings)  # findings may come with any call
+    return flag_unclosed(graded) if unclosed else graded
 
 
 def try_program(program: Program, options: Options, sandbox: Sandbox, rng: np.random.Generator) -> Grade:

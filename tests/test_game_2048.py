@@ -239,7 +239,9 @@ def test_outcomes(sandbox, body, outcome, status, rewards):
 
 
 def test_a_winner_that_cheats_is_not_paid(sandbox):
-    code = extract_code(game_2048.REFERENCE, "strategy") + "\ntry:\n    import numpy\nexcept ImportError:\n    pass\n"
+    code = (
+        extract_code(game_2048.REFERENCE, "strategy")[0] + "\ntry:\n    import numpy\nexcept ImportError:\n    pass\n"
+    )
     grade = graded(sandbox, code)
     assert grade.correct and grade.cheating and paid(grade) == [1, -20, 0]
 
@@ -286,7 +288,7 @@ def test_the_board_is_a_copy(sandbox):
         if "board[0][0] =" in body:
             grade = graded(sandbox, body)
             assert grade.data["best_tile"] < 64 and grade.data["outcome"] is Outcome.STUCK
-    code = extract_code(game_2048.REFERENCE, "strategy")
+    code = extract_code(game_2048.REFERENCE, "strategy")[0]
     code += "\ninner = strategy\ndef strategy(board):\n    move = inner(board)\n    board.clear()\n    return move\n"
     assert graded(sandbox, code).correct  # untidy, and none of our business
 

@@ -82,6 +82,7 @@ def test_shares_add_up():
     assert set(metrics) == {
         "grades/correct",
         "grades/cheating",
+        "grades/unclosed",
         *(f"grades/status/{status}" for status in Status),
     }
 

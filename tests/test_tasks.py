@@ -2,8 +2,10 @@
 
 import ast
 import dataclasses
+import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tasks
-from reward_functions import Grader, resolve
+from reward_functions import Grader, resolve, shares
 from sandbox import Status
 from tasks import code_blocks, extract_code, matmul
 
 ROOT = Path(__file__).parent.parent
-GOOD = "def matmul(A, B):\n    return A"
 
 
 def totals(task, options, sandbox, texts):
@@ -59,37 +60,70 @@ class TestEveryTask:
         assert run.stdout.strip() == "False"
 
 
+SHAPES = [json.loads(line) for line in (ROOT / "tests" / "data" / "extraction.jsonl").open(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=[shape["id"] for shape in SHAPES])
+def test_extract_code(shape):
+    assert extract_code(shape["completion"], shape["function"]) == (shape["code"], shape["unclosed"])
+
+
+@given(st.text(alphabet="`~>-1.\n\r\t python markdown def matmul(A):x", max_size=300))
+def test_code_blocks_hold_whole_lines_of_the_text(text):
+    lines = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    for code, _ in code_blocks(text):
+        rest = iter(lines)
+        assert all(any(line.endswith(own.strip()) for line in rest) for own in code.split("\n"))
+
+
+LARGE = 300_000  # characters; what backtracks over that many does not end within a test run
+
+
 @pytest.mark.parametrize(
-    ("text", "code"),
+    "text",
     [
-        (f"```python\n{GOOD}\n```", GOOD),
-        (f"```py\n{GOOD}\n```", GOOD),
-        (f"```\n{GOOD}\n```", GOOD),
-        (f"~~~python3\n{GOOD}\n~~~", GOOD),
-        (f"````python\n{GOOD}\n```\n````", f"{GOOD}\n```"),
-        (f"Sure!\n\n  ```python\n{GOOD}\n  ```\nDone.", GOOD),
-        (f"```python\r\n{GOOD}\r\n```".replace("A\r", "A\r"), GOOD),
-        (f"```python\n{GOOD}", GOOD),
-        (f"```python\nimport math\n\n{GOOD}\n```", f"import math\n\n{GOOD}"),
-        ("```python\ndef matmul(A, B): return 1\n```\nBetter:\n```python\n" + GOOD + "\n```", GOOD),
-        (f"```python\n{GOOD}\n```\n```text\noutput\n```", GOOD),
-        (f"```python\n\ufeff{GOOD}\n```", GOOD),
-        ("```python\n# def matmul(A, B): later\nx = 1\n```", None),
-        ("```python\ndef matmul2(A, B):\n    return A\n```", None),
-        (GOOD, None),
-        ("prose", None),
-        ("", None),
-        (None, None),
-        (["def matmul"], None),
+        " " * LARGE + "x",
+        "\t" * LARGE + "```",
+        "`" * LARGE,
+        "``` " * (LARGE // 4),
+        ">" * LARGE + "```",
+        "> " * LARGE + "```\n" + "> " * LARGE + "x",
+        "> " * 1000 + "```\n" + ("> " * 999 + "x\n") * (LARGE // 2000),
+        "1. " * LARGE,
+        "- " * LARGE + "```",
+        "```md\n" * (LARGE // 6),
+        "".join("`" * length + "md\n" for length in range(700, 2, -1)),
+        "```" + " " * LARGE + "`",
+        "```\n" + " " * LARGE + "x",
+        "```\n" + " \n" * (LARGE // 2),
+        "```\n" + "def " + " " * LARGE,
+        "```\n" + "def " + "\\\n" * LARGE,
+        "```\n" + "async " * LARGE,
+        "```\n" + "matmul:" * LARGE,
+        "```\n" + "matmul" + " " * LARGE,
+        "\r" * LARGE,
     ],
+    ids=lambda text: repr(text[:12]),
 )
-def test_extract_code(text, code):
-    assert extract_code(text, "matmul") == code
+def test_extraction_takes_linear_time(text):
+    began = time.process_time()
+    assert extract_code(text, "matmul") == (None, False)
+    assert time.process_time() - began < 5
 
 
-@given(st.text(alphabet="`~\n\r python def matmul(A):x", max_size=300))
-def test_code_blocks_never_fails(text):
-    assert all(block in text.replace("\r\n", "\n").replace("\r", "\n") for block in code_blocks(text))
+@pytest.mark.parametrize("name", ["matmul", "game_2048", "code"])
+def test_an_unclosed_program_is_judged_like_any_other_and_flagged(name, sandbox):
+    task = tasks.load(name)
+    closed = task.REFERENCE
+    (total, cut_total), (grade, cut) = totals(task, task.Options(type=name), sandbox, [closed, cut_off(closed)])
+    assert cut.correct and cut.code.strip() == grade.code.strip() and cut_total > 0 < total
+    assert cut.data["unclosed"] is True and "never closed" in cut.detail
+    assert "unclosed" not in grade.data and "never closed" not in grade.detail
+    assert shares([grade, cut])["grades/unclosed"] == 0.5
+
+
+def cut_off(completion):
+    return completion[: completion.rindex("```")]
 
 
 def grade(sandbox, code, seed=0, **options):
@@ -182,7 +216,7 @@ def test_a_remembered_result_is_found_out(sandbox, key):
 
 
 def test_speed_is_measured_against_the_naive_loop(sandbox):
-    same, fast = grade(sandbox, LOOP), grade(sandbox, extract_code(matmul.REFERENCE, "matmul"))
+    same, fast = grade(sandbox, LOOP), grade(sandbox, extract_code(matmul.REFERENCE, "matmul")[0])
     assert same.speedup == pytest.approx(1.0, abs=0.25)
     assert fast.speedup > 1.3
 

@@ -265,7 +265,7 @@ SORT_TASK = '''
 from dataclasses import dataclass
 
 from sandbox import Status
-from tasks import Grade, Options as SharedOptions, extract_code
+from tasks import Grade, Options as SharedOptions, extract_code, flag_unclosed
 
 REWARDS = ["function_works", "no_cheating", "correctness_check"]
 REFERENCE = "```python\\ndef sort(numbers):\\n    return sorted(numbers)\\n```"
@@ -284,13 +284,14 @@ def rows(options):
 
 
 def grade(completion, row, options, sandbox, rng):
-    code = extract_code(completion, "sort")
+    code, unclosed = extract_code(completion, "sort")
     if code is None:
         return Grade(Status.NO_FUNCTION)
     numbers = rng.permutation(options.length).tolist()
     with sandbox.open(code, "sort") as program:
         run = program.call([numbers])
-        return Grade(run.status, code, run.value == sorted(numbers), program.findings, detail=run.error)
+        grade = Grade(run.status, code, run.value == sorted(numbers), program.findings, detail=run.error)
+    return flag_unclosed(grade) if unclosed else grade
 '''
 
 

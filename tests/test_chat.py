@@ -1,0 +1,168 @@
+"""Chat templates of other families than gpt-oss: rendered with their own special tokens, and trained on."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+import trl
+from jinja2 import TemplateError
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from config import TINY_MODEL
+
+ROOT = Path(__file__).parent.parent
+TEMPLATES = Path(trl.__file__).parent / "chat_templates"
+
+
+@dataclass(frozen=True)
+class Family:
+    """Special tokens of a family, each with the token of the tiny model whose weights it starts from."""
+
+    template: str  # a file of trl/chat_templates
+    tokens: dict[str, str]
+    eos: str
+    bos: str | None = None
+    plain_tokens: list[str] = field(default_factory=list)  # added to the vocabulary, but left in decoded text
+    system_role: bool = True
+    opening: str = ""  # what the rendered prompt ends with
+
+
+CHATML = {"<|im_start|>": "<|start|>", "<|im_end|>": "<|return|>"}
+THINK = ["<think>", "</think>"]
+HEADERS = {
+    "<|begin_of_text|>": "<|startoftext|>",
+    "<|start_header_id|>": "<|start|>",
+    "<|end_header_id|>": "<|message|>",
+    "<|eot_id|>": "<|return|>",
+}
+TURNS = {"<bos>": "<|startoftext|>", "<start_of_turn>": "<|start|>", "<end_of_turn>": "<|return|>"}
+PHI = {"<|system|>": "<|start|>", "<|user|>": "<|start|>", "<|assistant|>": "<|start|>"}
+DEEPSEEK = {"<｜begin▁of▁sentence｜>": "<|startoftext|>", "<｜end▁of▁sentence｜>": "<|return|>"}
+DEEPSEEK |= {"<｜User｜>": "<|start|>", "<｜Assistant｜>": "<|start|>"}
+
+FAMILIES = {
+    "qwen2_5": Family("qwen2_5", CHATML, "<|im_end|>", opening="<|im_start|>assistant\n"),
+    "qwen3": Family("qwen3", CHATML, "<|im_end|>", None, THINK, opening="<|im_start|>assistant\n"),
+    "llama3": Family(
+        "llama3",
+        HEADERS,
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        opening="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "llama3_1": Family(
+        "llama3_1",
+        HEADERS,
+        "<|eot_id|>",
+        "<|begin_of_text|>",
+        opening="<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "gemma": Family("gemma", TURNS, "<end_of_turn>", "<bos>", system_role=False, opening="<start_of_turn>model\n"),
+    "gemma3": Family("gemma3", TURNS, "<end_of_turn>", "<bos>", opening="<start_of_turn>model\n"),
+    "phi3": Family("phi3", PHI, "<|end|>", opening="<|assistant|>\n"),
+    "deepseek_r1_distill": Family(
+        "deepseek_r1_distill",
+        DEEPSEEK,
+        "<｜end▁of▁sentence｜>",
+        "<｜begin▁of▁sentence｜>",
+        THINK,
+        opening="<｜Assistant｜><think>\n",
+    ),
+}
+
+
+def tokenizer_of(family):
+    """The tiny model's tokenizer with the family's template and special tokens."""
+    tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
+    tokenizer.add_special_tokens({"extra_special_tokens": list(family.tokens)}, replace_extra_special_tokens=False)
+    tokenizer.add_tokens(family.plain_tokens)
+    tokenizer.eos_token, tokenizer.bos_token = family.eos, family.bos
+    tokenizer.chat_template = (TEMPLATES / f"{family.template}.jinja").read_text(encoding="utf-8")
+    return tokenizer
+
+
+def save_model(family, folder):
+    """A copy of the tiny model that speaks the family's tokens: each takes over the weights of the token that it
+    stands for, so the programs that the model knows come behind the other template, too, and end with its eos."""
+    tokenizer = tokenizer_of(family)
+    model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
+    torch.manual_seed(0)  # of the new rows
+    model.resize_token_embeddings(len(tokenizer))
+    with torch.no_grad():
+        for matrix in (model.get_input_embeddings().weight, model.get_output_embeddings().weight):
+            for pair in family.tokens.items():
+                new, old = tokenizer.convert_tokens_to_ids(pair)
+                matrix[[new, old]] = matrix[[old, new]]
+    for settings in (model.config, model.generation_config):
+        settings.eos_token_id, settings.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+USER, SYSTEM = {"role": "user", "content": "Say hi."}, {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_prompt_is_rendered_with_the_familys_own_tokens(name):
+    family = FAMILIES[name]
+    tokenizer = tokenizer_of(family)
+    messages = [SYSTEM, USER] if family.system_role else [USER]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert text.endswith(family.opening) and all(text.count(message["content"]) == 1 for message in messages)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    for token in [*family.tokens, *family.plain_tokens]:
+        assert ids.count(tokenizer.convert_tokens_to_ids(token)) == text.count(token)
+    if family.bos:
+        assert ids[0] == tokenizer.bos_token_id and ids.count(ids[0]) == 1
+
+
+def test_a_family_without_a_system_role_refuses_one():
+    for family in FAMILIES.values():
+        if not family.system_role:
+            with pytest.raises(TemplateError, match="System role not supported"):
+                tokenizer_of(family).apply_chat_template([SYSTEM, USER], tokenize=False)
+
+
+SPY = """
+import json
+
+def spy(completions, prompts, completion_ids, grades):
+    with open({path!r}, "a") as file:
+        for completion, prompt, ids, grade in zip(completions, prompts, completion_ids, grades):
+            print(json.dumps([completion, prompt, ids, grade.code]), file=file)
+    return [0.0] * len(completions)
+"""
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma"])
+def test_a_step_is_trained_on_what_the_model_said_without_its_markers(name, tmp_path):
+    family = FAMILIES[name]
+    save_model(family, tmp_path / "model")
+    (tmp_path / "spying.py").write_text(SPY.format(path=str(tmp_path / "seen.jsonl")))
+    result = subprocess.run(
+        [sys.executable, "train.py", "--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}",
+         f"model.name={tmp_path / 'model'}", "grpo.max_steps=1", "grpo.per_device_train_batch_size=8",
+         "grpo.num_generations=8", "task.timing_pairs=1", "task.check=false",
+         "task.rewards=[correctness_check, 'spying:spy']"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").open(encoding="utf-8")]
+    assert len(seen) == 8
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    markers = [
+        token for token in tokenizer.all_special_tokens if token in tokenizer.chat_template or token == family.eos
+    ]
+    for (message,), prompt, ids, _ in seen:
+        assert message["role"] == "assistant" and [turn["role"] for turn in prompt] == ["user"]
+        assert message["content"] == tokenizer.decode(ids, skip_special_tokens=True)
+        assert not any(marker in message["content"] for marker in markers)
+    said = [tokenizer.decode(ids) for _, _, ids, _ in seen]
+    assert any(text.endswith(family.eos) for text in said)  # so there was a marker to take out
+    assert any(code for *_, code in seen)
