@@ -1,0 +1,153 @@
+"""trainer.py: what the model is given and what the rewards read, batch by batch, on the tiny model."""
+
+import difflib
+import json
+
+import pytest
+import torch
+
+import config
+import model
+import plan
+import reward_functions
+import train
+from chat import Chat
+from config import load
+from sandbox import Sandbox
+
+TINY = config.ROOT / "configs" / "tiny.yaml"
+EFFORTS = ("low", "medium", "high")
+SIZE = 4  # num_generations
+
+
+def scripted(completions, grades, flat, **kwargs):
+    return [0.0 if is_flat else float(i) for i, is_flat in enumerate(flat)]
+
+
+def backends():
+    cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="unsloth needs a CUDA GPU")
+    return ["transformers", pytest.param("unsloth", marks=[cuda, pytest.mark.gpu])]
+
+
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """Builds the trainer of train.py for rows of our own and overrides."""
+    monkeypatch.setattr(reward_functions, "scripted", scripted, raising=False)
+    with Sandbox(2) as sandbox:
+
+        def build(rows, *overrides):
+            path = tmp_path / "rows.jsonl"
+            path.write_text("".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows))
+            job = load(TINY, [
+                "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}", "task.rewards=[scripted]",
+                f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
+                "grpo.max_completion_length=12", "grpo.report_to=[]", *overrides,
+            ])  # fmt: skip
+            chat = Chat(model.load_tokenizer(job.model), job.model.prompt_date)
+            loaded = model.load(job.model, job.lora)
+            made = train.build_trainer(job, tmp_path / "run", *loaded, sandbox, chat, plan.make(job, chat))
+            made.model.train()
+            return made
+
+        yield build
+
+
+def batch_of(trainer, *indices):
+    return [row for i in indices for row in [trainer.train_dataset[i]] * SIZE]
+
+
+@pytest.mark.parametrize("backend", backends())
+def test_the_effort_of_each_row_reaches_the_model(build, backend):
+    rows = [{"flat": False, "reasoning_effort": effort} for effort in EFFORTS] + [{"flat": False}]
+    trainer = build(rows, f"model.backend={backend}", "task.reasoning_effort=medium")
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2, 3))
+    given = [ids[mask.bool()] for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)]
+    low, medium, high, default = (trainer.processing_class.decode(given[i * SIZE]) for i in range(4))
+    assert all((given[i] == given[i // SIZE * SIZE]).all() for i in range(4 * SIZE))
+    assert default == medium and "\nCurrent date: 2025-08-05\n" in medium
+    for other, effort in ((low, "low"), (high, "high")):
+        lines = difflib.ndiff(medium.splitlines(), other.splitlines())
+        changed = [line for line in lines if line.startswith(("- ", "+ "))]
+        assert changed == ["- Reasoning: medium", f"+ Reasoning: {effort}"]
+
+
+def test_a_library_that_renders_prompts_itself_is_noticed(build, monkeypatch):
+    trainer = build([{"flat": False}] * 3)
+    monkeypatch.setattr(type(trainer), "_tokenize_prompts", lambda self, prompts: ([[1, 2]] * len(prompts), None, {}))
+    with pytest.raises(RuntimeError, match="was not given the prompt of its row"):
+        trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+
+
+def test_rewards_read_the_final_channel_and_what_was_cut_off_has_its_own_status(build, monkeypatch):
+    trainer = build([{"flat": False}] * 3)
+    said = [
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>345<|return|>",
+        "<|channel|>analysis<|message|>Answer: 345",
+    ]
+    ids = [trainer.processing_class(text, add_special_tokens=False)["input_ids"] for text in said]
+    monkeypatch.setattr(
+        type(trainer), "_generate_single_turn", lambda self, prompts, *args: ([ids[i % 2] for i in range(12)], None)
+    )
+    seen = []
+    trainer.reward_funcs[0] = lambda completions, **kwargs: seen.extend(completions) or [1.0] * len(completions)
+    trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert seen[0] == [{"role": "assistant", "content": "345", "thinking": "hm"}]
+    cut_off = {"role": "assistant", "content": "", "thinking": "Answer: 345", "reached_final": False}
+    assert seen[1] == [cut_off]
+    metrics = trainer._metrics["train"]
+    assert metrics["completions/reached_final"] == [0.5]
+    analysis = ids[0].index(trainer.processing_class.convert_tokens_to_ids("<|end|>")) + 1
+    assert metrics["completions/mean_thinking_length"] == [(analysis + len(ids[1])) / 2]
+    assert metrics["completions/mean_final_length"] == [(len(ids[0]) - analysis) / 2]
+
+    (grade, cut) = trainer.grader._grades_of([seen[0], seen[1]], answer=["345", "345"])
+    assert grade.status == "ok" and cut.status == "no_final" and not cut.correct
+
+
+def columns(trainer):
+    """Lengths of the columns of the table of completions."""
+    logs = trainer._logs
+    return {len(logs["prompt"]), *map(len, logs["rewards"].values()), *map(len, logs["extra"].values())}
+
+
+def test_groups_without_variance_are_resampled(build):
+    rows = [{"flat": i < 6, "prompt": f"{i} + {i}"} for i in range(12)]
+    trainer = build(rows, "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=20")
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 7))
+    advantages = output["advantages"].view(3, SIZE)
+    assert (advantages.std(dim=1) > 0).all()
+    kept = trainer.processing_class.batch_decode(output["prompt_ids"])
+    assert "7 + 7" in kept[2 * SIZE] and not any(f"{i} + {i}<" in text for i in range(6) for text in kept)
+    assert len(set(kept[:SIZE])) == 1, "a group is completions of one prompt"
+    metrics = trainer._metrics["train"]
+    assert metrics["frac_reward_zero_std"] == [0.0]
+    assert metrics["resampling/tries"][0] >= 1 and 0 < metrics["resampling/frac_reward_zero_std"][0] < 1
+    assert columns(trainer) == {3 * SIZE}
+
+
+def test_resampling_gives_up_after_its_tries(build):
+    trainer = build([{"flat": True}] * 6, "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2")
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert (output["advantages"] == 0).all() and columns(trainer) == {3 * SIZE}
+    metrics = trainer._metrics["train"]
+    assert metrics["resampling/tries"] == [2.0] and metrics["resampling/frac_reward_zero_std"] == [1.0]
+
+
+def test_groups_without_variance_are_skipped(build):
+    trainer = build([{"flat": i == 1} for i in range(3)], "grpo.zero_std_groups=skip")
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    counted = (output["tool_mask"] * output["completion_mask"]).view(3, -1).sum(dim=1)
+    assert counted[0] > 0 and counted[1] == 0 and counted[2] > 0
+    assert output["num_items_in_batch"] == counted.sum()
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(1 / 3)]
+
+
+def test_the_spread_of_rewards_that_not_every_function_gives(build):
+    trainer = build([{"flat": False}] * 3)
+    trainer.num_generations, trainer.reward_weights = 2, torch.tensor([1.0, 2.0])
+    nan = torch.nan
+    rewards = torch.tensor([[1, 1], [3, 0], [1, nan], [1, nan], [nan, nan], [5, nan], [nan, nan], [nan, nan]])
+    assert trainer._spread(rewards).tolist() == [0, 0, 0, 0]
+    assert trainer._spread(rewards * 2 + torch.arange(8.0).unsqueeze(1)).tolist()[1] == 1
+    trainer.multi_objective_aggregation = "normalize_then_sum"
+    assert trainer._spread(rewards).tolist() == [2, 0, 0, 0]
