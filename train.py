@@ -97,17 +97,23 @@ def run(config: Config) -> int:
 
 def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox) -> Any:
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
+    import torch
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
     from trl import GRPOConfig, GRPOTrainer
 
     import callbacks
 
+    class Trainer(GRPOTrainer):
+        def _generate_and_score_completions(self, inputs):
+            self.reward_weights = torch.tensor(grader.weights_at(self.state.global_step))
+            return super()._generate_and_score_completions(inputs)
+
     rows, eval_rows = tasks.mixed_rows(config.tasks)
     grader = Grader(config.tasks, sandbox)
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
-        "reward_weights": list(grader.weights.values()),
+        "reward_weights": grader.weights_at(0),
         **model_room.trainer_settings(config.model, config.lora, model),
         **prompt_settings(config, tokenizer, rows + eval_rows),
         **config.grpo,
@@ -115,7 +121,7 @@ def build_trainer(config: Config, output: Path, model: Any, tokenizer: Any, sand
     }
     try:
         arguments = GRPOConfig(**settings)
-        trainer = GRPOTrainer(
+        trainer = Trainer(
             model=model,
             processing_class=tokenizer,
             reward_funcs=grader.reward_functions(),
