@@ -141,6 +141,7 @@ def test_the_command_line(tmp_path, job):
         (["grade"], "grade needs a FILE"),
         (["grade", "/no/such/file"], "No such file"),
         (["grade", "README.md", "--task", "nope"], "no task 'nope'"),
+        (["grade", "README.md", "--step", "-1"], "--step: must be 0 or more"),
         (["grade", "README.md", "--out", "README.md"], "--out: the same file"),
         (["grpo.bata=1"], "grpo.bata"),
     ],
