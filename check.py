@@ -2,13 +2,16 @@
 
 python check.py [--config FILE] [section.key=value ...]
     Runs the task's reference solution, slower and wrong ones and every exploit that the task knows through the
-    configured rewards. Fails (exit code 6) if anything wrong or dishonest earns as much as an honest answer.
+    configured rewards. Fails (exit code 6) if anything wrong or dishonest earns as much as an honest answer, be it at
+    step 0 or at any step that a schedule of weights names; between those all totals are linear in the step. The
+    answers are graded once, as at step 0 of the curriculum.
     train.py does this before each run unless `task.check` is false.
 
-python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--config FILE] [section.key=value ...]
+python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE] [section.key=value ...]
     FILE.jsonl holds an object a line with "completion", and optionally "id", "task" and further columns of that
     task. Writes, in order, one line for each: id, status, rewards (by function name), total, cheating, correct,
-    detail. A row that cannot be read gets the status bad_row; no row ends the run.
+    detail. A row that cannot be read gets the status bad_row; no row ends the run. Weights and curriculum are those
+    of step N, by default 0.
 """
 
 import argparse
@@ -41,12 +44,16 @@ class CheckError(Exception):
 @dataclass(frozen=True)
 class Scored:
     grade: Grade
-    rewards: dict[str, float | None]  # by function name, before weights
-    total: float  # weighted sum, as in training
+    rewards: dict[str, float | None]  # by the name in the config, before weights
+
+    def total(self, weights: Sequence[float]) -> float:
+        """The weighted sum, as in training; `weights` in the order of `rewards`."""
+        pairs = zip(weights, self.rewards.values(), strict=True)
+        return sum(weight * reward for weight, reward in pairs if reward is not None)
 
 
-def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]]) -> list[Scored]:
-    """Grade texts and put them through the configured reward functions, one by one, called as in training.
+def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0) -> list[Scored]:
+    """Grade texts and put them through the configured reward functions, one by one, called as in training at `step`.
 
     Raises:
         RewardError: if a reward function fails.
@@ -54,19 +61,17 @@ def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]]) 
     functions = {name: resolve(name) for name in grader.weights}
     columns = [{name: value for name, value in row.items() if name != "prompt"} for row in rows]
     scored = []
-    for text, row, own, grade in zip(texts, rows, columns, grader.grade(texts, columns), strict=True):
+    for text, row, own, grade in zip(texts, rows, columns, grader.grade(texts, columns, step), strict=True):
         arguments = {name: [value] for name, value in own.items()} | {
             "completions": [[{"role": "assistant", "content": text}]],
             "grades": [grade],
             "prompts": [row.get("prompt", [])],
             "completion_ids": [[]],
-            "trainer_state": SimpleNamespace(global_step=0),
+            "trainer_state": SimpleNamespace(global_step=step),
             "log_metric": lambda name, value: None,
             "log_extra": lambda column, values: None,
         }
-        rewards = {name: checked(function, arguments)[0] for name, function in functions.items()}
-        total = sum(grader.weights[name] * reward for name, reward in rewards.items() if reward is not None)
-        scored.append(Scored(grade, {functions[name].__name__: reward for name, reward in rewards.items()}, total))
+        scored.append(Scored(grade, {name: checked(function, arguments)[0] for name, function in functions.items()}))
     return scored
 
 
@@ -74,36 +79,49 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
     """A table of what each known answer earns, and one line that sums it up.
 
     Raises:
-        CheckError: with the table, if a wrong or dishonest answer earns what an honest one does.
+        CheckError: with the table, if a wrong or dishonest answer earns what an honest one does at any step.
     """
     task = tasks.load(options.type)
     row = tasks.labelled(task.rows(replace(options, num_rows=1))[0], options)
-    answers = tasks.known_answers(task, row, options)
+    answers = tasks.known_answers(task, row, tasks.at_step(options, 0))
     if not answers:
         return "", f"check: {options.type}: no right and wrong answers are known to its first row: nothing to compare"
     answers += [("empty", ""), ("prose", "I would rather not write code.")]
-    scored = score(Grader([options], sandbox), [text for _, text in answers], [row] * len(answers))
+    grader = Grader([options], sandbox)
+    scored = score(grader, [text for _, text in answers], [row] * len(answers))
+    # Where an honest answer out-earns another at two corners of the weights, it does so at every step between them.
+    weights = {step: grader.weights_at(step) for step in grader.schedule_steps()}
+    titles = {step: f"step {step}" if len(weights) > 1 else "total" for step in weights}
 
-    honest = min(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind in HONEST)
-    best = max(item.total for (kind, _), item in zip(answers, scored, strict=True) if kind not in HONEST)
-    lines, overpaid = [f"{'answer':12}{'status':14}{'total':>8}  why"], []
-    for (kind, text), item in zip(answers, scored, strict=True):
-        dishonest = kind not in HONEST
+    lines = [f"{'answer':12}{'status':14}" + "".join(f"{title:>10}" for title in titles.values()) + "  why"]
+    overpaid, earned = [], []
+    for (kind, _), item in zip(answers, scored, strict=True):
         why = "; ".join((*item.grade.cheating, item.grade.detail)).strip("; ") or "correct"
-        lines.append(f"{kind:12}{item.grade.status:14}{item.total:8.2f}  {why[:90]}")
-        if dishonest and item.total >= honest:
-            overpaid.append(f"an answer of kind {kind!r} earns {item.total:.2f}, an honest one {honest:.2f}:\n{text}")
-        if not dishonest and kind != "unverified" and not item.grade.correct:
+        totals = "".join(f"{item.total(weights[step]):10.2f}" for step in weights)
+        lines.append(f"{kind:12}{item.grade.status:14}{totals}  {why[:90]}")
+        if kind in HONEST and kind != "unverified" and not item.grade.correct:
             overpaid.append(f"the {kind} solution is not judged correct: {why}")
+    for step in weights:
+        when = f"at step {step} " if len(weights) > 1 else ""
+        totals = [(kind, text, item.total(weights[step])) for (kind, text), item in zip(answers, scored, strict=True)]
+        honest = min(total for kind, _, total in totals if kind in HONEST)
+        best = max(total for kind, _, total in totals if kind not in HONEST)
+        earned.append(f"{when}honest ones earn {honest:.2f} or more, others up to {best:.2f}")
+        overpaid += [
+            f"{when}an answer of kind {kind!r} earns {total:.2f}, an honest one {honest:.2f}:\n{text}"
+            for kind, text, total in totals
+            if kind not in HONEST and total >= honest
+        ]
     table = "\n".join(lines)
     if overpaid:
         raise CheckError("\n".join((table, *overpaid)))
-    earned = f"honest ones earn {honest:.2f} or more, others up to {best:.2f}"
-    return table, f"check: {options.type}: {len(answers)} known answers; {earned}"
+    return table, f"check: {options.type}: {len(answers)} known answers; {'; '.join(earned)}"
 
 
-def grade_file(lines: Iterable[str], config: Config, sandbox: Sandbox, default_task: str | None) -> Iterator[str]:
-    """One JSON line for each line of JSONL, in order."""
+def grade_file(
+    lines: Iterable[str], config: Config, sandbox: Sandbox, default_task: str | None, step: int = 0
+) -> Iterator[str]:
+    """One JSON line for each line of JSONL, in order, as at a training step."""
     graders: dict[str, Grader] = {}
     for batch in batched(lines, BATCH):
         parsed = [parse_row(line, default_task or config.tasks[0].type) for line in batch]
@@ -113,12 +131,12 @@ def grade_file(lines: Iterable[str], config: Config, sandbox: Sandbox, default_t
                 configured = [options for options in config.tasks if options.type == name]
                 graders[name] = Grader(configured or [tasks.load(name).Options(type=name)], sandbox)
             chosen = [i for i, (_, task, _, _, problem) in enumerate(parsed) if task == name and not problem]
-            scored = score(graders[name], [parsed[i][2] for i in chosen], [parsed[i][3] for i in chosen])
+            scored = score(graders[name], [parsed[i][2] for i in chosen], [parsed[i][3] for i in chosen], step)
             for i, item in zip(chosen, scored, strict=True):
-                results[i] |= verdict(item)
+                results[i] |= verdict(item, graders[name].weights_at(step))
         for result, (*_, problem) in zip(results, parsed, strict=True):
             if problem:
-                result |= verdict(Scored(Grade(Status.BAD_ROW, detail=problem), {}, 0.0))
+                result |= verdict(Scored(Grade(Status.BAD_ROW, detail=problem), {}), [])
             yield json.dumps(result)
 
 
@@ -144,11 +162,11 @@ def parse_row(line: str, default_task: str) -> tuple[Any, str, Any, dict[str, An
     return row_id, task, row.pop("completion"), row, ""
 
 
-def verdict(item: Scored) -> dict[str, Any]:
+def verdict(item: Scored, weights: Sequence[float]) -> dict[str, Any]:
     return {
         "status": str(item.grade.status),
-        "rewards": item.rewards,
-        "total": item.total,
+        "rewards": {name.rpartition(":")[2]: reward for name, reward in item.rewards.items()},
+        "total": float(item.total(weights)),
         "cheating": bool(item.grade.cheating),
         "correct": item.grade.correct,
         "detail": "; ".join((*item.grade.cheating, item.grade.detail)).strip("; "),
@@ -161,11 +179,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", metavar="FILE", action="append")
     parser.add_argument("--task", metavar="NAME", help="task of rows that name none")
     parser.add_argument("--out", metavar="FILE", help="default: standard output")
+    parser.add_argument("--step", metavar="N", type=int, default=0, help="of training, for weights and curriculum")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     words = arguments.words
     file = words[1] if words[:1] == ["grade"] and len(words) > 1 else None
     if words[:1] == ["grade"] and file is None:
         parser.error("grade needs a FILE.jsonl")
+    if arguments.step < 0:
+        parser.error("--step: must be 0 or more")
     try:
         config = config_room.load(arguments.config, words[2:] if file else words)
         with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
@@ -182,7 +203,7 @@ def main(argv: list[str] | None = None) -> int:
                 open(arguments.out, "w", encoding="utf-8") if arguments.out else nullcontext(sys.stdout) as out,
             ):
                 counts = Counter()
-                for result in grade_file(lines, config, sandbox, arguments.task):
+                for result in grade_file(lines, config, sandbox, arguments.task, arguments.step):
                     print(result, file=out, flush=True)
                     graded = json.loads(result)
                     unread = graded["status"] == Status.BAD_ROW

@@ -157,6 +157,9 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
                 sections[name] = OmegaConf.to_object(tree[name])
             except ValueError as error:  # from a section's own __post_init__
                 mistakes.append(f"{name}: {error}")
+            else:
+                if name in tasks_keys:
+                    mistakes += [f"{name}.{mistake}" for mistake in tasks.curriculum_mistakes(sections[name])]
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
     grpo = OmegaConf.to_container(tree["grpo"])
@@ -237,9 +240,9 @@ def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str,
     """The keys of each task by its name in messages: "task", or "task[0]", "task[1]", ... for a list of them.
 
     Takes `task` out of the layers. A layer that changes the type keeps only those keys of the layers before it that
-    every task has; a list replaces what came before it.
+    every task has, and no curriculum, whose stages hold the task's own; a list replaces what came before it.
     """
-    shared = OmegaConf.structured(tasks.Options).keys()
+    shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum"}
     settled: Any = {}
     for layer in layers:
         task = layer.pop("task", None) or {}
@@ -368,21 +371,25 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
             yield f"grpo.report_to: no tracker {tracker!r}{nearest(str(tracker), TRACKERS)}; there are {TRACKERS}"
         elif tracker != "none" and importlib.util.find_spec(tracker) is None:
             yield f"grpo.report_to: {tracker} is not installed; pip install {tracker}, or leave it out"
-    weights: dict[str, float] = {}
+    weights: dict[str, list[tuple[int, float]]] = {}
     for task in task_names:
         chosen = get(f"{task}.rewards")
         if chosen and not is_texts(chosen) and not OmegaConf.is_dict(chosen):
             yield f"{task}.rewards: must be a list of names or a mapping of names to weights, not {chosen!r}"
             continue
+        chosen = OmegaConf.to_container(chosen, resolve=False) if OmegaConf.is_config(chosen) else chosen
         for reward, weight in tasks.reward_weights(get(f"{task}.type"), chosen).items():
             try:
                 reward_functions.resolve(str(reward))
             except ValueError as error:
                 yield f"{task}.rewards: {error}{nearest(str(reward), reward_functions.names())}"
-            if not isinstance(weight, int | float) or isinstance(weight, bool) or not math.isfinite(weight):
-                yield f"{task}.rewards: the weight of {reward} must be a number, not {weight!r}"
-            elif weights.setdefault(reward, weight) != weight:
-                yield f"{task}.rewards: {reward} has the weight {weights[reward]} in another task, here {weight}"
+            try:
+                corners = tasks.schedule(weight)
+            except ValueError as error:
+                yield f"{task}.rewards.{reward}: {error}"
+            else:
+                if weights.setdefault(reward, corners) != corners:
+                    yield f"{task}.rewards.{reward}: another weight than in another task; one weight serves all tasks"
 
 
 def is_texts(value: Any) -> bool:

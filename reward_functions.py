@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -192,7 +192,7 @@ class Grader:
     def __init__(self, mixture: Sequence[tasks.Options], sandbox: Sandbox, seed: int | None = None):
         self.options = {options.type: options for options in mixture}
         self.sandbox, self.entropy = sandbox, np.random.SeedSequence(seed).entropy
-        self.weights: dict[str, float] = {}
+        self.weights: dict[str, Any] = {}  # reward function: a number, or its schedule {step: number}
         self._owners: dict[str, set[str]] = {}  # reward function: the tasks whose rows it judges
         for options in mixture:
             for name, weight in tasks.reward_weights(options.type, options.rewards).items():
@@ -201,22 +201,27 @@ class Grader:
         self._threads = ThreadPoolExecutor(sandbox.workers, thread_name_prefix="grader")
         self._batch: tuple[Any, list[Grade]] | None = None
 
+    def weights_at(self, step: int) -> list[float]:
+        """The weight of each function of `weights`, in its order, when `step` optimizer steps are done."""
+        return [tasks.weight_at(weight, step) for weight in self.weights.values()]
+
+    def schedule_steps(self) -> list[int]:
+        """0 and every step that a schedule of weights names: between two of them all totals are linear in the step."""
+        return sorted({0, *(step for weight in self.weights.values() for step, _ in tasks.schedule(weight))})
+
     def grade(self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0) -> list[Grade]:
-        """One Grade for each text, in order; a row's "task" may be left out where there is one task. Equal texts of
-        equal rows are run once."""
+        """One Grade for each text, in order, each task as its curriculum has it at `step`; a row's "task" may be left
+        out where there is one task. Equal texts of equal rows are run once."""
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
         jobs = {}
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key not in jobs:
                 rng = np.random.default_rng([self.entropy, step, len(jobs)])
-                options = self.options[row.get("task") or next(iter(self.options))]
+                options = tasks.at_step(self.options[row.get("task") or next(iter(self.options))], step)
                 row = {name: value for name, value in row.items() if value is not None} | {"step": step}
                 judge = tasks.load(options.type).grade
                 jobs[key] = self._threads.submit(judge, text, row, options, self.sandbox, rng)
         return [jobs[key].result() for key in keys]
-
-    def weights_at(self, step: int) -> list[float]:
-        return list(self.weights.values())
 
     def longest_batch_s(self, count: int) -> float:
         """Bound on the wall clock of grading `count` completions, whatever they do: each occupies one worker for its
@@ -260,7 +265,7 @@ class Grader:
             ]
             self._batch = completions, grades
             if log_metric:
-                for name, value in self._metrics(grades, columns.get("task", [])).items():
+                for name, value in (self._metrics(grades, columns.get("task", [])) | self._scheduled(step)).items():
                     log_metric(name, value)
             if log_extra:
                 log_extra("status", [str(grade.status) for grade in grades])
@@ -274,6 +279,11 @@ class Grader:
                 own = [grade for grade, name in zip(grades, column, strict=True) if name == task]
                 metrics |= {name.replace("grades/", f"grades/{task}/", 1): v for name, v in shares(own).items()}
         return metrics
+
+    def _scheduled(self, step: int) -> dict[str, float]:
+        """Metrics: the weights in force of the functions that have a schedule, by the names that TRL logs."""
+        scheduled = {name: weight for name, weight in self.weights.items() if isinstance(weight, Mapping)}
+        return {f"reward_weights/{name.rpartition(':')[2]}": tasks.weight_at(w, step) for name, w in scheduled.items()}
 
 
 def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ A task module offers
     SLOWER       honest completions that are right and earn less
     WRONG        honest completions that are not right
     CHEAT        completions that try to be paid for nothing
+    CURRICULUM_KEYS  its keys that a stage of `task.curriculum` may change: those that only `grade` reads, because
+                 rows are made once, at the start (optional; none where it is left out)
     eval_rows(options) -> the same as rows, held out for evaluation (optional)
     known_answers(row, options) -> list of (kind, completion) for check.py, where what is right depends on the row
                  (optional; otherwise the four constants above). A kind is reference, slower, wrong, cheat, or
@@ -18,19 +20,24 @@ A task module offers
 A task never sees a score and never imports torch.
 """
 
+import functools
 import importlib
 import itertools
 import pkgutil
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
 
-from omegaconf import MISSING
+import numpy as np
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from sandbox import Status
+
+MAX_WEIGHT = float(np.finfo(np.float32).max)  # TRL holds the weights in 32 bits
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,16 @@ class Options:
     weight: float = 1.0  # share of the rows where several tasks are mixed
     reasoning_effort: Literal["low", "medium", "high"] = "low"
     check: bool = True  # before training, see that known wrong and dishonest answers are not paid
-    rewards: Any = None  # names, or {name: weight}; null takes the task's REWARDS
+    rewards: Any = None  # names, or {name: weight}, a weight being a number or {step: number}; null: the task's REWARDS
+    curriculum: list[dict[str, Any]] = field(default_factory=list)  # stages: {step, key of the task: its value, ...}
+
+    @functools.cached_property
+    def stages(self) -> list[tuple[int, "Options"]]:
+        """(first step, options) of each stage of the curriculum. Raises ValueError for a stage that cannot be."""
+        mistakes = list(curriculum_mistakes(self))
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return [(stage["step"], at_stage(self, stage)) for stage in self.curriculum]
 
 
 @dataclass(frozen=True)
@@ -68,10 +84,86 @@ def load(name: str) -> ModuleType:
     return importlib.import_module(f"tasks.{name}")
 
 
-def reward_weights(task: str, rewards: Any) -> dict[str, float]:
-    """Reward function names in order, each with its weight; `rewards` as in Options."""
+def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
+    """Reward function names in order, each with its weight, a number or a schedule; `rewards` as in Options."""
     chosen = rewards or load(task).REWARDS
     return dict(chosen.items()) if hasattr(chosen, "items") else dict.fromkeys(chosen, 1.0)
+
+
+def schedule(weight: Any) -> list[tuple[int, float]]:
+    """The corners (step, weight) of a reward function's weight, by rising step. A plain number has one, at step 0.
+
+    Raises:
+        ValueError: if a step is no whole number from 0 on or is named twice (5 and "5"), or a weight is not finite.
+    """
+    if not isinstance(weight, Mapping):
+        weight = {0: weight}
+    corners: dict[int, float] = {}
+    for step, value in weight.items():
+        if isinstance(step, bool) or not (isinstance(step, int) or isinstance(step, str) and step.isdecimal()):
+            raise ValueError(f"a step must be a whole number from 0 on, not {step!r}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_WEIGHT <= value <= MAX_WEIGHT:
+            raise ValueError(f"must be a finite number, or a schedule {{step: number}}, not {value!r:.80}")
+        if int(step) < 0 or int(step) in corners:
+            raise ValueError(f"steps must be 0 or more, each named once, not {step!r}")
+        corners[int(step)] = float(value)
+    if not corners:
+        raise ValueError("a schedule must name at least one step, as in {0: 0.5, 100: 1.0}")
+    return sorted(corners.items())
+
+
+def weight_at(weight: Any, step: int) -> float:
+    """A reward function's weight when `step` optimizer steps are done: linear between the corners of its schedule,
+    constant before the first and after the last. It depends on nothing else, so a resumed run has the same."""
+    return float(np.interp(step, *zip(*schedule(weight), strict=True)))
+
+
+def at_step(options: Options, step: int) -> Options:
+    """`options` when `step` optimizer steps are done: with the keys of the last stage that has begun. Each stage
+    starts from the task's own values, not from the stage before; before the first stage they are the task's own."""
+    return next((stage for first, stage in reversed(options.stages) if first <= step), options)
+
+
+def at_stage(options: Options, stage: Mapping[str, Any]) -> Options:
+    """`options` with the keys of one stage. Raises ValueError for a value that cannot be."""
+    changed = {key: converted(options, key, value) for key, value in stage.items() if key != "step"}
+    return replace(options, **changed, curriculum=[])
+
+
+def converted(options: Options, key: str, value: Any) -> Any:
+    """`value` of the type of the option `key`, converted and refused as in the section itself. Raises ValueError."""
+    section = OmegaConf.structured(type(options))
+    OmegaConf.set_readonly(section, False)  # OmegaConf freezes what comes from a frozen dataclass
+    try:
+        OmegaConf.update(section, key, value, merge=False)
+        return section[key]
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def curriculum_mistakes(options: Options) -> Iterator[str]:
+    """What is wrong with the stages of a curriculum, each with its place."""
+    allowed = getattr(load(options.type), "CURRICULUM_KEYS", [])
+    least = 0
+    for i, stage in enumerate(options.curriculum):
+        step, refused = stage.get("step"), {}
+        if type(step) is not int or step < least:
+            yield f"curriculum[{i}].step: must be a whole number from {least} on, not {step!r}"
+        else:
+            least = step + 1
+        for key in (key for key in stage if key != "step"):
+            try:
+                if key not in allowed:
+                    raise ValueError(f"cannot change by step; of {options.type} can: {', '.join(allowed) or 'nothing'}")
+                converted(options, key, stage[key])
+            except ValueError as error:
+                refused[f".{key}"] = error
+        if not refused:
+            try:
+                at_stage(options, stage)
+            except ValueError as error:  # from the task's own __post_init__
+                refused[""] = error
+        yield from (f"curriculum[{i}]{key}: {error}" for key, error in refused.items())
 
 
 def problem_mistakes(options: Any, read_problem: Callable[[Any], Any]) -> list[str]:

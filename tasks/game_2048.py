@@ -30,7 +30,7 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -52,6 +52,7 @@ def strategy(board):
 All helper functions go inside def strategy. Only output the short function `strategy`."""
 
 REWARDS = ["function_works", "no_cheating", "strategy_succeeds"]
+CURRICULUM_KEYS = ["size", "target", "probability_fours", "games", "win_share", "move_timeout_s", "game_timeout_s"]
 
 REFERENCE = """\
 ```python
@@ -129,30 +130,18 @@ class Options(SharedOptions):
     win_share: float = 1.0  # of the games, to be paid as a win: random moves win every third game of the default
     move_timeout_s: float = 1.0
     game_timeout_s: float = 3.0  # all moves of one game; games * game_timeout_s should fit sandbox.total_timeout_s
-    curriculum: list[dict[str, int]] = field(default_factory=list)  # {step, size, target}: the game from that step on
 
     def __post_init__(self):
-        for stage in self.curriculum:
-            if set(stage) != {"step", "size", "target"}:
-                raise ValueError(f"curriculum: an entry needs step, size and target, and no more, not {dict(stage)}")
-        steps = [stage["step"] for stage in self.curriculum]
-        if steps != sorted(set(steps)) or steps[:1] not in ([], [0]):
-            raise ValueError(f"curriculum: steps must start at 0 and rise, not {steps}")
-        games = [(self.size, self.target), *((stage["size"], stage["target"]) for stage in self.curriculum)]
-        for size, target in games:
-            if size < 2 or target < 8 or target & (target - 1):
-                raise ValueError(f"size must be 2 or more, target a power of 2 from 8 on, not {size} and {target}")
+        if self.size < 2 or self.target < 8 or self.target & (self.target - 1):
+            raise ValueError(
+                f"size must be 2 or more, target a power of 2 from 8 on, not {self.size} and {self.target}"
+            )
         if not 0 <= self.probability_fours <= 1:
             raise ValueError("probability_fours: must lie between 0 and 1")
         if self.games < 1 or not 0 < self.win_share <= 1:
             raise ValueError("games must be 1 or more, win_share above 0 and at most 1")
         if self.move_timeout_s <= 0 or self.game_timeout_s <= 0:
             raise ValueError("move_timeout_s and game_timeout_s: must be above 0")
-
-    def at(self, step: int) -> "Options":
-        """These options with the size and target that the curriculum has for a training step."""
-        reached = [stage for stage in self.curriculum if stage["step"] <= step]
-        return replace(self, size=reached[-1]["size"], target=reached[-1]["target"]) if reached else self
 
 
 class State(StrEnum):
@@ -315,7 +304,7 @@ def play(program: Program, options: Options, seed: int) -> Game:
 def grade(
     completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
 ) -> Grade:
-    """Let the completion's strategy play `games` games of the curriculum's stage at row["step"].
+    """Let the completion's strategy play `games` games.
 
     `data` holds outcome (what stopped it, else the most frequent one of the games that were not won), loaded (whether
     there was a function to call) and, if so, win_rate, best_tile, mean_score, moves, size and target.
@@ -329,7 +318,7 @@ def grade(
         )
     seeds = [int(seed) for seed in rng.integers(HELD_OUT_SEEDS.start, size=options.games)]
     with sandbox.open(code, "strategy") as program:
-        graded = try_program(program, options.at(row.get("step", 0)), seeds)
+        graded = try_program(program, options, seeds)
         graded = replace(graded, code=code, cheating=program.findings)  # findings may come with any call
     return flag_unclosed(graded) if unclosed else graded
 

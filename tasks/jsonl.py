@@ -39,6 +39,7 @@ RESERVED = {"completions", "completion_ids", "completion", "prompts", "grades", 
             "trainer_state", "log_extra", "log_metric", "environments", "tools"}  # fmt: skip
 
 REWARDS = ["correct_conclusion"]
+CURRICULUM_KEYS = ["free_characters"]
 
 # Of the first row of the default data.
 REFERENCE = reasoning.REFERENCE

@@ -21,6 +21,7 @@ def matmul(A, B):
 ```"""
 
 REWARDS = ["function_works", "no_cheating", "correctness_check", "speed_check"]
+CURRICULUM_KEYS = ["timing_pairs", "timing_min_size", "timing_max_size", "max_speedup"]
 
 REFERENCE = """\
 ```python

@@ -37,6 +37,7 @@ PROBLEMS = [
 ]
 
 REWARDS = ["correct_conclusion", "step_by_step", "consistency", "clarity", "length_penalty"]
+CURRICULUM_KEYS = ["free_characters"]
 
 STEPS = """\
 1. Split 23 into 20 and 3.

@@ -1,4 +1,5 @@
-"""Chat templates of other families than gpt-oss: rendered with their own special tokens, and trained on."""
+"""chat.py: prompts of gpt-oss and of other families, rendered with their own special tokens, and what is read from
+completions of harmony models, of models that think between tags, and of plain ones."""
 
 import json
 import os
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import trl
-from jinja2 import TemplateError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from chat import EFFORTS, Chat
 from config import TINY_MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -125,8 +126,112 @@ def test_a_prompt_is_rendered_with_the_familys_own_tokens(name):
 def test_a_family_without_a_system_role_refuses_one():
     for family in FAMILIES.values():
         if not family.system_role:
-            with pytest.raises(TemplateError, match="System role not supported"):
-                tokenizer_of(family).apply_chat_template([SYSTEM, USER], tokenize=False)
+            with pytest.raises(ValueError, match="the chat template refuses .*System role not supported"):
+                Chat(tokenizer_of(family), "2025-08-05").render([SYSTEM, USER])
+
+
+@pytest.fixture(scope="module")
+def harmony():
+    return Chat(AutoTokenizer.from_pretrained(TINY_MODEL), "2025-08-05")
+
+
+def test_effort_and_date_are_the_only_variables_of_a_prompt(harmony):
+    prompts = {effort: harmony.render([USER], effort).splitlines() for effort in EFFORTS}
+    for effort, lines in prompts.items():
+        assert lines.count(f"Reasoning: {effort}") == lines.count("Current date: 2025-08-05") == 1
+        assert [line for line in lines if line not in prompts["medium"]] == [f"Reasoning: {effort}"] * (
+            effort != "medium"
+        )
+    assert harmony.prompt_ids([USER], "high") == harmony.tokenizer(harmony.render([USER], "high"))["input_ids"]
+    other = Chat(harmony.tokenizer, "2031-12-24").render([USER], "low")
+    assert other == harmony.render([USER], "low").replace("2025-08-05", "2031-12-24")
+
+
+def test_the_date_of_llama_is_pinned_and_a_template_variable_of_the_config_wins():
+    tokenizer = tokenizer_of(FAMILIES["llama3_1"])
+    chat = Chat(tokenizer, "2025-08-05")
+    assert "Today Date: 05 Aug 2025" in chat.render([USER], "low") and not chat.has_effort
+    assert "Today Date: never" in Chat(tokenizer, "2025-08-05", {"date_string": "never"}).render([USER])
+
+
+def test_thinking_can_be_switched_off_where_the_template_knows_how():
+    chat = Chat(tokenizer_of(FAMILIES["qwen3"]), "2025-08-05", {"enable_thinking": False})
+    assert chat.render([USER]).endswith("<think>\n\n</think>\n\n")
+    reading = chat.read(chat.tokenizer("yes", add_special_tokens=False)["input_ids"], chat.render([USER]))
+    assert reading.content == "yes" and reading.reached_final
+
+
+A, F, E = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|><|start|>assistant"
+HARMONY = [  # what was said, its answer, its thinking, whether the answer was reached
+    (f"{A}hm{E}{F}yes<|return|>", "yes", "hm", True),
+    (f"{F}yes<|return|>", "yes", "", True),
+    (f"{F}ye", "ye", "", True),  # cut off in the answer
+    (F, "", "", True),
+    (f"{A}is it 5", "", "is it 5", False),  # cut off in the analysis
+    (f"{A}hm{E}", "", "hm", False),
+    (f"{A}hm<|end|>", "", "hm", False),
+    ("no channel at all", "", "", False),
+    ("<|channel|>fin", "", "", False),
+    ("", "", "", False),
+    (f"{A}one{E}{A}two{E}{F}yes<|return|>", "yes", "one\ntwo", True),
+    (f"{F}draft{E}{F}yes<|return|>", "yes", "", True),  # the last is the answer
+    (f"{F}yes{E}{A}more", "yes", "more", True),
+    (f"<|channel|>commentary<|message|>aside{E}{F}yes<|return|>", "yes", "", True),
+    ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", "{}", "", True),
+    (f"{A}a secret{E} to=functions.f<|channel|>commentary json<|message|>{{not json<|call|>", "", "a secret", False),
+    (f"{A}<|channel|>final<|message|>yes", "", "finalyes", False),  # a marker inside a message opens nothing
+]
+
+
+@pytest.mark.parametrize(("said", "content", "thinking", "reached"), HARMONY, ids=[row[0][:60] for row in HARMONY])
+def test_the_answer_of_a_harmony_model_is_its_final_channel(harmony, said, content, thinking, reached):
+    ids = harmony.tokenizer(said, add_special_tokens=False)["input_ids"]
+    reading = harmony.read(ids)
+    assert (reading.content, reading.thinking, reading.reached_final) == (content, thinking, reached)
+    assert 0 <= reading.thinking_tokens + reading.final_tokens <= len(ids)
+    assert (reading.final_tokens > 0) == reached and reading.thinking_tokens >= len(thinking) // 8
+
+
+def test_markers_that_are_spelled_out_are_text(harmony):
+    pieces = [
+        harmony.tokenizer(part, add_special_tokens=False)["input_ids"]
+        for part in ("<|chan", "nel|>final<|mess", "age|>5")
+    ]
+    reading = harmony.read([token for piece in pieces for token in piece])
+    assert reading.content == "" and not reading.reached_final
+
+
+THINKING = [  # family, what was said, its answer, its thinking, whether the answer was reached
+    ("qwen3", "<think>\nhm\n</think>\n\nyes<|im_end|>", "yes", "hm", True),
+    ("qwen3", "<think>\nhm", "", "hm", False),
+    ("qwen3", "yes<|im_end|>", "yes", "", True),
+    ("qwen3", "the tag </think> closes nothing<|im_end|>", "the tag </think> closes nothing", "", True),
+    ("qwen3", "<think>a</think>b</think>c<|im_end|>", "b</think>c", "a", True),  # nothing is hidden behind a second tag
+    ("deepseek_r1_distill", "hm</think>yes", "yes", "hm", True),  # the prompt opens the thinking
+    ("deepseek_r1_distill", "hm", "", "hm", False),
+    ("qwen2_5", "<think>hm</think>yes<|im_end|>", "<think>hm</think>yes", "", True),  # knows no thinking: all is said
+]
+
+
+@pytest.mark.parametrize(("family", "said", "content", "thinking", "reached"), THINKING)
+def test_the_answer_stands_behind_the_thinking(family, said, content, thinking, reached):
+    chat = Chat(tokenizer_of(FAMILIES[family]), "2025-08-05")
+    ids = chat.tokenizer(said, add_special_tokens=False)["input_ids"]
+    reading = chat.read(ids, chat.render([USER]))
+    assert (reading.content, reading.thinking, reading.reached_final) == (content, thinking, reached)
+    assert reading.thinking_tokens + reading.final_tokens == len(ids)
+    assert (reading.thinking_tokens > 0) == bool(thinking)
+
+
+def test_a_refused_message_is_a_mistake_of_the_config(tmp_path):
+    save_model(FAMILIES["gemma"], tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": [SYSTEM, USER], "answer": 1}) + "\n")
+    result = subprocess.run(
+        [sys.executable, "train.py", "--dry-run", "--config", "configs/tiny.yaml", f"model.name={tmp_path / 'model'}",
+         "task.type=jsonl", f"task.data={tmp_path / 'rows.jsonl'}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert result.returncode == 2 and "System role not supported" in result.stderr and "Traceback" not in result.stderr
 
 
 SPY = """

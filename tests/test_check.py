@@ -40,6 +40,34 @@ def test_a_reward_that_pays_for_length_is_found_out(job, sandbox, monkeypatch):
         check.check(greedy, sandbox)
 
 
+def test_a_weight_that_will_make_wrong_answers_pay_is_found_out_now(job, sandbox, monkeypatch):
+    monkeypatch.setattr(reward_functions, "longer", longer, raising=False)
+    rewards = {name: 1.0 for name in matmul.REWARDS} | {"longer": {0: 0.0, 500: 1.0}}
+    growing = dataclasses.replace(job.tasks[0], rewards=rewards)
+    with pytest.raises(CheckError, match="step 0  *step 500") as caught:
+        check.check(growing, sandbox)
+    assert "at step 500 an answer of kind 'wrong' earns" in str(caught.value)
+    assert "at step 0 an answer" not in str(caught.value)
+
+
+def test_schedules_that_hold_are_reported_step_by_step(job, sandbox):
+    rewards = {name: 1.0 for name in matmul.REWARDS} | {"speed_check": {10: 0.0, 90: 1.0}}
+    table, line = check.check(dataclasses.replace(job.tasks[0], rewards=rewards), sandbox)
+    assert all(f"at step {step} honest ones earn 1" in line for step in (0, 10, 90))
+    reference = next(row.split() for row in table.splitlines() if row.startswith("reference"))
+    assert float(reference[2]) == float(reference[3]) == 12.0 < float(reference[4])
+
+
+def test_completions_are_scored_as_at_a_step(job, sandbox):
+    rewards, curriculum = {"correctness_check": {0: 1.0, 10: 0.5}}, [{"step": 10, "max_speedup": 0.01}]
+    growing = dataclasses.replace(job.tasks[0], rewards=rewards, curriculum=curriculum)
+    lines = [json.dumps({"completion": matmul.REFERENCE})]
+    for step, total, paid_for_speed in ((0, 10.0, True), (5, 7.5, True), (10, 5.0, False)):
+        own = dataclasses.replace(job, tasks=(growing,))
+        graded = json.loads(next(grade_file(lines, own, sandbox, None, step)))
+        assert graded["total"] == total and ("implausible" not in graded["detail"]) == paid_for_speed
+
+
 def takes_little(completions):
     return [0.0] * len(completions)
 
@@ -113,6 +141,7 @@ def test_the_command_line(tmp_path, job):
         (["grade"], "grade needs a FILE"),
         (["grade", "/no/such/file"], "No such file"),
         (["grade", "README.md", "--task", "nope"], "no task 'nope'"),
+        (["grade", "README.md", "--step", "-1"], "--step: must be 0 or more"),
         (["grade", "README.md", "--out", "README.md"], "--out: the same file"),
         (["grpo.bata=1"], "grpo.bata"),
     ],

@@ -58,9 +58,25 @@ def test_resolved_config_loads_back_the_same(tmp_path):
     assert load(tmp_path / "resolved.yaml") == first
 
 
+def test_schedules_and_curricula_load_back_the_same(tmp_path):
+    text = (
+        "task:\n  rewards:\n    style: {0: 0.0, '100': 1}\n    reward_functions:clarity: 0.5\n"
+        "  curriculum: [{step: 0, timing_pairs: 2}, {step: 50}]\n"
+    )
+    first = load(write(tmp_path, text))
+    assert first.tasks[0].rewards == {"style": {0: 0.0, "100": 1}, "reward_functions:clarity": 0.5}
+    config.save(first, tmp_path / "resolved.yaml")
+    again = load(tmp_path / "resolved.yaml")
+    assert again == first and again.tasks[0].rewards == first.tasks[0].rewards
+    assert tasks.weight_at(again.tasks[0].rewards["style"], 50) == 0.5
+    assert tasks.at_step(again.tasks[0], 0).timing_pairs == 2
+
+
 @pytest.mark.parametrize(
     ("override", "section", "key", "value"),
     [
+        ("task.rewards={style: {0: 0, 9: 0.5}}", "task", "rewards", {"style": {0: 0, 9: 0.5}}),
+        ("task.curriculum=[{step: 3, timing_pairs: 2}]", "task", "curriculum", [{"step": 3, "timing_pairs": 2}]),
         ("grpo.learning_rate=5e-5", "grpo", "learning_rate", 5e-5),
         ("grpo.learning_rate=2E-4", "grpo", "learning_rate", 2e-4),
         ("grpo.max_steps=7", "grpo", "max_steps", 7),
@@ -120,6 +136,21 @@ def test_five_mistakes_are_all_reported(tmp_path):
             "no function 'function_work' in reward_functions; did you mean function_works",
         ),
         ("task:\n  rewards: ['no.such.module:f']\n", "module no.such.module cannot be imported"),
+        ("task:\n  rewards: {style: {}}\n", r"^task.rewards.style: a schedule must name at least one step"),
+        ("task:\n  rewards: {style: {0: 1, soon: 2}}\n", r"^task.rewards.style: a step must be .* not 'soon'"),
+        ("task:\n  rewards: {style: {0: 1, 5: .inf}}\n", r"^task.rewards.style: must be a finite number.* not inf"),
+        ("task:\n  rewards: {style: '???'}\n", "^task.rewards.style: missing"),
+        ("task:\n  curriculum: 7\n", "^task.curriculum: "),
+        ("task:\n  curriculum: [{timing_pairs: 1}]\n", r"^task.curriculum\[0\].step: must be .* not None"),
+        (
+            "task:\n  curriculum: [{step: 4}, {step: 4}]\n",
+            r"^task.curriculum\[1\].step: must be a whole number from 5 on, not 4",
+        ),
+        ("task:\n  curriculum: [{step: 0, timing_pair: 1}]\n", r"^task.curriculum\[0\].timing_pair: cannot change"),
+        ("task:\n  curriculum: [{step: 0, timing_pairs: x}]\n", r"^task.curriculum\[0\].timing_pairs: Value 'x'"),
+        ("task:\n  curriculum: [{step: 0, timing_pairs: 0}]\n", r"^task.curriculum\[0\]: timing_pairs and 1 <="),
+        ("task:\n  curriculum: [{step: 0, timing_pairs: '???'}]\n", r"^task.curriculum\[0\].timing_pairs: "),
+        ("task:\n  type: code\n  curriculum: [{step: 0, show_tests: 1}]\n", "of code can: nothing"),
         ("task:\n  reasoning_effort: huge\n", "task.reasoning_effort: Invalid value 'huge'"),
         ("task:\n  timing_min_size: 9\n  timing_max_size: 8\n", "task: .*timing_min_size"),
         ("grpo:\n  output_dir: null\n", "grpo.output_dir: missing"),
@@ -148,6 +179,7 @@ ODD_VALUES = ["null", "[]", "{}", "5", "-1", "0", ".nan", ".inf", "true", "text"
     "key",
     """model.name model.dtype model.load_in_4bit lora.r lora.target_modules grpo.report_to grpo.max_steps grpo.beta
     grpo.num_generations grpo.output_dir grpo.reward_weights grpo.eval_strategy task.type task.rewards task.num_rows
+    task.curriculum
     task.prompt sandbox.workers sandbox.timeout_s sandbox.memory_mb sandbox.require""".split(),
 )
 def test_odd_values_load_or_are_config_errors(key, value):
@@ -249,7 +281,12 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
         ("task:\n- matmul\n", [], r"task\[0\]: must hold keys and values"),
         ("task:\n- {type: matmul}\n", ["task.num_rows=5"], "task.num_rows: there are several tasks"),
         ("task: matmul\n", [], "task: must hold keys and values, or a list"),
-        ("task:\n  rewards: {function_works: much}\n", [], "the weight of function_works must be a number"),
+        ("task:\n  rewards: {function_works: much}\n", [], "task.rewards.function_works: must be a finite number"),
+        (
+            "task:\n- {type: matmul, rewards: {style: {0: 1, 9: 2}}}\n- {type: code, rewards: {style: {0: 1, 9: 3}}}\n",
+            [],
+            r"task\[1\].rewards.style: another weight than in another task",
+        ),
     ],
 )
 def test_mistakes_in_a_mixture(tmp_path, text, overrides, expected):
@@ -257,7 +294,8 @@ def test_mistakes_in_a_mixture(tmp_path, text, overrides, expected):
 
 
 def test_changing_the_task_drops_the_other_tasks_own_keys(tmp_path, sort_task):
-    path = write(tmp_path, "task:\n  type: matmul\n  timing_pairs: 3\n  num_rows: 7\n")
+    own = "  timing_pairs: 3\n  curriculum: [{step: 0, timing_pairs: 2}]\n"
+    path = write(tmp_path, f"task:\n  type: matmul\n{own}  num_rows: 7\n")
     loaded = load(path, ["task.type=sort_task", "task.length=6"])
-    assert (loaded.tasks[0].length, loaded.tasks[0].num_rows) == (6, 7)
+    assert (loaded.tasks[0].length, loaded.tasks[0].num_rows, loaded.tasks[0].curriculum) == (6, 7, [])
     assert "task.length: no such key" in mistakes(path, ["task.length=6"])[0]

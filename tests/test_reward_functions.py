@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import time
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ import reward_functions
 import tasks
 from reward_functions import Grader, RewardError, checked, resolve, shares, speed_score
 from sandbox import Sandbox, Status
-from tasks import Grade, matmul
+from tasks import Grade, game_2048, matmul
 
 
 def completion(text):
@@ -157,6 +158,47 @@ def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_p
     assert correct(**batch) == [10.0, None, None]
     assert metrics["grades/status/ok"] == pytest.approx(2 / 3)
     assert (metrics["grades/matmul/correct"], metrics["grades/echo_task/status/crash"]) == (1.0, 0.5)
+
+
+def test_weights_follow_the_step_and_are_logged_where_they_are_scheduled(monkeypatch):
+    monkeypatch.setattr(matmul, "grade", lambda *rest: Grade(Status.OK))
+    rewards = {"function_works": 2, "reward_functions:no_cheating": {"0": 1.0, 4: 0.0}, "style": {2: -1.0}}
+    grader = Grader([matmul.Options(type="matmul", rewards=rewards)], CountingSandbox(), seed=0)
+    assert [grader.weights_at(step) for step in (0, 1, 4, 9)] == [
+        [2.0, 1.0, -1.0],
+        [2.0, 0.75, -1.0],
+        [2.0, 0.0, -1.0],
+        [2.0, 0.0, -1.0],
+    ]
+    assert grader.schedule_steps() == [0, 2, 4]
+    metrics = {}
+    grader.reward_functions()[0](
+        completions=[completion("x")], prompts=[[]],
+        trainer_state=SimpleNamespace(global_step=3), log_metric=metrics.__setitem__,
+    )  # fmt: skip
+    weights = {name: value for name, value in metrics.items() if name.startswith("reward_weights/")}
+    assert weights == {"reward_weights/no_cheating": 0.25, "reward_weights/style": -1.0}
+
+
+def test_without_a_schedule_no_weight_is_logged(grader):
+    metrics = {}
+    grader.reward_functions()[0](completions=[completion("x")], prompts=[[]], log_metric=metrics.__setitem__)
+    assert metrics and not [name for name in metrics if "weight" in name]
+    assert grader.schedule_steps() == [0] and grader.weights_at(5) == [1.0, 1.0]
+
+
+def test_each_task_is_graded_as_its_own_curriculum_has_it_at_the_step(monkeypatch):
+    for task in (matmul, game_2048):
+        monkeypatch.setattr(task, "grade", lambda text, row, options, *rest: Grade(Status.OK, data={"seen": options}))
+    own = matmul.Options(type="matmul", curriculum=[{"step": 2, "timing_pairs": 9}])
+    other = game_2048.Options(type="game_2048", curriculum=[{"step": 1, "size": 4}, {"step": 3}])
+    mixture = Grader([own, other], CountingSandbox(), seed=0)
+    seen = []
+    for step in range(4):
+        grades = mixture.grade(["x", "x"], [{"task": "matmul"}, {"task": "game_2048"}], step)
+        pairs, size = grades[0].data["seen"].timing_pairs, grades[1].data["seen"].size
+        seen.append((pairs, size))
+    assert seen == [(5, 6), (5, 4), (9, 4), (9, 6)]
 
 
 def test_names_reach_the_logs(grader):

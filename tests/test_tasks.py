@@ -30,6 +30,17 @@ def totals(task, options, sandbox, texts):
     return np.sum([resolve(name)(completions, grades=grades, **columns) for name in task.REWARDS], axis=0), grades
 
 
+class Watched:
+    """Options that remember which of their keys were read."""
+
+    def __init__(self, options):
+        self.options, self.read = options, set()
+
+    def __getattr__(self, key):
+        self.read.add(key)
+        return getattr(self.options, key)
+
+
 @pytest.mark.parametrize("name", tasks.names())
 class TestEveryTask:
     def test_rows_render(self, name):
@@ -54,10 +65,85 @@ class TestEveryTask:
         assert dataclasses.asdict(task.Options(type=name))
         assert [resolve(reward) for reward in task.REWARDS]
 
+    def test_what_a_curriculum_may_change_is_read_by_no_row(self, name):
+        task = tasks.load(name)
+        own = {field.name for field in dataclasses.fields(task.Options)}
+        own -= {field.name for field in dataclasses.fields(tasks.Options)}
+        keys = set(getattr(task, "CURRICULUM_KEYS", []))
+        assert keys <= own
+        watched = Watched(task.Options(type=name, num_rows=9))
+        assert task.rows(watched) and watched.read
+        if hasattr(task, "eval_rows"):
+            task.eval_rows(watched)
+        assert not keys & watched.read
+
     def test_imports_no_torch(self, name):
         code = f"import sys, tasks.{name}; print('torch' in sys.modules)"
         run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == "False"
+
+
+SCHEDULES = st.dictionaries(st.integers(0, 10_000), st.floats(-100, 100), min_size=1, max_size=6)
+
+
+@given(SCHEDULES, st.integers(0, 20_000))
+def test_a_scheduled_weight_lies_on_the_line_between_its_neighbours(corners, step):
+    weight = tasks.weight_at(corners, step)
+    earlier, later = [s for s in corners if s <= step], [s for s in corners if s >= step]
+    if not earlier or not later:
+        assert weight == corners[min(corners) if not earlier else max(corners)]
+    elif step in corners:
+        assert weight == corners[step]
+    else:
+        a, b = max(earlier), min(later)
+        assert weight == pytest.approx(((b - step) * corners[a] + (step - a) * corners[b]) / (b - a), abs=1e-9)
+
+
+@given(SCHEDULES, st.integers(0, 20_000), st.randoms())
+def test_how_a_schedule_is_written_does_not_matter(corners, step, shuffle):
+    written = [(shuffle.choice([key, str(key)]), value) for key, value in corners.items()]
+    shuffle.shuffle(written)
+    assert tasks.weight_at(dict(written), step) == tasks.weight_at(corners, step)
+    assert tasks.weight_at(corners[min(corners)], step) == corners[min(corners)]  # a constant
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ({}, "at least one step"),
+        ({-1: 1.0}, "0 or more"),
+        ({1.5: 1.0}, "whole number"),
+        ({True: 1.0}, "whole number"),
+        ({"x": 1.0}, "whole number"),
+        ({5: 1.0, "05": 1.0}, "named once"),
+        ({0: "1"}, "finite number"),
+        ({0: float("nan")}, "finite number"),
+        ({0: True}, "finite number"),
+        ({0: {0: 1.0}}, "finite number"),
+        (10**400, "finite number"),
+        (1e39, "finite number"),  # infinite in 32 bits
+        (None, "finite number"),
+        ([1.0], "finite number"),
+    ],
+)
+def test_weights_that_cannot_be(weight, message):
+    with pytest.raises(ValueError, match=message):
+        tasks.schedule(weight)
+
+
+@pytest.mark.parametrize(
+    ("step", "pairs", "largest"), [(0, 5, 96), (9, 5, 96), (10, 2, 96), (19, 2, 96), (20, 5, 64), (10**6, 5, 64)]
+)
+def test_a_stage_replaces_the_tasks_own_values_and_no_others(step, pairs, largest):
+    stages = [{"step": 10, "timing_pairs": 2}, {"step": 20, "timing_max_size": 64}]
+    options = tasks.at_step(matmul.Options(type="matmul", prompt="mine", curriculum=stages), step)
+    assert (options.timing_pairs, options.timing_max_size, options.prompt) == (pairs, largest, "mine")
+
+
+def test_an_impossible_stage_is_refused_where_nobody_validated_it():
+    options = matmul.Options(type="matmul", curriculum=[{"step": 0, "prompt": "other"}])
+    with pytest.raises(ValueError, match="prompt: cannot change by step; of matmul can: timing_pairs"):
+        tasks.at_step(options, 0)
 
 
 SHAPES = [json.loads(line) for line in (ROOT / "tests" / "data" / "extraction.jsonl").open(encoding="utf-8")]

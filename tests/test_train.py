@@ -109,6 +109,53 @@ def test_resuming_repeats_the_run(finished, tmp_path):
     )
 
 
+# Graded without any chance: nothing is run, so nothing is drawn or timed.
+SCHEDULED = """
+grpo:
+  max_steps: 4
+  save_steps: 2
+  shuffle_dataset: false
+task:
+  type: reasoning
+  check: false
+  problems: [What is 1 + 1?, What is 2 * 3?, What is 15 * 23?, What is 15 * 23 - 40?]
+  rewards: {step_by_step: 1.0, length_penalty: {0: 0.0, 4: 2.0}}
+  curriculum:
+    - {step: 2, free_characters: 1}
+"""
+
+
+def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path):
+    import pandas
+
+    (tmp_path / "job.yaml").write_text(SCHEDULED)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    job = ["--config", str(tmp_path / "job.yaml")]
+    assert (first := run(whole, *job, fast=FAST[:2])).returncode == 0, first.stderr
+    (resumed / "checkpoint-2").parent.mkdir()
+    shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
+    again = run(resumed, *job, "grpo.resume_from_checkpoint=auto", fast=FAST[:2])
+    assert again.returncode == 0, again.stderr
+
+    steps = metrics(whole)
+    assert [step["reward_weights/length_penalty"] for step in steps] == [0.0, 0.5, 1.0, 1.5]
+    means = [(step["rewards/step_by_step/mean"], step["rewards/length_penalty/mean"]) for step in steps]
+    for step, (layout, length) in zip(steps, means, strict=True):
+        assert step["reward"] == pytest.approx(layout + step["reward_weights/length_penalty"] * length)
+    assert [length for _, length in means] == [0.0, 0.0, -1.0, -1.0]  # the penalty of a stage that allows nothing
+
+    assert [step["step"] for step in metrics(resumed)] == [3, 4]
+    for name in [name for name in steps[0] if name.startswith(("reward", "completions/"))]:
+        assert [step[name] for step in metrics(resumed)] == [step[name] for step in steps[2:]], name
+
+    problems = config.load(job[1]).tasks[0].problems  # rows in their order, one a step
+    for output, expected in ((whole, problems), (resumed, problems[2:])):
+        table = pandas.read_parquet(output / "completions")
+        asked = [step["prompt"].unique() for _, step in table.groupby("step")]
+        assert [len(prompts) for prompts in asked] == [1] * len(expected)
+        assert all(problem in str(prompts[0]) for problem, prompts in zip(expected, asked, strict=True))
+
+
 def test_resuming_a_finished_run_trains_no_further(finished, tmp_path):
     output, _ = finished
     again = tmp_path / "run"
