@@ -22,6 +22,7 @@ from yaml import YAMLError
 import reward_functions
 import sandbox
 import tasks
+import watchdog
 
 ROOT = Path(__file__).resolve().parent
 TINY_MODEL = ROOT / "tiny_model"
@@ -87,6 +88,7 @@ class Config:
     grpo: Mapping[str, Any]  # keyword arguments of GRPOConfig; a key left null is the library's default
     tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
     sandbox: SandboxOptions
+    watchdog: watchdog.Options
     notices: tuple[str, ...] = ()  # legacy keys that were mapped or dropped, in words
 
 
@@ -130,7 +132,8 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     notices = [notice for layer in layers for notice in rename_legacy(layer)]
 
     tasks_keys = settle_tasks(layers, mistakes)
-    schema = {"model": Model, "lora": Lora, "grpo": grpo_schema(), "sandbox": SandboxOptions}
+    schema = {"model": Model, "lora": Lora, "grpo": grpo_schema()}
+    schema |= {"sandbox": SandboxOptions, "watchdog": watchdog.Options}
     schema |= {name: tasks.load(keys["type"]).Options for name, keys in tasks_keys.items()}
     layers.append(tasks_keys)
 
@@ -160,7 +163,7 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
 
 def save(config: Config, path: str | os.PathLike) -> None:
     """Write the resolved config as YAML that `load` reads back to the same Config."""
-    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox")}
+    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")}
     mixture = [asdict(options) for options in config.tasks]
     # A key that was set to null must not come back as the default of config.yaml.
     nulls = dict.fromkeys(OmegaConf.load(ROOT / "config.yaml").grpo)
@@ -181,7 +184,8 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
         if isinstance(content, dict):
             return content
         mistakes.append(
-            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:), not a {type(content).__name__}"
+            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:, watchdog:), "
+            f"not a {type(content).__name__}"
         )
     return {}
 
@@ -265,7 +269,8 @@ def entries(layer: dict[str, Any], sections: list[str], mistakes: list[str]) -> 
         if section not in sections:
             mistakes.append(f"{section}: no such section{nearest(str(section), sections)}; there are {sections}")
         elif isinstance(content, dict):
-            yield from ((section, str(key), value) for key, value in content.items())
+            # YAML 1.1 reads the key `on` as true
+            yield from ((section, "on" if key is True else str(key), value) for key, value in content.items())
         elif content is not None:
             mistakes.append(f"{section}: must hold keys and values, not {content!r}")
 
