@@ -12,6 +12,8 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from watchdog import Watchdog
+
 
 class MetricsFile(TrainerCallback):
     """metrics.jsonl: one JSON object for each logged step, with the step and everything that TRL logs."""
@@ -55,6 +57,46 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+class Watch(TrainerCallback):
+    """Feeds the watchdog, shows each diagnosis once when it starts and, under `watchdog.on: stop`, ends the run with a
+    checkpoint. It puts the names that are active into the logs, for MetricsFile, which has to come after it."""
+
+    def __init__(self, watchdog: Watchdog):
+        self.watchdog = watchdog
+        self.stopped_by: list[str] = []
+
+    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+        if self.watchdog.options.on == "off" or not is_step(logs):
+            return
+        started = self.watchdog.observe(state.global_step, logs)
+        if self.watchdog.active:
+            logs["watchdog"] = list(self.watchdog.active)
+        if state.is_world_process_zero:
+            for diagnosis in started:
+                tqdm.write(f"watchdog: {diagnosis.name}: {diagnosis.paragraph}")
+            sys.stdout.flush()
+        names = [diagnosis.name for diagnosis in started]
+        if self.watchdog.options.on == "stop" and (names := agreed(names, args.world_size)):
+            self.stopped_by = names
+            control.should_training_stop = True
+            # `auto` would resume from weights that are NaN; without them it finds the checkpoint of before
+            control.should_save = "nan" not in names or all_finite(model)
+
+
+def agreed(names: list[str], world_size: int) -> list[str]:
+    """The first process's names on all of them: the logs are gathered, so they should be equal, but processes that
+    differ by a rounding would wait for each other for ever."""
+    if world_size == 1:
+        return names
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([names])[0]
+
+
+def all_finite(model: Any) -> bool:
+    return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
 
 
 class RestoreAdapter(TrainerCallback):

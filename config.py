@@ -23,6 +23,7 @@ import grpo as grpo_room
 import reward_functions
 import sandbox
 import tasks
+import watchdog
 
 ROOT = Path(__file__).resolve().parent
 TINY_MODEL = ROOT / "tiny_model"
@@ -90,6 +91,7 @@ class Config:
     rollout: grpo_room.Options  # the keys of the grpo: section that are not GRPOConfig's
     tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
     sandbox: SandboxOptions
+    watchdog: watchdog.Options
     notices: tuple[str, ...] = ()  # legacy keys that were mapped or dropped, in words
 
 
@@ -136,7 +138,8 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     notices += overruled
 
     tasks_keys = settle_tasks(layers, mistakes)
-    schema = {"model": Model, "lora": Lora, "grpo": grpo_room.schema(), "sandbox": SandboxOptions}
+    schema = {"model": Model, "lora": Lora, "grpo": grpo_room.schema()}
+    schema |= {"sandbox": SandboxOptions, "watchdog": watchdog.Options}
     schema |= {name: tasks.load(keys["type"]).Options for name, keys in tasks_keys.items()}
     layers.append(tasks_keys)
 
@@ -171,7 +174,7 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
 
 def save(config: Config, path: str | os.PathLike) -> None:
     """Write the resolved config as YAML that `load` reads back to the same Config."""
-    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox")}
+    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")}
     mixture = [asdict(options) for options in config.tasks]
     # A key that was set to null must not come back as the default of config.yaml.
     nulls = dict.fromkeys(OmegaConf.load(ROOT / "config.yaml").grpo)
@@ -193,7 +196,8 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
         if isinstance(content, dict):
             return content
         mistakes.append(
-            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:), not a {type(content).__name__}"
+            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:, watchdog:), "
+            f"not a {type(content).__name__}"
         )
     return {}
 
@@ -277,7 +281,8 @@ def entries(layer: dict[str, Any], sections: list[str], mistakes: list[str]) -> 
         if section not in sections:
             mistakes.append(f"{section}: no such section{nearest(str(section), sections)}; there are {sections}")
         elif isinstance(content, dict):
-            yield from ((section, str(key), value) for key, value in content.items())
+            # YAML 1.1 reads the key `on` as true
+            yield from ((section, "on" if key is True else str(key), value) for key, value in content.items())
         elif content is not None:
             mistakes.append(f"{section}: must hold keys and values, not {content!r}")
 

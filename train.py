@@ -4,6 +4,7 @@
 
 Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4 disk or output folder,
 5 the sandbox lacks a layer that `sandbox.require` names, 6 the rewards can be beaten (check.py),
+7 stopped by the watchdog (`watchdog.on: stop`) with a checkpoint saved,
 128 + n stopped by signal n (143 for SIGTERM) with a checkpoint saved.
 """
 
@@ -25,6 +26,7 @@ import config as config_room
 import grpo
 import model as model_room
 import plan as plan_room
+import watchdog
 from chat import Chat
 from config import Config, ConfigError
 from plan import Plan
@@ -96,6 +98,9 @@ def run(config: Config) -> int:
     if stopped_by is not None:
         print(f"stopped after step {trainer.state.global_step}; grpo.resume_from_checkpoint=auto goes on from there")
         return 128 + stopped_by
+    if names := diagnosed(trainer):
+        print(f"stopped after step {trainer.state.global_step} by the watchdog: {', '.join(names)}")
+        return 7
     if trainer.is_world_process_zero():
         save_final(trainer, tokenizer, output)
         report(config, trainer, output)
@@ -140,6 +145,7 @@ def build_trainer(
     grader = Grader(config.tasks, sandbox)
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
+        "logging_nan_inf_filter": False,  # would log a loss that is NaN as the mean of the ones before
         "reward_weights": grader.weights_at(0),
         **model_room.trainer_settings(config.model, config.lora, model),
         **config.grpo,
@@ -158,6 +164,7 @@ def build_trainer(
             train_dataset=Dataset.from_list(plan.rows),
             eval_dataset=Dataset.from_list(plan.eval_rows) if plan.eval_rows else None,
             callbacks=[
+                callbacks.Watch(watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)),  # before MetricsFile
                 callbacks.MetricsFile(output / "metrics.jsonl"),
                 callbacks.Progress(),
                 callbacks.StopOnSignal(),
@@ -195,6 +202,13 @@ def train(trainer: Any, output: Path, checkpoint: str | None) -> int | None:
                 trainer._save_checkpoint(trainer.model, trial=None)
             raise
     return next(c.received for c in trainer.callback_handler.callbacks if isinstance(c, StopOnSignal))
+
+
+def diagnosed(trainer: Any) -> list[str]:
+    """What the watchdog stopped the run for; empty if it did not."""
+    from callbacks import Watch
+
+    return next(callback.stopped_by for callback in trainer.callback_handler.callbacks if isinstance(callback, Watch))
 
 
 def checkpoint_to_resume(output: Path, wanted: str | None) -> str | None:
