@@ -150,8 +150,10 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
         for section, key, value in entries(layer, list(schema), mistakes):
             set_key(tree[section], section, key, value, tree, mistakes)
     for section, node in tree.items():
-        needed = OmegaConf.missing_keys(node) & set(grpo_room.OWN_KEYS if section == "grpo" else node)
-        mistakes += [f"{section}.{key}: missing, and it has no default" for key in sorted(needed)]
+        missing = OmegaConf.missing_keys(node)
+        if section == "grpo":
+            missing &= set(grpo_room.OWN_KEYS)  # TRL has defaults for its own
+        mistakes += [f"{section}.{key}: missing, and it has no default" for key in sorted(missing)]
     mistakes += impossible(tree, list(tasks_keys))
     sections = {}
     for name in tree.keys() - {"grpo"}:

@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -148,7 +148,7 @@ def test_effort_and_date_are_the_only_variables_of_a_prompt(harmony):
 
 
 def test_the_date_of_llama_is_pinned_and_a_template_variable_of_the_config_wins():
-    tokenizer = tokenizer_of(FAMILIES["llama3_1"])
+    tokenizer = tokenizer_of(replace(FAMILIES["llama3_1"], template="llama3_2"))
     chat = Chat(tokenizer, "2025-08-05")
     assert "Today Date: 05 Aug 2025" in chat.render([USER], "low") and not chat.has_effort
     assert "Today Date: never" in Chat(tokenizer, "2025-08-05", {"date_string": "never"}).render([USER])
@@ -179,7 +179,7 @@ HARMONY = [  # what was said, its answer, its thinking, whether the answer was r
     (f"<|channel|>commentary<|message|>aside{E}{F}yes<|return|>", "yes", "", True),
     ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", "{}", "", True),
     (f"{A}a secret{E} to=functions.f<|channel|>commentary json<|message|>{{not json<|call|>", "", "a secret", False),
-    (f"{A}<|channel|>final<|message|>yes", "", "finalyes", False),  # a marker inside a message opens nothing
+    (f"{A}{F}yes", "", f"{F}yes", False),  # a marker inside a message opens nothing
 ]
 
 
