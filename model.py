@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from config import ConfigError, Lora, Model
+import memory
+from config import Config, ConfigError, Lora, Model, world_size
 
 
 def load(config: Model, lora: Lora) -> tuple[Any, Any]:
@@ -173,6 +174,29 @@ def choose_dtype(config: Model) -> Any:
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> str:
+    """A table of the GPU memory that the run will need, against the card; without one, for Unsloth on any."""
+    import torch
+
+    card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    offload = job.model.offload_embedding
+    estimate = memory.estimate(
+        load_config(job.model),
+        backend="unsloth" if job.model.backend == "auto" else job.model.backend,
+        load_in_4bit=quantize(job.model),
+        lora=job.lora,
+        grpo=job.grpo,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        dtype=str(choose_dtype(job.model)).removeprefix("torch.") if card or job.model.dtype != "auto" else "bfloat16",
+        offload_embedding=bool(card and card.total_memory < 24 * 2**30) if offload == "auto" else offload,
+        stored_bytes=sum(path.stat().st_size for path in Path(job.model.path).glob("*.safetensors")) or None,
+        processes=world_size(),
+        card_bytes=card and card.total_memory,
+    )
+    return estimate.table(card.total_memory, card.name) if card else estimate.table()
 
 
 def trainer_settings(config: Model, lora: Lora, model: Any) -> dict[str, bool | float]:

@@ -112,7 +112,7 @@ def dry_run(config: Config) -> int:
     chat, plan = prepare(config)
     for row in plan_room.first_of_each_task(plan.rows):
         print(plan_room.shown(row, chat))
-    # MEMORY
+    print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
 
@@ -164,7 +164,9 @@ def build_trainer(
             train_dataset=Dataset.from_list(plan.rows),
             eval_dataset=Dataset.from_list(plan.eval_rows) if plan.eval_rows else None,
             callbacks=[
-                callbacks.Watch(watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)),  # before MetricsFile
+                callbacks.Watch(
+                    watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)
+                ),  # before MetricsFile
                 callbacks.MetricsFile(output / "metrics.jsonl"),
                 callbacks.Progress(),
                 callbacks.StopOnSignal(),
