@@ -335,16 +335,15 @@ def test_weights_that_are_nan_are_not_saved(tmp_path, weight, saved):
 SCRIPTED = '''
 import os
 
+from transformers import AutoTokenizer
+
 import watchdog
 
-TARGET = """```python
+TOKENIZER = AutoTokenizer.from_pretrained("tiny_model")
+TARGET = """analysisPure Python only.assistantfinal```python
 def matmul(A, B):
     return [[sum(x * y for x, y in zip(row, col)) for col in zip(*B)] for row in A]
 ```"""
-
-
-def texts(completions):
-    return [completion[0]["content"] for completion in completions]
 
 
 def constant(completions, **kwargs):
@@ -360,14 +359,16 @@ def enormous(completions, **kwargs):
 
 
 def without_sum(completions, **kwargs):
-    return [float("matmul" in text and "sum(" not in text) for text in texts(completions)]
+    texts = [completion[0]["content"] for completion in completions]
+    return [float("matmul" in text and "sum(" not in text) for text in texts]
 
 
-def one_text(completions, log_metric, **kwargs):
-    log_metric("completions/distinct", watchdog.distinct_share(texts(completions)))
-    return [float(len(os.path.commonprefix([text, TARGET]))) for text in texts(completions)]
+def one_text(completions, completion_ids, log_metric, **kwargs):
+    texts = TOKENIZER.batch_decode(completion_ids, skip_special_tokens=True)
+    log_metric("completions/distinct", watchdog.distinct_share(texts))
+    alike = [len(os.path.commonprefix([text, TARGET])) for text in texts]
+    return [float(2 * same - len(text)) for same, text in zip(alike, texts)]  # what goes on after it is punished
 '''
-EIGHT = ["grpo.per_device_train_batch_size=8", "grpo.num_generations=8"]
 PATHOLOGICAL = {
     "truncated": ["grpo.max_completion_length=4"],
     "zero_variance": ["task.rewards=['scripted:constant']"],
@@ -375,16 +376,19 @@ PATHOLOGICAL = {
     "nan": ["task.rewards=['scripted:enormous']", "grpo.scale_rewards=none"],
     "one_component": [
         "task.rewards={function_works: 1, correctness_check: 1, 'scripted:without_sum': 100}",
-        "grpo.learning_rate=5e-3",
+        "grpo.learning_rate=4e-3",
+        "grpo.max_completion_length=96",
         "watchdog.window=4",
-        *EIGHT,
+        "grpo.per_device_train_batch_size=16",
+        "grpo.num_generations=8",
     ],
     "collapse": [
         "task.rewards=['scripted:one_text']",
-        "grpo.learning_rate=4e-3",
-        "grpo.temperature=0.5",
+        "grpo.learning_rate=2e-3",
+        "grpo.temperature=0.3",
         "grpo.beta=0",
-        *EIGHT,
+        "grpo.per_device_train_batch_size=8",
+        "grpo.num_generations=8",
     ],
 }
 
