@@ -83,6 +83,8 @@ class Watch(TrainerCallback):
             control.should_training_stop = True
             # `auto` would resume from weights that are NaN; without them it finds the checkpoint of before
             control.should_save = "nan" not in names or all_finite(model)
+            if not control.should_save and state.is_world_process_zero:
+                tqdm.write("no checkpoint is saved: the weights are not finite")
 
 
 def agreed(names: list[str], world_size: int) -> list[str]:

@@ -146,6 +146,8 @@ def build_trainer(
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
         "logging_nan_inf_filter": False,  # would log a loss that is NaN as the mean of the ones before
+        # Sampling from weights that are NaN would raise before the watchdog has seen any of it
+        "generation_kwargs": None if config.grpo.get("use_vllm") else {"remove_invalid_values": True},
         "reward_weights": grader.weights_at(0),
         **model_room.trainer_settings(config.model, config.lora, model),
         **config.grpo,

@@ -6,6 +6,7 @@ score the same. What another active diagnosis explains is left out (EXPLAINED_BY
 the one that is named.
 """
 
+import itertools
 import math
 import statistics
 import zlib
@@ -95,7 +96,8 @@ class Watchdog:
     def observe(self, step: int, logs: Mapping[str, Any]) -> list[Diagnosis]:
         """Take in the metrics of one logged step; `active` holds the names of what holds now.
 
-        Returns the diagnoses that start here: those that were not active during the last `window` logged steps.
+        Returns the diagnoses that start here: those that were not active during the last 2 x
+        `window` logged steps. (One good step in between keeps a mean down for `window` steps.)
         """
         self._take_in(logs)
         holding = {
@@ -107,18 +109,18 @@ class Watchdog:
             holding = {"nan": holding["nan"]}
         self.active = [name for name in holding if not EXPLAINED_BY.get(name, set()) & holding.keys()]
         self._observed += 1
-        long_ago = self._observed - self.options.window
+        long_ago = self._observed - 2 * self.options.window
         started = [name for name in self.active if self._shown.get(name, -math.inf) < long_ago]
         self._shown |= dict.fromkeys(self.active, self._observed)
-        return [Diagnosis(name, f"From step {step}: {holding[name]}") for name in started]
+        return [Diagnosis(name, f"step {step}: {holding[name]}") for name in started]
 
     def _take_in(self, logs: Mapping[str, Any]) -> None:
         self._bad_losses = self._bad_losses + 1 if is_bad(logs, "loss") else 0
         self._bad_gradients = self._bad_gradients + 1 if is_bad(logs, "grad_norm") else 0
         for name in SIGNALS:
-            value = logs.get(name)
-            if value is not None and not math.isnan(value):  # TRL logs None where a step measured nothing
-                self._signals.setdefault(name, deque(maxlen=self.options.window)).append(value)
+            # TRL logs None where a step measured nothing; a kl may well be infinite
+            if not is_missing(logs, name) or logs.get(name) == math.inf:
+                self._signals.setdefault(name, deque(maxlen=self.options.window)).append(logs[name])
         if not is_missing(logs, "reward"):
             if len(self._first) < self.options.window:
                 self._first.append(logs)
@@ -140,8 +142,8 @@ class Watchdog:
             return None
         what = "loss" if self._bad_losses >= steps else "gradient"
         return (
-            f"the {what} is not a finite number. Every weight that such a step touches becomes NaN as well, so what "
-            "follows is worthless: resume from a checkpoint of before, with a lower grpo.learning_rate or "
+            f"the {what} is not a finite number. Such a step tends to turn the weights into NaN, and then nothing that "
+            "follows is worth anything: resume from a checkpoint of before, with a lower grpo.learning_rate or "
             "grpo.max_grad_norm, reward weights of ordinary size in task.rewards, and, if it runs in float16, "
             "model.dtype: bfloat16 or float32."
         )
@@ -183,7 +185,7 @@ class Watchdog:
         the rise, and the programs did not become more often correct.
 
         In numbers, with changes taken between the mean over the first and the mean over the last `window` logged
-        steps (which must not overlap) and se for the standard error of such a change from the variances of the steps:
+        steps (which must not overlap) and se for the standard error of such a change, from the noise of the steps:
         the reward rose by more than 4 se; of the sum of the positive changes of the functions, each times its
         weight, one has at least `limit`; grades/correct did not rise by more than 1 se. Since an honest function may
         well carry the rise where correctness has little left to give (speed), a share of correct completions of one
@@ -258,7 +260,7 @@ class Watchdog:
         if min(map(len, parts)) < 2:
             return None
         start, to = map(statistics.fmean, parts)
-        error = math.sqrt(sum(statistics.variance(values) / len(values) for values in parts))
+        error = math.sqrt(sum(noise(values) / len(values) for values in parts))
         return Change(start, to, error)
 
 
@@ -282,6 +284,12 @@ SIGNALS = {
     "kl",
 }
 CHECKS = {field.name: getattr(Watchdog, field.name) for field in fields(Options) if field.name not in ("on", "window")}
+
+
+def noise(values: Sequence[float]) -> float:
+    """Variance of the values around whatever trend they follow: half the mean square of successive differences (von
+    Neumann, Kent, Bellinson and Hart 1941). The plain variance would count what is learned within a window as noise."""
+    return statistics.fmean((after - before) ** 2 for before, after in itertools.pairwise(values)) / 2
 
 
 def is_bad(logs: Mapping[str, Any], name: str) -> bool:
