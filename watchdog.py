@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
+import tasks
+
 CERTAIN_SE = 4.0  # a rise of the reward counts from so many standard errors on
 MOSTLY_CORRECT = 0.5  # share of correct completions from which other rewards may carry a rise: speed, style
 HONESTY = "no_cheating"  # a reward function whose rise is good news in itself
@@ -78,14 +80,15 @@ class Watchdog:
 
     Args:
         options: the thresholds.
-        weights: the reward functions that TRL adds up, each with its weight; "module:function" counts as "function".
+        weights: the reward functions that TRL adds up, each with its weight or the schedule of it, {step: weight};
+            "module:function" counts as "function".
         float16: whether a gradient scaler is at work. It skips a step whose gradient overflows, which is harmless, so
             only a gradient that stays so over `window` logged steps counts then.
     """
 
-    def __init__(self, options: Options, weights: Mapping[str, float], float16: bool = False):
-        self.options, self.float16 = options, float16
-        self.weights = {name.rpartition(":")[2]: weight for name, weight in weights.items() if weight}
+    def __init__(self, options: Options, weights: Mapping[str, Any], float16: bool = False):
+        self.options, self.float16, self._schedules = options, float16, weights
+        self.weights: dict[str, float] = {}  # in force, without those that count for nothing
         self.active: list[str] = []
         self._signals: dict[str, deque[float]] = {}
         self._first: list[Mapping[str, Any]] = []  # logs of the first window of the run, and of the last one
@@ -99,6 +102,7 @@ class Watchdog:
         Returns the diagnoses that start here: those that were not active during the last 2 x
         `window` logged steps. (One good step in between keeps a mean down for `window` steps.)
         """
+        self._weigh(step)
         self._take_in(logs)
         holding = {
             name: paragraph
@@ -113,6 +117,15 @@ class Watchdog:
         started = [name for name in self.active if self._shown.get(name, -math.inf) < long_ago]
         self._shown |= dict.fromkeys(self.active, self._observed)
         return [Diagnosis(name, f"step {step}: {holding[name]}") for name in started]
+
+    def _weigh(self, step: int) -> None:
+        """A reward that is weighed otherwise cannot be compared with what it was: start the comparison anew."""
+        weights = {name.rpartition(":")[2]: tasks.weight_at(w, step) for name, w in self._schedules.items()}
+        weights = {name: weight for name, weight in weights.items() if weight}
+        if weights != self.weights:
+            self.weights = weights
+            self._first.clear()
+            self._last.clear()
 
     def _take_in(self, logs: Mapping[str, Any]) -> None:
         self._bad_losses = self._bad_losses + 1 if is_bad(logs, "loss") else 0

@@ -75,6 +75,15 @@ def test_it_starts_once_ends_and_starts_again(name):
     assert again == first and later[1] == name and later[0] > 2 * WINDOW + 20 and active == [name]
 
 
+def test_a_scheduled_weight_is_no_rise_of_the_reward():
+    """While a weight changes nothing is compared; a rise after that is."""
+    weights = {"correctness_check": 1.0, "style": {0: 0.0, 20: 1.0}}
+    bad = TRIGGERS["one_component"]
+    assert watch((WINDOW, {}), (20, bad), weights=weights) == ([], [])
+    started, _ = watch((WINDOW, {}), (20 + WINDOW, {}), (20, bad), weights=weights)
+    assert [name for _, name in started] == ["one_component"]
+
+
 @pytest.mark.parametrize("name", TRIGGERS)
 def test_null_is_never_and_one_bad_step_is_only_enough_for_nan(name):
     options = dataclasses.replace(OPTIONS, **{name: None})
@@ -243,7 +252,7 @@ def test_loops_are_repetitive(text):
 
 def test_honest_answers_are_not_repetitive():
     texts = []
-    for path in sorted((ROOT / "tests" / "data").glob("*.jsonl")):
+    for path in sorted((ROOT / "tests" / "data").glob("completions*.jsonl")):
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         texts += [row["completion"] for row in rows if row["category"] in ("legit", "honest_wrong", "honest_slow")]
     for task in map(tasks.load, tasks.names()):
