@@ -78,9 +78,10 @@ class Trainer(GRPOTrainer):
             if list(ids) != self.chat.prompt_ids(*rendered_from(row)):
                 raise RuntimeError(f"the model was not given the prompt of its row, which is\n{text}")
         readings = [self.chat.read(ids, text) for ids, text in zip(completion_ids, texts, strict=True)]
-        answers = [reading.content for reading in readings]
-        self._log_metric("completions/distinct", watchdog.distinct_share(answers))
-        self._log_metric("completions/repetitive", watchdog.repetitive_share(answers))
+        # All that was said, not the answer alone: thinking ends in loops as well, and short answers are often the same.
+        said = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
+        self._log_metric("completions/distinct", watchdog.distinct_share(said))
+        self._log_metric("completions/repetitive", watchdog.repetitive_share(said))
         if self.chat.kind != "plain":
             self._log_metric("completions/reached_final", mean(reading.reached_final for reading in readings))
             self._log_metric("completions/mean_thinking_length", mean(reading.thinking_tokens for reading in readings))

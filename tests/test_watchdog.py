@@ -372,9 +372,8 @@ def without_sum(completions, **kwargs):
     return [float("matmul" in text and "sum(" not in text) for text in texts]
 
 
-def one_text(completions, completion_ids, log_metric, **kwargs):
+def one_text(completions, completion_ids, **kwargs):
     texts = TOKENIZER.batch_decode(completion_ids, skip_special_tokens=True)
-    log_metric("completions/distinct", watchdog.distinct_share(texts))
     alike = [len(os.path.commonprefix([text, TARGET])) for text in texts]
     return [float(2 * same - len(text)) for same, text in zip(alike, texts)]  # what goes on after it is punished
 '''
