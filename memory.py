@@ -59,7 +59,7 @@ FAMILIES = {
     "mixtral": Family(qkv_bias=False, window_every=1),
     "qwen2": Family(qkv_bias=True),
     "qwen3": Family(head_dim=128, qk_norm=True),
-    "qwen3_moe": Family(head_dim=128, qk_norm=True),
+    "qwen3_moe": Family(qk_norm=True),
     "gemma": Family(head_dim=256, tied=True),
     "gemma2": Family(head_dim=256, tied=True, norms=4, window_every=2),
     "gemma3_text": Family(head_dim=256, tied=True, norms=4, qk_norm=True, window_every=6),
@@ -238,6 +238,7 @@ class Run:
     stream: int  # bytes of an element of the residual stream while training
     checkpointing: bool
     adapted: Mapping[str, int]  # LoRA-adapted linear -> rank
+    merged: int  # weights of a layer's adapted experts, which PEFT adds to their LoRA product whenever they are used
     sequences: int  # decoded at once
     batch: int  # sequences in one backward pass
     prompt: int  # tokens
@@ -272,7 +273,8 @@ def estimate(
         grpo: keys of GRPOConfig; missing ones take TRL's defaults.
         prompt_tokens, completion_tokens: the longest ones.
         dtype: "bfloat16", "float16" or "float32"; "auto" is taken for 16 bit.
-        stored_bytes: size of the safetensors, used for the weights of an architecture that is not in FAMILIES.
+        stored_bytes: size of the safetensors; used for the weights of a checkpoint that is quantised on the disk and
+            loaded as it is, and of an architecture that is not in FAMILIES.
         processes: GPUs of a data-parallel run.
         card_bytes: memory of the GPU; Unsloth scores fewer sequences at once on a small one.
 
@@ -305,10 +307,15 @@ def estimate(
         notes.append("vLLM's share of the GPU (grpo.vllm_gpu_memory_utilization) is not counted")
     if not shape.known:
         notes.append(f"architecture {shape.model_type or '?'} is not known here: a rough estimate")
-        if stored_bytes and not nf4:
-            weights = stored_bytes
+    # A checkpoint quantised on the disk is the better number: some leave single layers in 16 bit.
+    as_stored = quantised in ("mxfp4", "bitsandbytes") and experts_as in ("mxfp4", "nf4")
+    if stored_bytes and (as_stored or (not shape.known and not nf4)):
+        weights = stored_bytes - item * (shape.embedding - embedding)
+    if shape.experts and experts_as not in (("mxfp4", "nf4") if unsloth else ("16bit",)):
+        notes.append("experts stored like this were not measured on this backend: a rough estimate")
+    if "vision_config" in model_config:
+        notes.append("only the text model is counted")
 
-    adapted = adapted_linears(shape, lora, unsloth)
     trainable = trainable_parameters(shape, lora, unsloth)
     beta = grpo.get("beta", 0.0) or 0.0
     batch = grpo.get("per_device_train_batch_size") or 8
@@ -324,7 +331,10 @@ def estimate(
         item=item,
         stream=4 if kbit_float32 or (unsloth and nf4 and shape.model_type == "gpt_oss") else item,
         checkpointing=bool(lora.use_gradient_checkpointing),
-        adapted=adapted,
+        adapted=adapted_linears(shape, lora),
+        merged=0
+        if unsloth
+        else shape.experts * sum(inputs * outputs for inputs, outputs in adapted_experts(shape, lora, False).values()),
         sequences=batch * steps,
         batch=batch,
         prompt=prompt_tokens,
@@ -358,30 +368,37 @@ def estimate(
     return Estimate(phases, tuple(notes), remedies(run, load_in_4bit, weights, phases))
 
 
-def adapted_linears(shape: Shape, lora: Lora, unsloth: bool) -> dict[str, int]:
-    targets = lora.target_modules or []
-    every = targets == "all-linear"
-    names = [targets] if isinstance(targets, str) else targets
-    return {name: lora.r for name in shape.linears if every or name in names}
+def adapted_linears(shape: Shape, lora: Lora) -> dict[str, int]:
+    targets = names_of(lora)
+    return {name: lora.r for name in shape.linears if name in targets or targets == ["all-linear"]}
+
+
+def adapted_experts(shape: Shape, lora: Lora, unsloth: bool) -> dict[str, tuple[int, int]]:
+    """Adapted matrix of each expert -> (in, out)."""
+    if not shape.experts:
+        return {}
+    matrices = {
+        "gate_up_proj": (shape.hidden, 2 * shape.intermediate),
+        "down_proj": (shape.intermediate, shape.hidden),
+    }
+    wanted = {parameter.split(".")[-1] for parameter in lora.target_parameters or []}
+    if unsloth:  # PEFT alone finds no Linear layers in fused experts
+        wanted |= {"gate_up_proj" if name in ("gate_proj", "up_proj") else name for name in names_of(lora)}
+    return {name: sizes for name, sizes in matrices.items() if name in wanted}
+
+
+def names_of(lora: Lora) -> list[str]:
+    return [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules or [])
 
 
 def trainable_parameters(shape: Shape, lora: Lora, unsloth: bool) -> int:
     """Parameters of the adapter: r (in + out) for each adapted matrix (LoRA, https://arxiv.org/abs/2106.09685)."""
-    linears = adapted_linears(shape, lora, unsloth)
-    total = sum(lora.r * sum(shape.linears[name][:2]) * shape.linears[name][2] for name in linears)
-    if shape.experts:
-        matrices = {
-            "gate_up_proj": shape.hidden + 2 * shape.intermediate,
-            "down_proj": shape.intermediate + shape.hidden,
-        }
-        wanted = {name for name in matrices for p in lora.target_parameters or [] if p.split(".")[-1] == name}
-        names = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
-        if unsloth:  # PEFT alone finds no Linear layers in fused experts
-            wanted |= {"gate_up_proj"} & {"gate_up_proj" for name in names if name in ("gate_proj", "up_proj")}
-            wanted |= {"down_proj"} & set(names)
-        sparse = shape.expert_weights // (shape.experts * 3 * shape.hidden * shape.intermediate)
-        total += sum(sparse * shape.experts * lora.r * matrices[name] for name in wanted)
-    return total
+    total = sum(sum(shape.linears[name][:2]) * shape.linears[name][2] for name in adapted_linears(shape, lora))
+    matrices = adapted_experts(shape, lora, unsloth).values()
+    if matrices:  # of every expert in every sparse layer
+        experts = shape.expert_weights // (3 * shape.hidden * shape.intermediate)
+        total += experts * sum(inputs + outputs for inputs, outputs in matrices)
+    return lora.r * total
 
 
 def optimizer_bytes(optim: str) -> float:
@@ -409,7 +426,7 @@ def kv_cache(run: Run, tokens: int, prefill: bool = False) -> int:
     held = 0
     for window in shape.windows:
         held += tokens if window is None or prefill else min(tokens, window)
-    if run.unsloth and not shape.experts:
+    if run.unsloth and not shape.experts and not prefill:
         # the keys of the prompt stay beside the buffer that decoding fills, which grows in steps
         grown = tokens - run.prompt
         held = shape.layers * (2 * run.prompt + 1 + UNSLOTH_KV_STEP * math.ceil(max(grown, 1) / UNSLOTH_KV_STEP))
@@ -432,7 +449,7 @@ def layer_forward(run: Run, tokens: int) -> int:
         rows, wide, hidden = tokens * shape.top_k, shape.intermediate, shape.hidden
         stream = 5 * tokens * hidden * run.item
         if not run.unsloth:
-            return rows * (7 * wide + 2 * hidden) * run.item + stream
+            return (rows * (7 * wide + 2 * hidden) + 2 * run.merged) * run.item + stream
         unpacked = 2 * shape.gate_up if run.experts_as != "16bit" else 0  # in bfloat16; the second matrix: half
         first = unpacked + rows * (4 * wide + 2 * hidden)
         if run.experts_as == "nf4":  # gate and up in float32: before the bias, with it, and the activation's copy
@@ -447,9 +464,11 @@ def layer_forward(run: Run, tokens: int) -> int:
 
 def rollout(run: Run) -> Parts:
     shape, prompts = run.shape, run.sequences * run.prompt
+    static = run.unsloth and shape.experts
     last_logits = run.sequences * shape.vocab * (run.item + 4 + 4)  # of one token: as computed, float32, softmax
     prefill = {
-        "kv_cache": kv_cache(run, run.tokens if run.unsloth else run.prompt, prefill=not run.unsloth),
+        # Unsloth's cache of gpt-oss is made in its full length at once, layer by layer
+        "kv_cache": kv_cache(run, run.tokens) if static else kv_cache(run, run.prompt, prefill=True),
         "activations": max(prefill_layer(run, prompts), attention_scores(run, run.sequences, run.prompt)),
         "logits": last_logits,
     }
@@ -457,7 +476,7 @@ def rollout(run: Run) -> Parts:
     if shape.experts and not run.unsloth:
         # generate() switches to batched_mm, which copies the matrices of every chosen expert for every sequence
         copies = run.sequences * shape.top_k * 3 * shape.hidden * shape.intermediate
-        decode["activations"] = copies * run.item
+        decode["activations"] = (copies + 2 * run.merged) * run.item
     return max(prefill, decode, key=lambda parts: sum(parts.values()))
 
 
@@ -545,7 +564,7 @@ def layer_saved(run: Run, tokens: int, sequences: int) -> int:
         # softmax, and the keys and values repeated for every query head
         probabilities = item * sequences * shape.heads * run.tokens**2
         saved += item * 2 * query
-    return tokens * saved + probabilities
+    return tokens * saved + probabilities + item * run.merged
 
 
 def backward(run: Run, trainable: int) -> Parts:
@@ -584,7 +603,7 @@ def layer_gradients(run: Run, tokens: int) -> int:
     """Bytes of gradients at the widest place of a layer: attention scores and softmax, or gate, up, their product."""
     scores = run.batch * run.shape.heads * run.tokens**2 if run.shape.model_type == "gpt_oss" else 0
     wide = run.shape.top_k * run.shape.intermediate if run.shape.experts else run.shape.linears["gate_proj"][1]
-    return run.item * max(2 * scores, 3 * tokens * wide)
+    return run.item * (max(2 * scores, 3 * tokens * wide) + run.merged)
 
 
 def remedies(run: Run, load_in_4bit: bool, weights: int, phases: Mapping[str, Parts]) -> dict[str, str]:
