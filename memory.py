@@ -223,6 +223,11 @@ class Estimate:
             lines.append(f"{verdict}: peak {self.peak / GIB:.1f} GiB in {self.peak_phase} (± {TOLERANCE:.0%}); {room}")
             if verdict != "fits":
                 lines.append(f"to need less: {self.keys.get(self.peak_phase, 'a smaller model')}")
+        else:
+            enough = (self.peak * (1 + TOLERANCE) + CONTEXT) / GIB
+            lines.append(
+                f"no GPU here: peak {self.peak / GIB:.1f} GiB in {self.peak_phase}; {enough:.0f} GiB are enough"
+            )
         return "\n".join(lines + [f"note: {note}" for note in self.notes])
 
 

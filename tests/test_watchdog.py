@@ -346,7 +346,6 @@ import os
 
 from transformers import AutoTokenizer
 
-import watchdog
 
 TOKENIZER = AutoTokenizer.from_pretrained("tiny_model")
 TARGET = """analysisPure Python only.assistantfinal```python
