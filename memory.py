@@ -433,13 +433,13 @@ def kv_cache(run: Run, tokens: int, prefill: bool = False) -> int:
     return 2 * run.sequences * held * shape.kv_heads * shape.head_dim * item
 
 
-def attention_scores(run: Run, sequences: int, tokens: int) -> int:
+def attention_scores(run: Run, sequences: int, queries: int, keys: int) -> int:
     """Bytes of attention matrices in one layer: gpt-oss has no fused attention in transformers, for its sinks."""
     if run.shape.model_type != "gpt_oss":
         return 0
-    # scores, scores with the sink, and the softmax; Unsloth's softmax is float32 and held beside its input
+    # scores, scores with the sink, and the softmax; Unsloth: 16-bit scores, and a float32 copy and softmax of them
     per_score = 10 if run.unsloth else 3 * run.item
-    return per_score * sequences * run.shape.heads * tokens * tokens
+    return per_score * sequences * run.shape.heads * queries * keys
 
 
 def layer_forward(run: Run, tokens: int) -> int:
@@ -469,7 +469,10 @@ def rollout(run: Run) -> Parts:
     prefill = {
         # Unsloth's cache of gpt-oss is made in its full length at once, layer by layer
         "kv_cache": kv_cache(run, run.tokens) if static else kv_cache(run, run.prompt, prefill=True),
-        "activations": max(prefill_layer(run, prompts), attention_scores(run, run.sequences, run.prompt)),
+        "activations": max(
+            prefill_layer(run, prompts),
+            attention_scores(run, run.sequences, run.prompt, run.tokens if static else run.prompt),
+        ),
         "logits": last_logits,
     }
     decode = {"kv_cache": kv_cache(run, run.tokens), "activations": 0, "logits": last_logits}
@@ -539,7 +542,7 @@ def scoring(run: Run, free_bytes: float) -> Parts:
     per_logit = (run.item if run.item < 4 else 0) + 4 + again
     logits = run.batch * positions * shape.vocab * per_logit
     previous = run.batch * positions * shape.vocab * again
-    layer = layer_forward(run, run.batch * run.tokens) + attention_scores(run, run.batch, run.tokens)
+    layer = layer_forward(run, run.batch * run.tokens) + attention_scores(run, run.batch, run.tokens, run.tokens)
     choices = [{"logits": logits}, {"logits": previous, "activations": layer}]
     return max(choices, key=lambda parts: sum(parts.values()))
 
