@@ -360,12 +360,13 @@ def estimate(
     if beta or accumulation % (steps * (grpo.get("num_iterations") or 1)):
         rest = math.inf if card_bytes is None else card_bytes - CONTEXT - sum(phases["rollout"].values())
         phases["scoring"] = fixed | scoring(run, rest)
-    phases["backward"] = fixed | {"gradients": 4 * trainable} | backward(run, trainable)
+    phases["backward"] = fixed | {"gradients": 4 * trainable} | backward(run)
     if unsloth:  # what is compiled is timed in the course of a phase, so the buffer shows only where little else is
         for name in phases.keys() - {"load"}:
             working = phases[name].get("activations", 0) + phases[name].get("logits", 0)
             phases[name]["overhead"] += max(0, AUTOTUNE_BUFFER - working)
-    return Estimate(phases, tuple(notes), remedies(run, load_in_4bit, weights, phases))
+    can_offload = unsloth and not offload_embedding and shape.head > 0
+    return Estimate(phases, tuple(notes), remedies(run, load_in_4bit, can_offload, phases))
 
 
 def adapted_linears(shape: Shape, lora: Lora) -> dict[str, int]:
@@ -570,7 +571,7 @@ def layer_saved(run: Run, tokens: int, sequences: int) -> int:
     return tokens * saved + probabilities + item * run.merged
 
 
-def backward(run: Run, trainable: int) -> Parts:
+def backward(run: Run) -> Parts:
     shape, positions = run.shape, scored_positions(run)
     tokens = run.batch * sum(padded(run))
     if run.unsloth:
@@ -609,13 +610,15 @@ def layer_gradients(run: Run, tokens: int) -> int:
     return run.item * (max(2 * scores, 3 * tokens * wide) + run.merged)
 
 
-def remedies(run: Run, load_in_4bit: bool, weights: int, phases: Mapping[str, Parts]) -> dict[str, str]:
+def remedies(run: Run, load_in_4bit: bool, can_offload: bool, phases: Mapping[str, Parts]) -> dict[str, str]:
     """Moment -> the keys that make it smaller, the most effective first."""
     smaller = []
     if not run.unsloth:
         smaller.append("model.backend=unsloth")
     if not load_in_4bit:
         smaller.append("model.load_in_4bit=true")
+    if can_offload:
+        smaller.append("model.offload_embedding=true")
     shorter = "a smaller grpo.max_completion_length"
     fewer = "fewer completions at once (grpo.gradient_accumulation_steps with num_generations)"
     batch = ["grpo.per_device_train_batch_size=1"] if run.batch > 1 else []
@@ -623,10 +626,10 @@ def remedies(run: Run, load_in_4bit: bool, weights: int, phases: Mapping[str, Pa
     choices = {
         "load": smaller or ["a smaller model"],
         "rollout": [fewer, shorter, *smaller],
-        "scoring": [fewer, shorter] if run.unsloth else [*batch, shorter, *smaller],
+        "scoring": [fewer, shorter, *smaller] if run.unsloth else [*batch, shorter, *smaller],
         "backward": [*kept, *batch, shorter, *smaller],
     }
     for name, parts in phases.items():
-        if name != "load" and weights > 0.9 * sum(parts.values()):  # then the other keys cannot help much
+        if name != "load" and parts["weights"] > 0.9 * sum(parts.values()):  # then the other keys cannot help much
             choices[name] = [*smaller, *choices[name]]
     return {name: "; ".join(dict.fromkeys(choices[name])) for name in phases}
