@@ -365,12 +365,13 @@ def estimate(
     if beta or accumulation % (steps * (grpo.get("num_iterations") or 1)):
         rest = math.inf if card_bytes is None else card_bytes - CONTEXT - sum(phases["rollout"].values())
         phases["scoring"] = fixed | scoring(run, rest)
-    phases["backward"] = fixed | {"gradients": 4 * trainable} | backward(run, trainable)
+    phases["backward"] = fixed | {"gradients": 4 * trainable} | backward(run)
     if unsloth:  # what is compiled is timed in the course of a phase, so the buffer shows only where little else is
         for name in phases.keys() - {"load"}:
             working = phases[name].get("activations", 0) + phases[name].get("logits", 0)
             phases[name]["overhead"] += max(0, AUTOTUNE_BUFFER - working)
-    return Estimate(phases, tuple(notes), remedies(run, load_in_4bit, weights, phases))
+    can_offload = unsloth and not offload_embedding and shape.head > 0
+    return Estimate(phases, tuple(notes), remedies(run, load_in_4bit, can_offload, phases))
 
 
 def adapted_linears(shape: Shape, lora: Lora) -> dict[str, int]:
@@ -438,13 +439,13 @@ def kv_cache(run: Run, tokens: int, prefill: bool = False) -> int:
     return 2 * run.sequences * held * shape.kv_heads * shape.head_dim * item
 
 
-def attention_scores(run: Run, sequences: int, tokens: int) -> int:
+def attention_scores(run: Run, sequences: int, queries: int, keys: int) -> int:
     """Bytes of attention matrices in one layer: gpt-oss has no fused attention in transformers, for its sinks."""
     if run.shape.model_type != "gpt_oss":
         return 0
-    # scores, scores with the sink, and the softmax; Unsloth's softmax is float32 and held beside its input
+    # scores, scores with the sink, and the softmax; Unsloth: 16-bit scores, and a float32 copy and softmax of them
     per_score = 10 if run.unsloth else 3 * run.item
-    return per_score * sequences * run.shape.heads * tokens * tokens
+    return per_score * sequences * run.shape.heads * queries * keys
 
 
 def layer_forward(run: Run, tokens: int) -> int:
@@ -474,7 +475,10 @@ def rollout(run: Run) -> Parts:
     prefill = {
         # Unsloth's cache of gpt-oss is made in its full length at once, layer by layer
         "kv_cache": kv_cache(run, run.tokens) if static else kv_cache(run, run.prompt, prefill=True),
-        "activations": max(prefill_layer(run, prompts), attention_scores(run, run.sequences, run.prompt)),
+        "activations": max(
+            prefill_layer(run, prompts),
+            attention_scores(run, run.sequences, run.prompt, run.tokens if static else run.prompt),
+        ),
         "logits": last_logits,
     }
     decode = {"kv_cache": kv_cache(run, run.tokens), "activations": 0, "logits": last_logits}
@@ -544,7 +548,7 @@ def scoring(run: Run, free_bytes: float) -> Parts:
     per_logit = (run.item if run.item < 4 else 0) + 4 + again
     logits = run.batch * positions * shape.vocab * per_logit
     previous = run.batch * positions * shape.vocab * again
-    layer = layer_forward(run, run.batch * run.tokens) + attention_scores(run, run.batch, run.tokens)
+    layer = layer_forward(run, run.batch * run.tokens) + attention_scores(run, run.batch, run.tokens, run.tokens)
     choices = [{"logits": logits}, {"logits": previous, "activations": layer}]
     return max(choices, key=lambda parts: sum(parts.values()))
 
@@ -572,7 +576,7 @@ def layer_saved(run: Run, tokens: int, sequences: int) -> int:
     return tokens * saved + probabilities + item * run.merged
 
 
-def backward(run: Run, trainable: int) -> Parts:
+def backward(run: Run) -> Parts:
     shape, positions = run.shape, scored_positions(run)
     tokens = run.batch * sum(padded(run))
     if run.unsloth:
@@ -611,13 +615,15 @@ def layer_gradients(run: Run, tokens: int) -> int:
     return run.item * (max(2 * scores, 3 * tokens * wide) + run.merged)
 
 
-def remedies(run: Run, load_in_4bit: bool, weights: int, phases: Mapping[str, Parts]) -> dict[str, str]:
+def remedies(run: Run, load_in_4bit: bool, can_offload: bool, phases: Mapping[str, Parts]) -> dict[str, str]:
     """Moment -> the keys that make it smaller, the most effective first."""
     smaller = []
     if not run.unsloth:
         smaller.append("model.backend=unsloth")
     if not load_in_4bit:
         smaller.append("model.load_in_4bit=true")
+    if can_offload:
+        smaller.append("model.offload_embedding=true")
     shorter = "a smaller grpo.max_completion_length"
     fewer = "fewer completions at once (grpo.gradient_accumulation_steps with num_generations)"
     batch = ["grpo.per_device_train_batch_size=1"] if run.batch > 1 else []
@@ -625,10 +631,10 @@ def remedies(run: Run, load_in_4bit: bool, weights: int, phases: Mapping[str, Pa
     choices = {
         "load": smaller or ["a smaller model"],
         "rollout": [fewer, shorter, *smaller],
-        "scoring": [fewer, shorter] if run.unsloth else [*batch, shorter, *smaller],
+        "scoring": [fewer, shorter, *smaller] if run.unsloth else [*batch, shorter, *smaller],
         "backward": [*kept, *batch, shorter, *smaller],
     }
     for name, parts in phases.items():
-        if name != "load" and weights > 0.9 * sum(parts.values()):  # then the other keys cannot help much
+        if name != "load" and parts["weights"] > 0.9 * sum(parts.values()):  # then the other keys cannot help much
             choices[name] = [*smaller, *choices[name]]
     return {name: "; ".join(dict.fromkeys(choices[name])) for name in phases}

@@ -153,6 +153,27 @@ def test_parts_are_bytes_and_add_up(shape, backend, four_bit, batch, accumulatio
     assert sum(got.parts.values()) == got.peak == max(map(got.total, got.phases))
 
 
+def test_the_kv_cache_holds_what_layers_attend_to():
+    token = 2 * 8 * 64 * 2  # bytes in one layer: keys and values, 8 heads of 64, 16 bit
+    for backend in ("unsloth", "transformers"):
+        got = estimate(backend=backend, accumulation=32, completion=500).phases["rollout"]["kv_cache"]
+        assert got == 32 * token * (12 * (195 + 500) + 12 * 128)
+    dense = estimate("gemma", "transformers", completion=3000, load_in_4bit=False).phases["rollout"]["kv_cache"]
+    assert dense == 8 * 2 * 256 * 2 * (22 * 512 + 4 * 3195)  # one head; every sixth layer attends to everything
+
+
+def test_unsloth_trains_gpt_oss_on_padded_sequences():
+    peaks = [estimate(completion=n).total("backward") for n in (129, 256, 257)]
+    assert peaks[0] == peaks[1] < peaks[2]
+
+
+@pytest.mark.parametrize(("backend", "bytes_each"), [("unsloth", 10), ("transformers", 6)])
+def test_long_prompts_of_gpt_oss_need_whole_attention_matrices(backend, bytes_each):
+    got = estimate(backend=backend, prompt_tokens=4000, completion=1).phases["rollout"]
+    keys = 4001 if backend == "unsloth" else 4000
+    assert got["activations"] == bytes_each * 8 * 64 * 4000 * keys
+
+
 def test_storage_orders_as_its_bits_do():
     dense = dict(shape="llama", backend="transformers")
     four, sixteen = estimate(**dense), estimate(**dense, load_in_4bit=False)
