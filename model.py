@@ -195,6 +195,7 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
         stored_bytes=sum(path.stat().st_size for path in Path(job.model.path).glob("*.safetensors")) or None,
         processes=world_size(),
         card_bytes=card and card.total_memory,
+        scored=job.grpo.get("per_device_train_batch_size"),  # as_written says so
     )
     return estimate.table(card.total_memory, card.name) if card else estimate.table()
 
@@ -223,6 +224,10 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     if choose_backend(config) != "unsloth":
         return settings
     epsilon = settings.get("epsilon") or 0.2
+    if settings.get("per_device_train_batch_size"):
+        # The rounding of its MXFP4 kernels depends on how many sequences they get, so a reference that is scored in
+        # larger batches than the model is trained in is another model: kl began at 0.3, not at 0.
+        settings = {"unsloth_grpo_mini_batch": settings["per_device_train_batch_size"]} | settings
     settings = {"beta": 0.0, "mask_truncated_completions": False, "epsilon_high": epsilon} | settings
     if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, True, "group"):
         settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"
