@@ -246,7 +246,6 @@ class Run:
     merged: int  # weights of a layer's adapted experts, which PEFT adds to their LoRA product whenever they are used
     sequences: int  # decoded at once
     batch: int  # sequences in one backward pass
-    scored: int | None  # sequences that Unsloth is told to score at once
     prompt: int  # tokens
     completion: int
 
@@ -269,7 +268,6 @@ def estimate(
     stored_bytes: int | None = None,
     processes: int = 1,
     card_bytes: int | None = None,
-    scored: int | None = None,
 ) -> Estimate:
     """Peak GPU memory of a run on one of `processes` GPUs.
 
@@ -284,7 +282,6 @@ def estimate(
             loaded as it is, and of an architecture that is not in FAMILIES.
         processes: GPUs of a data-parallel run.
         card_bytes: memory of the GPU; Unsloth scores fewer sequences at once on a small one.
-        scored: sequences that Unsloth scores at once, where it is told so; else it chooses.
 
     Raises:
         ValueError: if config.json lacks a number that is needed.
@@ -345,7 +342,6 @@ def estimate(
         else shape.experts * sum(inputs * outputs for inputs, outputs in adapted_experts(shape, lora, False).values()),
         sequences=batch * steps,
         batch=batch,
-        scored=scored,
         prompt=prompt_tokens,
         completion=completion_tokens,
     )
@@ -522,8 +518,6 @@ def checkpoints(run: Run, sequences: int) -> int:
 def scored_at_once(run: Run, free_bytes: float) -> int:
     """Sequences that Unsloth scores together; its rule (unsloth_zoo.rl_replacements.autotune_batch_and_chunks) allows
     16 bytes for each hidden value and each logit of one piece, in 80 % of what is free."""
-    if run.scored:
-        return min(run.scored, run.sequences)
     tokens = sum(padded(run))
     pieces = max(LOGIT_CHUNKS, tokens // 4096)
     for rows in range(run.sequences, 0, -1):

@@ -55,17 +55,18 @@ def load_config(config: Model) -> dict[str, Any]:
     """config.json of the model, from its folder, the cache or the Hub."""
     from transformers.utils import cached_file
 
-    path = from_first(lambda name: cached_file(name, "config.json"), config)
+    path = from_first(lambda name, **options: cached_file(name, "config.json", **options), config)
     return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
-def from_first(fetch: Callable[[str], Any], config: Model) -> Any:
-    """`fetch` of the first repository or folder that has what it wants."""
-    for name in (names := repositories(config)):
+def from_first(fetch: Callable[..., Any], config: Model) -> Any:
+    """`fetch` of the first folder or repository that has what it wants, of those on this machine if one does."""
+    tries = [(name, local) for local in (True, False) for name in repositories(config)]
+    for name, local in tries:
         try:
-            return fetch(name)
+            return fetch(name, local_files_only=local)
         except (OSError, ValueError) as error:  # what the Hub's functions raise for all that they cannot find or read
-            if name == names[-1]:
+            if (name, local) == tries[-1]:
                 raise cannot_be_loaded(config, error) from error
 
 
@@ -195,7 +196,6 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
         stored_bytes=sum(path.stat().st_size for path in Path(job.model.path).glob("*.safetensors")) or None,
         processes=world_size(),
         card_bytes=card and card.total_memory,
-        scored=job.grpo.get("per_device_train_batch_size"),  # as_written says so
     )
     return estimate.table(card.total_memory, card.name) if card else estimate.table()
 
@@ -224,10 +224,6 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     if choose_backend(config) != "unsloth":
         return settings
     epsilon = settings.get("epsilon") or 0.2
-    if settings.get("per_device_train_batch_size"):
-        # The rounding of its MXFP4 kernels depends on how many sequences they get, so a reference that is scored in
-        # larger batches than the model is trained in is another model: kl began at 0.3, not at 0.
-        settings = {"unsloth_grpo_mini_batch": settings["per_device_train_batch_size"]} | settings
     settings = {"beta": 0.0, "mask_truncated_completions": False, "epsilon_high": epsilon} | settings
     if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, True, "group"):
         settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"

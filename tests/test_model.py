@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -26,18 +27,6 @@ def test_the_adapter_alone_is_trained(tiny):
     assert any("experts" in name for name in trained)  # lora.target_parameters
 
 
-def test_rewards_will_read_the_final_channel_only(tiny):
-    _, _, tokenizer = tiny
-    from trl.chat_template_utils import parse_response
-
-    said = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>the answer<|return|>"
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "x"}], add_generation_prompt=True)["input_ids"]
-    message = parse_response(tokenizer, tokenizer(said, add_special_tokens=False)["input_ids"], prefix=prompt)
-    assert message["content"] == "the answer"
-    cut = tokenizer("<|channel|>analysis<|message|>hm", add_special_tokens=False)["input_ids"]
-    assert not parse_response(tokenizer, cut, prefix=prompt).get("content")
-
-
 def test_settings_follow_the_model(tiny):
     job, loaded, _ = tiny
     settings = model.trainer_settings(job.model, job.lora, loaded)
@@ -46,10 +35,10 @@ def test_settings_follow_the_model(tiny):
 
 
 NO_NETWORK = """
-import socket, sys
+import os, socket, sys
 def refuse(*args, **kwargs):
-    print("a network address was looked up or connected to")
-    raise OSError("no network in this test")
+    print("a network address was looked up or connected to", flush=True)
+    os._exit(1)  # the Hub's client would try again for a minute
 socket.socket.connect = socket.getaddrinfo = refuse
 import config, model
 job = config.load("configs/tiny.yaml", sys.argv[1:])
@@ -102,6 +91,32 @@ def test_all_shards_are_needed(tmp_path):
     assert model.is_complete(tmp_path)
 
 
+SHAPES = json.loads((config.ROOT / "tests" / "data" / "gpu_memory.json").read_text(encoding="utf-8"))["shapes"]
+DRY_RUN = NO_NETWORK.split("import config, model")[0] + "import train; sys.exit(train.main(sys.argv[1:]))"
+
+
+def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path):
+    """The Hub cache holds a tokenizer and gpt-oss-20b's config.json of Unsloth's 4-bit copy, and nothing else."""
+    snapshot = tmp_path / "models--unsloth--gpt-oss-20b-unsloth-bnb-4bit" / "snapshots" / "0123"
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("0123")
+    for path in config.TINY_MODEL.glob("*token*"):
+        shutil.copy(path, snapshot)
+    shutil.copy(config.TINY_MODEL / "chat_template.jinja", snapshot)
+    (snapshot / "config.json").write_text(json.dumps(SHAPES["gpt_oss_20b_bnb4"]))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    run = subprocess.run(
+        [sys.executable, "-c", DRY_RUN, "--dry-run"], cwd=config.ROOT, capture_output=True, text=True, timeout=120,
+        env=environment | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    assert "was looked up" not in run.stdout
+    assert "8 completions of 1 prompts (8 each)" in run.stdout and "Reasoning: low" in run.stdout
+    peak = float(re.search(r"peak ([\d.]+) GiB", run.stdout)[1])
+    assert 12 < peak < 20
+
+
 def test_missing_models_are_one_clear_line(tmp_path):
     job = load(config.ROOT / "configs" / "tiny.yaml", ["model.name=someone/not-there"])
     with pytest.raises(ConfigError, match="model.name: someone/not-there cannot be loaded"):
@@ -110,6 +125,18 @@ def test_missing_models_are_one_clear_line(tmp_path):
     job = load(config.ROOT / "configs" / "tiny.yaml", [f"model.name={tmp_path}"])
     with pytest.raises(ConfigError, match="model.name: .* cannot be loaded"):
         model.load(job.model, job.lora)
+
+
+def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
+    job = load()
+    monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
+    told = model.as_written(job.model, {"loss_type": "dapo", "beta": 0.1})
+    assert told == {"loss_type": "dapo", "beta": 0.1, "mask_truncated_completions": False, "epsilon_high": 0.2}
+    told = model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "group", "epsilon": 0.1})
+    assert told["scale_rewards"] is None and told["epsilon_high"] == 0.1 and told["beta"] == 0.0
+    assert model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "none"})["scale_rewards"] == "none"
+    monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
+    assert model.as_written(job.model, {"loss_type": "dapo"}) == {"loss_type": "dapo"}
 
 
 def test_unsloth_without_a_gpu_is_refused():
