@@ -200,8 +200,8 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
     return estimate.table(card.total_memory, card.name) if card else estimate.table()
 
 
-def trainer_settings(config: Model, lora: Lora, model: Any) -> dict[str, bool | float]:
-    """The GRPOConfig arguments that follow from the loaded model, unless the user's config says otherwise."""
+def trainer_settings(config: Model, lora: Lora) -> dict[str, bool | float]:
+    """The GRPOConfig arguments that follow from the model's section, unless the user's config says otherwise."""
     import torch
 
     dtype = choose_dtype(config)
@@ -209,10 +209,10 @@ def trainer_settings(config: Model, lora: Lora, model: Any) -> dict[str, bool | 
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # TRL would add the load-balancing loss of pre-training with the coefficient of the model's config, 0.9 for
+        # gpt-oss, though the adapter does not train the router; Unsloth cannot compute it. Dense models have none.
+        "router_aux_loss_coef": 0.0,
     }
-    if model.config.model_type == "gpt_oss":
-        # Its config carries 0.9, meant for pre-training; TRL would add that to the loss. A dense model refuses the key.
-        settings["router_aux_loss_coef"] = 0.0
     if choose_backend(config) == "transformers":  # Unsloth's own checkpointing is set in get_peft_model
         settings["gradient_checkpointing"] = bool(lora.use_gradient_checkpointing)
     return settings

@@ -149,7 +149,7 @@ def build_trainer(
         # Sampling from weights that are NaN would raise before the watchdog has seen any of it
         "generation_kwargs": None if config.grpo.get("use_vllm") else {"remove_invalid_values": True},
         "reward_weights": grader.weights_at(0),
-        **model_room.trainer_settings(config.model, config.lora, model),
+        **model_room.trainer_settings(config.model, config.lora),
         **config.grpo,
         "max_completion_length": plan.completion_tokens,
         "output_dir": str(output),
@@ -177,7 +177,7 @@ def build_trainer(
             grader=grader,
             rollout=config.rollout,
         )
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
     batch = arguments.generation_batch_size // arguments.world_size
     print(f"grading {batch} completions takes at the very most {grader.longest_batch_s(batch):.0f} s")

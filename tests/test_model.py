@@ -28,8 +28,8 @@ def test_the_adapter_alone_is_trained(tiny):
 
 
 def test_settings_follow_the_model(tiny):
-    job, loaded, _ = tiny
-    settings = model.trainer_settings(job.model, job.lora, loaded)
+    job, _, _ = tiny
+    settings = model.trainer_settings(job.model, job.lora)
     assert settings["router_aux_loss_coef"] == 0.0
     assert (settings["bf16"], settings["fp16"], settings["gradient_checkpointing"]) == (False, False, False)
 

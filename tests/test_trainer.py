@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import config
 import model
@@ -151,3 +152,28 @@ def test_the_spread_of_rewards_that_not_every_function_gives(build):
     assert trainer._spread(rewards * 2 + torch.arange(8.0).unsqueeze(1)).tolist()[1] == 1
     trainer.multi_objective_aggregation = "normalize_then_sum"
     assert trainer._spread(rewards).tolist() == [2, 0, 0, 0]
+
+
+SMALL = {
+    "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16,
+}  # fmt: skip
+MODELS = {
+    "llama": {},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "router_aux_loss_coef": 0.5},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.9},
+}
+
+
+@pytest.mark.parametrize("model_type", MODELS)
+def test_neither_a_dense_nor_a_moe_model_trains_on_a_router_loss(build, tmp_path, model_type):
+    tokenizer = AutoTokenizer.from_pretrained(config.TINY_MODEL)
+    tokenizer.save_pretrained(tmp_path / "model")
+    sizes = SMALL | MODELS[model_type] | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).save_pretrained(tmp_path / "model")
+    trainer = build(
+        [{"flat": False}] * 3, f"model.name={tmp_path / 'model'}", "lora.target_parameters=null", "grpo.max_steps=1"
+    )
+    assert not trainer.aux_loss_enabled
+    trainer.train()
+    assert trainer.state.global_step == 1 and "aux_loss" not in trainer.state.log_history[0]
