@@ -83,6 +83,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
+    chat, plan = prepare(config)
+    print(plan_room.shown(plan.rows[0], chat), flush=True)
     output = Path(config.grpo["output_dir"]).absolute()
     checkpoint = checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
     prepare_output(config, output, fresh=checkpoint is None)
@@ -90,8 +92,6 @@ def run(config: Config) -> int:
         print(sandbox)
         for options in config.tasks:
             print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
-        chat, plan = prepare(config)
-        print(plan_room.shown(plan.rows[0], chat), flush=True)
         model, tokenizer = model_room.load(config.model, config.lora)
         trainer = build_trainer(config, output, model, tokenizer, sandbox, chat, plan)
         stopped_by = train(trainer, output, checkpoint)
@@ -165,10 +165,8 @@ def build_trainer(
             args=arguments,
             train_dataset=Dataset.from_list(plan.rows),
             eval_dataset=Dataset.from_list(plan.eval_rows) if plan.eval_rows else None,
-            callbacks=[
-                callbacks.Watch(
-                    watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)
-                ),  # before MetricsFile
+            callbacks=[  # in this order: the watchdog adds to what MetricsFile writes
+                callbacks.Watch(watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)),
                 callbacks.MetricsFile(output / "metrics.jsonl"),
                 callbacks.Progress(),
                 callbacks.StopOnSignal(),

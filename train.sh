@@ -7,7 +7,7 @@ min_driver=580 # the oldest NVIDIA driver that runs the CUDA 13 build of torch
 
 usage() {
     cat <<'EOF'
-usage: bash train.sh [--local | --cpu | --smoke] [--config FILE] [key.path=value ...]
+usage: bash train.sh [--local | --cpu | --smoke] [--dry-run] [--config FILE] [key.path=value ...]
        bash train.sh [--local | --cpu | --smoke] SCRIPT.py [arguments ...]
        bash train.sh --setup [dev | gpu]
 
@@ -17,6 +17,7 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   --local         no Docker: in .venv, on the GPU where there is one
   --smoke         no Docker and no GPU: trains the embedded tiny model (configs/tiny.yaml) in .venv on the CPU
   --setup         only create or update .venv (dev: for the tests; gpu: for an NVIDIA GPU)
+  --dry-run       check the config, show prompts and batches, estimate the GPU memory; load and write nothing
   --config FILE   merged over config.yaml (--smoke: and configs/tiny.yaml); sought from here, then in the repository
   key.path=value  overrides one key, e.g. grpo.max_steps=1
   SCRIPT.py       run this script of the repository in place of train.py
@@ -70,7 +71,7 @@ usable() {
 }
 
 # GB for the default model where the Hugging Face cache holds none yet
-room_for_model() { if compgen -G "$hf_home/hub/models--*" >/dev/null; then echo 1; else echo 20; fi; }
+room_for_model() { if [[ -n $dry_run ]] || compgen -G "$hf_home/hub/models--*" >/dev/null; then echo 1; else echo 20; fi; }
 
 check_driver() {
     local version
@@ -147,6 +148,7 @@ mode=docker
 kind=
 config=
 script=train.py
+dry_run=
 args=()
 while (($#)); do
     case $1 in
@@ -164,6 +166,7 @@ while (($#)); do
             shift
             ;;
         --config=*) config=${1#*=} ;;
+        --dry-run) dry_run=--dry-run ;;
         -*) die 2 "there is no option $1 (see --help)." ;;
         *=*) args+=("$1") ;;
         *.py)
@@ -193,6 +196,10 @@ if [[ -n $config ]]; then
     config=$(cd -- "$(dirname -- "$config")" && pwd -P)/$(basename -- "$config")
     [[ $script != train.py ]] || config=${config#"$repo/"}
     args=(--config "$config" "${args[@]}")
+fi
+if [[ -n $dry_run ]]; then
+    [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
+    args=(--dry-run "${args[@]}")
 fi
 if [[ $mode == smoke && $script == train.py ]]; then args=(--config configs/tiny.yaml "${args[@]}"); fi
 if [[ $mode != smoke ]]; then hint="To try it without Docker and without a GPU: bash train.sh --smoke"; fi

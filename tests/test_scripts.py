@@ -195,6 +195,7 @@ USAGE = {
     "no such config": (["--config", "nowhere.yaml"], "there is no config file nowhere.yaml (sought in /"),
     "override without =": (["grpo.max_steps"], "'grpo.max_steps' is neither"),
     "no such script": (["chekc.py"], "there is no script chekc.py"),
+    "dry run of another script": (["--dry-run", "check.py"], "--dry-run goes with train.py only"),
     "dev without --setup": (["dev"], "'dev' goes with --setup only"),
 }
 
@@ -213,6 +214,8 @@ def test_the_container_gets_the_arguments_as_they_were_written(machine: Machine)
     words = ["grpo.max_steps=1", "task.prompt=two  words; $HOME `id` \"'", "a=*"]
     call = machine.docker_call("run", "train.sh", *words)
     assert call[call.index("gpt-oss-grpo") :] == ["gpt-oss-grpo", "train.py", *words]
+    call = machine.docker_call("run", "train.sh", *words, "--dry-run")
+    assert call[call.index("gpt-oss-grpo") :] == ["gpt-oss-grpo", "train.py", "--dry-run", *words]
     assert {"--rm", "--init"} < set(call) and "--tty" not in call
     assert options(call, "--gpus") == ["all"]
     assert options(call, "--user") == [f"{os.getuid()}:{os.getgid()}"]
