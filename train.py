@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
+    if os.environ.get("RANK", "0") != "0":
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of several processes the first one talks; errors do all
     try:
         config = config_room.load(arguments.config, arguments.overrides)
         return dry_run(config) if arguments.dry_run else run(config)

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas
 import pytest
 
 import config
@@ -58,8 +59,6 @@ def test_the_whole_job(finished):
 
 
 def test_completions_are_kept_with_every_reward(finished):
-    import pandas
-
     output, _ = finished
     table = pandas.read_parquet(output / "completions")
     assert len(table) == 4 * 4
@@ -126,8 +125,6 @@ task:
 
 
 def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path):
-    import pandas
-
     (tmp_path / "job.yaml").write_text(SCHEDULED)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     job = ["--config", str(tmp_path / "job.yaml")]
@@ -201,6 +198,20 @@ def test_a_failing_reward_function_ends_the_run_with_a_checkpoint(tmp_path):
     assert "on completion 0 of 4: " in result.stderr and "Traceback" not in result.stderr
     assert (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").is_file()
     assert not (tmp_path / "run" / "final_model").exists()
+
+
+def test_two_processes_train_one_model_and_resample_together(tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    script = command(
+        tmp_path, "grpo.max_steps=2", "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2",
+        "grpo.max_completion_length=24",
+    )  # fmt: skip
+    result = subprocess.run(torchrun + script[1:], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "8 completions of 2 prompts (4 each); each of 2 devices takes 4" in result.stdout
+    assert result.stdout.count("an optimizer step: ") == result.stdout.count("step 1/2") == 1
+    assert all(entry["resampling/tries"] <= 2 for entry in metrics(tmp_path)) and len(metrics(tmp_path)) == 2
+    assert len(pandas.read_parquet(tmp_path / "completions" / "completions_00002.parquet")) == 8  # of both processes
 
 
 def test_sigterm_saves_a_checkpoint(tmp_path):
