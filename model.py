@@ -211,7 +211,7 @@ def trainer_settings(config: Model, lora: Lora) -> dict[str, bool | float]:
         "dataloader_pin_memory": torch.cuda.is_available(),
         # Without these two, several processes on CPUs would each train by themselves.
         "use_cpu": not torch.cuda.is_available(),
-        **({} if torch.cuda.is_available() else {"ddp_backend": "gloo"}),
+        **({"ddp_backend": "gloo"} if world_size() > 1 and not torch.cuda.is_available() else {}),
         # TRL would add the load-balancing loss of pre-training with the coefficient of the model's config, 0.9 for
         # gpt-oss, though the adapter does not train the router; Unsloth cannot compute it. Dense models have none.
         "router_aux_loss_coef": 0.0,
