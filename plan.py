@@ -25,6 +25,11 @@ class Plan:
         held_out = f"; {len(self.eval_rows)} more to evaluate on" if self.eval_rows else ""
         steps = config.grpo.get("max_steps", -1)
         lines = [rows + held_out, *self.batches.lines(steps, self.prompt_tokens, self.completion_tokens)]
+        if steps < 0:
+            epochs = config.grpo.get("num_train_epochs", 3.0)
+            completions = int(epochs * len(self.rows)) * self.batches.num_generations
+            tokens = completions * (self.prompt_tokens + self.completion_tokens)
+            lines.append(f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts")
         if config.rollout.zero_std_groups == "resample":
             tries = config.rollout.max_resampling_tries
             lines.append(
