@@ -117,7 +117,8 @@ POSITIVE = (
     "model.max_seq_length lora.r lora.lora_alpha "
     "grpo.learning_rate grpo.temperature grpo.per_device_train_batch_size grpo.gradient_accumulation_steps "
     "grpo.save_steps grpo.logging_steps grpo.max_completion_length grpo.max_prompt_length grpo.num_generations "
-    "grpo.steps_per_generation grpo.generation_batch_size grpo.num_iterations grpo.num_train_epochs"
+    "grpo.steps_per_generation grpo.generation_batch_size grpo.num_iterations grpo.num_train_epochs "
+    "grpo.num_generations_eval grpo.per_device_eval_batch_size grpo.eval_steps"
 ).split()
 
 
@@ -133,6 +134,8 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     layers += (read_yaml(Path(path), mistakes) for path in paths)
     layers.append(parse_overrides(overrides, mistakes))
     notices = [notice for layer in layers for notice in rename_legacy(layer)]
+    for layer in layers:
+        grpo_room.spell_out(layer)
 
     layers, overruled = grpo_room.with_algorithm(layers)
     notices += overruled
@@ -178,8 +181,8 @@ def save(config: Config, path: str | os.PathLike) -> None:
     """Write the resolved config as YAML that `load` reads back to the same Config."""
     sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")}
     mixture = [asdict(options) for options in config.tasks]
-    # A key that was set to null must not come back as the default of config.yaml.
-    nulls = dict.fromkeys(OmegaConf.load(ROOT / "config.yaml").grpo)
+    # A key that was set to null must not come back as the default of config.yaml, or as what the algorithm sets.
+    nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_room.COMMON])
     sections["grpo"] = nulls | dict(config.grpo) | asdict(config.rollout)
     sections["task"] = mixture if len(mixture) > 1 else mixture[0]
     OmegaConf.save(OmegaConf.create(sections), path)
@@ -342,8 +345,15 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
     held_out = any(
         get(f"{task}.num_eval_rows") or hasattr(tasks.load(get(f"{task}.type")), "eval_rows") for task in task_names
     )
-    if (get("grpo.eval_strategy") or "no") != "no" and not held_out:
-        yield "grpo.eval_strategy: there is nothing to evaluate on; set task.num_eval_rows"
+    for task in task_names:
+        if (get(f"{task}.num_eval_rows") or 0) < 0:
+            yield f"{task}.num_eval_rows: must be 0 or more, not {get(f'{task}.num_eval_rows')}"
+    for key in ("eval_strategy", "eval_on_start"):
+        if (get(f"grpo.{key}") or "no") != "no" and not held_out:
+            yield f"grpo.{key}: there is nothing to evaluate on; set task.num_eval_rows"
+    for key in ("chat_template_kwargs", "generation_kwargs"):
+        if get(f"grpo.{key}") is not None and not OmegaConf.is_dict(get(f"grpo.{key}")):
+            yield f"grpo.{key}: must hold keys and values, not {get(f'grpo.{key}')!r}"
     if not get("grpo.output_dir"):
         yield "grpo.output_dir: missing; name a folder"
     name = get("model.name")
@@ -361,7 +371,7 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
             f"grpo.max_completion_length: {completion} tokens and a prompt do not fit into model.max_seq_length "
             f"{total}; at most {total - 2}"
         )
-    elif completion + prompt + 1 > total:
+    elif max(completion, 1) + prompt + 1 > total:
         yield (
             f"grpo.max_completion_length: {completion or 1} tokens after a prompt of grpo.max_prompt_length {prompt} "
             f"does not fit into model.max_seq_length {total}; at most {total - prompt - 1}"

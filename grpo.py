@@ -193,7 +193,7 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
     allowed = enumerations()
     for key, values in allowed.items():
         value = get(key)
-        if value is None or str(value) in values or (key == "scale_rewards" and isinstance(value, bool)):
+        if value is None or str(value) in values:
             continue
         close = difflib.get_close_matches(str(value), values, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -228,6 +228,17 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
     tries = get("max_resampling_tries")
     if tries is not None and tries < 1:
         yield f"grpo.max_resampling_tries: must be above 0, not {tries}; to resample nothing, zero_std_groups: keep"
+
+
+def spell_out(layer: Mapping[str, Any]) -> None:
+    """Put the words of the enumerations in place of the booleans that YAML 1.1 reads from a bare `no` and that older
+    recipes write for scale_rewards."""
+    section = grpo_of(layer)
+    for key, value in section.items():
+        if key == "scale_rewards" and isinstance(value, bool):
+            section[key] = "group" if value else "none"
+        elif value is False and "no" in enumerations().get(key, ()):
+            section[key] = "no"
 
 
 def with_algorithm(layers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -274,7 +285,10 @@ def changes(settings: Mapping[str, Any], arguments: Any) -> list[str]:
     defaults = [
         f"{key} {plain(getattr(arguments, key))!r} (not {default!r})"
         for key, (_, default) in config_fields().items()
-        if key not in settings and default is not None and (plain(getattr(arguments, key)) or None) != (default or None)
+        if key not in settings
+        and key != "do_eval"  # follows eval_strategy
+        and default is not None
+        and (plain(getattr(arguments, key)) or None) != (default or None)
     ]
     return replaced + ([f"defaults that are not TRL's: {', '.join(defaults)}"] if defaults else [])
 

@@ -24,7 +24,18 @@ class Plan:
         rows = f"{len(self.rows)} prompts of up to {self.prompt_tokens} tokens{dropped}"
         held_out = f"; {len(self.eval_rows)} more to evaluate on" if self.eval_rows else ""
         steps = config.grpo.get("max_steps", -1)
-        return [rows + held_out, *self.batches.lines(steps, self.prompt_tokens, self.completion_tokens)]
+        lines = [rows + held_out, *self.batches.lines(steps, self.prompt_tokens, self.completion_tokens)]
+        if steps < 0:
+            epochs = config.grpo.get("num_train_epochs", 3.0)
+            completions = int(epochs * len(self.rows)) * self.batches.num_generations
+            tokens = completions * (self.prompt_tokens + self.completion_tokens)
+            lines.append(f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts")
+        if config.rollout.zero_std_groups == "resample":
+            tries = config.rollout.max_resampling_tries
+            lines.append(
+                f"resampling may add up to {tries} generate calls to each, and so {tries} times the completions"
+            )
+        return lines
 
 
 def make(config: Config, chat: Chat) -> Plan:
@@ -54,6 +65,8 @@ def make(config: Config, chat: Chat) -> Plan:
             f"task.num_rows: {len(fitting)} rows{dropped} are fewer than the {prompts} prompts that are completed at "
             "once; take more rows, or a smaller batch"
         )
+    if eval_rows and not eval_fitting:
+        raise ConfigError(f"task.num_eval_rows: {why} leaves none of the {len(eval_rows)} rows to evaluate on")
     longest = max(length for length in lengths if length <= limit)
     room = config.model.max_seq_length - longest - 1
     return Plan(fitting, eval_fitting, longest, config.grpo.get("max_completion_length") or room, too_long, batches)

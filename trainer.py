@@ -110,7 +110,9 @@ class Trainer(GRPOTrainer):
             wanted = max(gather_object([len(missing)]))
             if not wanted or tries == self.rollout.max_resampling_tries:
                 break
-            place = (self.args.seed, self.state.global_step, self._step, self.accelerator.process_index, tries)
+            # TRL's own count of backward passes starts at 0 again when a run is resumed; its place in the step is kept.
+            micro = self._step % self.args.gradient_accumulation_steps
+            place = (self.args.seed, self.state.global_step, micro, self.accelerator.process_index, tries)
             drawn = np.random.default_rng(place).integers(len(self.train_dataset), size=wanted)
             fresh = self._sample([row for i in drawn for row in [self.train_dataset[int(i)]] * size])
             good = self._have_variance(fresh)

@@ -203,6 +203,16 @@ def test_odd_sections_load_or_are_config_errors(tmp_path, text):
 def test_a_key_set_to_null_stays_null(tmp_path):
     config.save(load(None, ["grpo.warmup_steps=null"]), tmp_path / "resolved.yaml")
     assert "warmup_steps" not in load(tmp_path / "resolved.yaml").grpo
+    config.save(load(None, ["grpo.algorithm=dapo", "grpo.epsilon_high=null"]), tmp_path / "resolved.yaml")
+    assert "epsilon_high" not in load(tmp_path / "resolved.yaml").grpo
+
+
+def test_bare_no_and_booleans_are_the_words_that_they_stand_for(tmp_path):
+    text = "grpo: {save_strategy: no, logging_strategy: no, algorithm: dr_grpo, scale_rewards: false}\n"
+    loaded = load(write(tmp_path, text))
+    assert (loaded.grpo["save_strategy"], loaded.grpo["logging_strategy"]) == ("no", "no")
+    assert loaded.grpo["scale_rewards"] == "none" and not loaded.notices
+    assert load(None, ["grpo.scale_rewards=true"]).grpo["scale_rewards"] == "group"
 
 
 @pytest.mark.parametrize(

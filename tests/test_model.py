@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import config
+import grpo
 import model
 from config import ConfigError, load
 
@@ -131,7 +132,11 @@ def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
     job = load()
     monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
     told = model.as_written(job.model, {"loss_type": "dapo", "beta": 0.1})
-    assert told == {"loss_type": "dapo", "beta": 0.1, "mask_truncated_completions": False, "epsilon_high": 0.2}
+    spelled_out = {"loss_type": "dapo", "beta": 0.1, "mask_truncated_completions": False, "epsilon_high": 0.2}
+    assert spelled_out.items() <= told.items()
+    plan, size = grpo.batch_plan({}, world_size=1), told["per_device_eval_batch_size"]
+    assert told["per_device_train_batch_size"] == plan.per_device_batch and size == 8
+    assert told["gradient_accumulation_steps"] == plan.accumulation
     told = model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "group", "epsilon": 0.1})
     assert told["scale_rewards"] is None and told["epsilon_high"] == 0.1 and told["beta"] == 0.0
     assert model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "none"})["scale_rewards"] == "none"

@@ -55,6 +55,24 @@ def test_too_few_rows_for_a_batch(tmp_path, chat):
         plan.make(load(TINY, ["task.num_rows=1"]), chat)
 
 
+def test_no_row_is_left_to_evaluate_on(tmp_path, chat):
+    dropping = ["task.num_eval_rows=1", "grpo.max_prompt_length=100", "grpo.overlong_prompts=drop"]
+    with pytest.raises(ConfigError, match="task.num_eval_rows: .* leaves none of the 1 rows to evaluate on"):
+        plan.make(load(TINY, [*rows_of(tmp_path, "one", "two", "three " * 30), *dropping]), chat)
+
+
+def test_the_total_of_a_run_by_epochs(tmp_path, chat):
+    job = load(TINY, [*rows_of(tmp_path, "one", "two"), "grpo.max_steps=-1", "grpo.num_train_epochs=2"])
+    made = plan.make(job, chat)
+    tokens = 32 * (made.prompt_tokens + 112)
+    assert made.lines(job)[-1] == f"all 2 epochs: 32 completions, at most {tokens:,} tokens with prompts"
+
+
+def test_the_plan_says_what_resampling_may_add(chat):
+    job = load(TINY, ["grpo.zero_std_groups=resample", "grpo.max_resampling_tries=5"])
+    assert "up to 5 generate calls" in plan.make(job, chat).lines(job)[-1]
+
+
 def dry_run(*overrides):
     return subprocess.run(
         [sys.executable, "train.py", "--dry-run", *overrides], cwd=config.ROOT, capture_output=True, text=True,

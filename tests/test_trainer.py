@@ -134,6 +134,24 @@ def test_resampling_gives_up_after_its_tries(build):
     assert metrics["resampling/tries"] == [2.0] and metrics["resampling/frac_reward_zero_std"] == [1.0]
 
 
+def test_a_resumed_run_resamples_the_same_prompts(build, monkeypatch):
+    """TRL's count of backward passes starts at 0 again then, in the middle of the run."""
+    rows = [{"flat": True, "prompt": f"{i} + {i}"} for i in range(40)]
+    keys = ["grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2", "grpo.gradient_accumulation_steps=2"]
+    trainer, asked = build(rows, *keys), []
+    sample = trainer._sample
+    monkeypatch.setattr(trainer, "_sample", lambda rows: asked.append([row["prompt"] for row in rows]) or sample(rows))
+
+    def drawn(step, passes):
+        trainer.state.global_step, trainer._step = step, passes
+        asked.clear()
+        trainer._resample(batch_of(trainer, *range(6)))
+        return asked[1:]
+
+    assert drawn(4, 8) == drawn(4, 0)
+    assert len({str(drawn(*place)) for place in ((4, 0), (4, 1), (5, 0))}) == 3
+
+
 def test_groups_without_variance_are_skipped(build):
     trainer = build([{"flat": i == 1} for i in range(3)], "grpo.zero_std_groups=skip")
     output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
