@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-EFFORTS = ("low", "medium", "high")  # of gpt-oss; other models ignore it
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -50,7 +48,6 @@ class Chat:
         today = datetime.date.fromisoformat(date)
         # A variable hides the function of that name, which would read the clock.
         self.template_kwargs = {"strftime_now": today.strftime, **(template_kwargs or {})}
-        self._rendered: dict[str, str] = {}
 
     def render(self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None) -> str:
         """The prompt as the model is given it, up to where the assistant begins.
@@ -58,16 +55,13 @@ class Chat:
         Raises:
             ValueError: if the template refuses the messages, a system message for instance.
         """
-        key = repr((messages, reasoning_effort))
-        if key not in self._rendered:
-            effort = {"reasoning_effort": reasoning_effort} if self.has_effort and reasoning_effort else {}
-            try:
-                self._rendered[key] = self.tokenizer.apply_chat_template(
-                    list(messages), add_generation_prompt=True, tokenize=False, **effort | self.template_kwargs
-                )
-            except Exception as error:  # jinja2's, or a TypeError or KeyError from inside the template
-                raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
-        return self._rendered[key]
+        effort = {"reasoning_effort": reasoning_effort} if self.has_effort and reasoning_effort else {}
+        try:
+            return self.tokenizer.apply_chat_template(
+                list(messages), add_generation_prompt=True, tokenize=False, **self.template_kwargs | effort
+            )
+        except Exception as error:  # jinja2's, or a TypeError or KeyError from inside the template
+            raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None) -> list[int]:
         return list(self._ids(self.render(messages, reasoning_effort)))

@@ -354,6 +354,8 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
     for key in ("chat_template_kwargs", "generation_kwargs"):
         if get(f"grpo.{key}") is not None and not OmegaConf.is_dict(get(f"grpo.{key}")):
             yield f"grpo.{key}: must hold keys and values, not {get(f'grpo.{key}')!r}"
+    if OmegaConf.is_dict(get("grpo.chat_template_kwargs")) and "reasoning_effort" in get("grpo.chat_template_kwargs"):
+        yield "grpo.chat_template_kwargs: reasoning_effort belongs to each row; write task.reasoning_effort"
     if not get("grpo.output_dir"):
         yield "grpo.output_dir: missing; name a folder"
     name = get("model.name")

@@ -254,7 +254,7 @@ def with_algorithm(layers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
         written |= {key: value for key, value in grpo_of(layer).items() if key in keys}
     notices = [
         f"grpo.{key}: {value} wins over {keys[key]}, which grpo.algorithm: {name} would set"
-        for key, value in written.items()
+        for key, value in ((key, config_fields()[key][1] if value is None else value) for key, value in written.items())
         if value != keys[key]
     ]
     return [*layers[: naming[-1]], {"grpo": dict(keys)}, *layers[naming[-1] :]], notices

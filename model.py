@@ -226,12 +226,12 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     they mean in TRL."""
     if choose_backend(config) != "unsloth":
         return settings
-    epsilon = settings.get("epsilon") or 0.2
+    epsilon = settings.get("epsilon", 0.2)
     settings = {"beta": 0.0, "mask_truncated_completions": False, "epsilon_high": epsilon} | settings
     # Left out, these would be Unsloth's 4, 2 and 4, and grpo.py has reckoned with TRL's
     batches = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 8}
     settings = batches | settings
-    if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, True, "group"):
+    if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, "group"):
         settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"
     return settings
 

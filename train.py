@@ -114,6 +114,7 @@ def dry_run(config: Config) -> int:
     chat, plan = prepare(config)
     for row in plan_room.first_of_each_task(plan.rows):
         print(plan_room.shown(row, chat))
+    grpo_config(config, plan, Path(config.grpo["output_dir"]).absolute())  # for what it refuses
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
@@ -133,33 +134,41 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     return chat, plan
 
 
-def build_trainer(
-    config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
-) -> Any:
+def grpo_config(config: Config, plan: Plan, output: Path) -> Any:
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
-    from datasets import Dataset
-    from transformers import PrinterCallback, ProgressCallback
     from trl import GRPOConfig
 
-    import callbacks
-    from trainer import Trainer
-
-    grader = Grader(config.tasks, sandbox)
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
         "logging_nan_inf_filter": False,  # would log a loss that is NaN as the mean of the ones before
-        # Sampling from weights that are NaN would raise before the watchdog has seen any of it
-        "generation_kwargs": None if config.grpo.get("use_vllm") else {"remove_invalid_values": True},
-        "reward_weights": grader.weights_at(0),
         **model_room.trainer_settings(config.model, config.lora),
         **config.grpo,
         "max_completion_length": plan.completion_tokens,
         "output_dir": str(output),
     }
+    if not config.grpo.get("use_vllm"):  # sampling from weights that are NaN would raise before the watchdog saw them
+        settings["generation_kwargs"] = {"remove_invalid_values": True} | (config.grpo.get("generation_kwargs") or {})
     try:
         arguments = GRPOConfig(**model_room.as_written(config.model, settings))
-        for change in grpo.changes(settings, arguments):
-            print(f"note: {change}", file=sys.stderr)
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigError(f"grpo: {one_line(error)}") from error
+    for change in grpo.changes(settings, arguments):
+        print(f"note: {change}", file=sys.stderr)
+    return arguments
+
+
+def build_trainer(
+    config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
+) -> Any:
+    from datasets import Dataset
+    from transformers import PrinterCallback, ProgressCallback
+
+    import callbacks
+    from trainer import Trainer
+
+    grader = Grader(config.tasks, sandbox)
+    arguments = grpo_config(config, plan, output)
+    try:
         trainer = Trainer(
             model=model,
             processing_class=tokenizer,

@@ -155,8 +155,8 @@ class Trainer(GRPOTrainer):
         return spread.clamp(min=0).amax(1).masked_fill(spread.amax(1) < 1e-6, 0)
 
     def _skip_zero_std(self, output: dict[str, Any]) -> None:
-        """Take groups without variance out of the loss altogether: their advantage is 0, but they would still count
-        in its normaliser and pull by the KL term. Uses the mask by which TRL excludes what a tool said."""
+        """Mask the tokens of groups without variance: their advantage is 0, but they would still pull by the KL term,
+        and count in the normaliser of the losses that divide by tokens. Uses TRL's mask of what a tool said."""
         spread = self._spread(self._rewards).repeat_interleave(self.num_generations)
         count = len(output["advantages"])
         own = spread[self.accelerator.process_index * count :][:count] > 0

@@ -13,7 +13,7 @@ import torch
 import trl
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chat import EFFORTS, Chat
+from chat import Chat
 from config import TINY_MODEL
 
 ROOT = Path(__file__).parent.parent
@@ -133,6 +133,9 @@ def test_a_family_without_a_system_role_refuses_one():
 @pytest.fixture(scope="module")
 def harmony():
     return Chat(AutoTokenizer.from_pretrained(TINY_MODEL), "2025-08-05")
+
+
+EFFORTS = ("low", "medium", "high")
 
 
 def test_effort_and_date_are_the_only_variables_of_a_prompt(harmony):

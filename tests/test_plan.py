@@ -97,3 +97,11 @@ def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path):
 def test_a_dry_run_finds_mistakes():
     run = dry_run("--config", str(TINY), "model.max_seq_length=100", "grpo.max_completion_length=50")
     assert run.returncode == 2 and "leaves 49 tokens for a prompt" in run.stderr
+
+
+@pytest.mark.parametrize(
+    "override", ["grpo.save_steps=2.5", "grpo.load_best_model_at_end=true", "grpo.deepspeed=/no/such/file.json"]
+)
+def test_a_dry_run_finds_what_only_grpo_config_knows(override):
+    run = dry_run("--config", str(TINY), override)
+    assert run.returncode == 2 and "error: grpo: " in run.stderr and "Traceback" not in run.stderr
