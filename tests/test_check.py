@@ -58,6 +58,22 @@ def test_schedules_that_hold_are_reported_step_by_step(job, sandbox):
     assert float(reference[2]) == float(reference[3]) == 12.0 < float(reference[4])
 
 
+def test_a_stage_that_cannot_grade_is_found_out_before_training(job, sandbox, monkeypatch):
+    stages = [{"step": 5, "max_speedup": 0.01}, {"step": 9, "timing_pairs": 2}]
+    table, line = check.check(dataclasses.replace(job.tasks[0], curriculum=stages), sandbox)
+    assert "from step 5 on the first is correct; from step 9 on the first is correct" in line
+
+    def grade(completion, row, options, sandbox, rng):
+        if options.timing_pairs == 2:
+            raise MemoryError("no room")
+        return matmul_grade(completion, row, options, sandbox, rng)
+
+    matmul_grade = matmul.grade
+    monkeypatch.setattr(matmul, "grade", grade)
+    with pytest.raises(CheckError, match="cannot be graded from step 9 on: MemoryError: no room"):
+        check.check(dataclasses.replace(job.tasks[0], curriculum=stages), sandbox)
+
+
 def test_completions_are_scored_as_at_a_step(job, sandbox):
     rewards, curriculum = {"correctness_check": {0: 1.0, 10: 0.5}}, [{"step": 10, "max_speedup": 0.01}]
     growing = dataclasses.replace(job.tasks[0], rewards=rewards, curriculum=curriculum)
