@@ -215,6 +215,12 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         yield "grpo.use_vllm: vllm is not installed; pip install vllm, or leave it out"
     if get("sync_ref_model") and not get("beta"):
         yield "grpo.sync_ref_model: there is no reference model when grpo.beta is 0; set beta above 0"
+    if get("remove_unused_columns"):
+        yield "grpo.remove_unused_columns: would take answer, task and reasoning_effort from every row; leave it out"
+    if get("num_train_epochs") is not None and (get("max_steps") or -1) > 0:
+        yield f"grpo.num_train_epochs: grpo.max_steps {get('max_steps')} wins over it; set grpo.max_steps to -1"
+    if get("disable_tqdm") is False:
+        yield "grpo.disable_tqdm: there is one progress bar, and it shows on a terminal; leave it out"
     if get("auto_find_batch_size"):
         yield "grpo.auto_find_batch_size: a smaller batch would cut groups; lower per_device_train_batch_size instead"
     for key in ("top_p", "min_p", "top_entropy_quantile"):
