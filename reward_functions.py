@@ -243,6 +243,13 @@ class Grader:
             column = kwargs.get("task") or [next(iter(self.options))] * len(completions)
             own = [i for i, task in enumerate(column) if task in owners]
             rewards: list[float | None] = [None] * len(completions)
+            if log_extra := kwargs.get("log_extra"):  # a column of the table has a value for each completion
+
+                def log_own(name: str, values: Sequence[Any]) -> None:
+                    logged = dict(zip(own, values, strict=True))
+                    log_extra(name, [logged.get(i) for i in range(len(completions))])
+
+                arguments["log_extra"] = log_own
             for i, value in zip(own, checked(function, select(arguments, own)) if own else (), strict=True):
                 rewards[i] = value
             return rewards
