@@ -51,7 +51,9 @@ class Progress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and is_step(logs):
-            self.bar.set_postfix_str(f"reward {logs.get('reward', math.nan):.2f}", refresh=False)
+            # TRL logs None where no function judged any completion
+            reward = logs.get("reward")
+            self.bar.set_postfix_str(f"reward {math.nan if reward is None else reward:.2f}", refresh=False)
             self.bar.write(step_line(state.global_step, state.max_steps, logs))
             sys.stdout.flush()  # a log file should show the step when it ends
 

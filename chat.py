@@ -75,10 +75,12 @@ class Chat:
         prompt, where some templates already open the thinking."""
         if self.kind == "harmony":
             return self._read_harmony(list(completion_ids))
-        text = self.tokenizer.decode(completion_ids, skip_special_tokens=True)
+        ids = [token for token in completion_ids if token not in self._dropped]
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
         if self.kind == "plain":
             return Reading(text, final_tokens=len(completion_ids))
-        opened = prompt.rstrip().endswith("<think>") or text.lstrip().startswith("<think>")
+        # Wherever it is opened: words in front of the tag must not make an answer of the thinking
+        opened = prompt.rstrip().endswith("<think>") or "<think>" in text.partition("</think>")[0]
         thinking, closed, answer = text.partition("</think>") if opened else ("", "", text)
         if opened and not closed:
             answer = ""  # all of it is thinking
@@ -97,19 +99,22 @@ class Chat:
         tool that does not parse must not turn the analysis into an answer."""
         parts: dict[str, list[str]] = {"analysis": [], "final": []}
         tokens = dict.fromkeys(parts, 0)
-        header, body, channel, begin = [], None, "", 0
+        header, body, channel, begin = list(self._assistant), None, "", 0
+        author: str | None = None  # what stands before <|channel|>; the prompt ends with that of the first message
         for i, token in enumerate([*ids, None]):
             marker = "end" if token is None else self._markers.get(token)
             if marker == "message" and body is None:
                 words = self.tokenizer.decode(header).split()
-                channel, body = words[0] if words else "", []
-            elif marker in ("end", "start"):
+                channel, body = words[0].partition("<")[0] if words and author is not None else "", []
+                if channel == "final" and (author.split() != ["assistant"] or any(w.startswith("to=") for w in words)):
+                    channel = ""  # nobody is shown what the model says as the user, or to a tool
+            elif marker == "end" or marker == "start" and body is None:
                 if body is not None and channel in parts:
                     parts[channel].append(self.tokenizer.decode(body))
-                    tokens[channel] += i + (token is not None and marker == "end") - begin
-                header, body, begin = [], None, i + (marker == "end")
+                    tokens[channel] += i + (token is not None) - begin
+                header, body, author, begin = [], None, None, i + (marker == "end")
             elif marker == "channel" and body is None:
-                header = []
+                author, header = "" if author is not None else self.tokenizer.decode(header), []
             elif body is not None:
                 body.append(token)
             else:
@@ -124,7 +129,21 @@ class Chat:
         )
 
     @functools.cached_property
+    def _assistant(self) -> list[int]:
+        return self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
+
+    @functools.cached_property
+    def _dropped(self) -> set[int]:
+        """Special tokens that are left out of an answer: all but the tags of thinking, which some tokenizers count
+        among them."""
+        names = [name for name in self.tokenizer.all_special_tokens if name not in ("<think>", "</think>")]
+        return set(self.tokenizer.convert_tokens_to_ids(names))
+
+    @functools.cached_property
     def _markers(self) -> dict[int, str]:
-        """Harmony's control tokens: https://developers.openai.com/cookbook/articles/openai-harmony"""
-        names = {name: name for name in ("start", "channel", "message", "end")} | {"return": "end", "call": "end"}
-        return {self.tokenizer.convert_tokens_to_ids(f"<|{name}|>"): what for name, what in names.items()}
+        """Harmony's control tokens: https://developers.openai.com/cookbook/articles/openai-harmony; gpt-oss may also
+        stop with <|endoftext|> (its generation_config.json)."""
+        names = {name: name for name in ("start", "channel", "message", "end")}
+        names |= dict.fromkeys(("return", "call", "endoftext"), "end")
+        vocabulary = self.tokenizer.get_vocab()
+        return {vocabulary[f"<|{name}|>"]: what for name, what in names.items() if f"<|{name}|>" in vocabulary}

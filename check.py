@@ -4,7 +4,8 @@ python check.py [--config FILE] [section.key=value ...]
     Runs the task's reference solution, slower and wrong ones and every exploit that the task knows through the
     configured rewards. Fails (exit code 6) if anything wrong or dishonest earns as much as an honest answer, be it at
     step 0 or at any step that a schedule of weights names; between those all totals are linear in the step. The
-    answers are graded once, as at step 0 of the curriculum.
+    answers are graded once, as at step 0 of the curriculum; of its later stages it is seen that they grade the first
+    honest answer, and that it earns more than an empty one where they find it right.
     train.py does this before each run unless `task.check` is false.
 
 python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE] [section.key=value ...]
@@ -115,7 +116,34 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
     table = "\n".join(lines)
     if overpaid:
         raise CheckError("\n".join((table, *overpaid)))
+    earned += later_stages(options, grader, row, answers)
     return table, f"check: {options.type}: {len(answers)} known answers; {'; '.join(earned)}"
+
+
+def later_stages(
+    options: tasks.Options, grader: Grader, row: dict[str, Any], answers: Sequence[tuple[str, str]]
+) -> Iterator[str]:
+    """What becomes of the first honest answer at each stage of the curriculum that begins later, in words.
+
+    Raises:
+        CheckError: if it cannot be graded there, which would end the run at that step (no memory for its inputs), or if
+            it is right there and an empty answer earns as much.
+    """
+    text = next(text for kind, text in answers if kind in HONEST)
+    for step in (step for step, _ in options.stages if step > 0):
+        try:
+            honest, empty = score(grader, [text, ""], [row, row], step)
+        except RewardError:
+            raise
+        except Exception as error:
+            raise CheckError(
+                f"an honest answer cannot be graded from step {step} on: {type(error).__name__}: {error}"
+            ) from error
+        earned, nothing = (item.total(grader.weights_at(step)) for item in (honest, empty))
+        if honest.grade.correct and earned <= nothing:
+            raise CheckError(f"from step {step} on an honest answer earns {earned:.2f}, an empty one {nothing:.2f}")
+        found = "correct" if honest.grade.correct else f"not correct: {honest.grade.detail}"
+        yield f"from step {step} on the first earns {earned:.2f}, {found}"
 
 
 def grade_file(

@@ -173,6 +173,7 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     grpo = OmegaConf.to_container(tree["grpo"])
     rollout = grpo_room.Options(**{key: grpo.pop(key) for key in grpo_room.OWN_KEYS})
     grpo = {key: value for key, value in grpo.items() if value not in (None, MISSING)}
+    notices += grpo_room.in_vain(grpo)
     mixture = tuple(sections.pop(name) for name in tasks_keys)
     return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
 

@@ -178,6 +178,26 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
             )
 
 
+def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
+    """A notice for each key that is set and, beside the others, does nothing."""
+    needs = (  # keys by their beginning, what they need, and whether it is there
+        ("sapo_", "loss_type sapo", section.get("loss_type") == "sapo"),
+        ("vespo_", "loss_type vespo", section.get("loss_type") == "vespo"),
+        ("vllm_", "use_vllm", section.get("use_vllm")),
+        ("entropy_coef_", "use_adaptive_entropy", section.get("use_adaptive_entropy")),
+        ("entropy_target", "use_adaptive_entropy", section.get("use_adaptive_entropy")),
+        ("ref_model_", "sync_ref_model", section.get("sync_ref_model")),
+        ("eval_steps", "eval_strategy", (section.get("eval_strategy") or "no") != "no"),
+        ("data_seed", "TRL, which draws rows by grpo.seed", False),
+        ("model_init_kwargs", "a model that TRL loads; write the model: section", False),
+        ("trust_remote_code", "a model that TRL loads; write the model: section", False),
+    )
+    for key in section:
+        for beginning, need, is_there in needs:
+            if key.startswith(beginning) and not is_there:
+                yield f"grpo.{key}: has no effect without {need}"
+
+
 def nearest_multiple(number: int, unit: int) -> int:
     """The multiple of `unit`, above 0, that is nearest to `number`."""
     return max(round(number / unit), 1) * unit
@@ -215,6 +235,14 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         yield "grpo.use_vllm: vllm is not installed; pip install vllm, or leave it out"
     if get("sync_ref_model") and not get("beta"):
         yield "grpo.sync_ref_model: there is no reference model when grpo.beta is 0; set beta above 0"
+    if get("remove_unused_columns"):
+        yield "grpo.remove_unused_columns: would take answer, task and reasoning_effort from every row; leave it out"
+    if get("num_train_epochs") is not None and (get("max_steps") or -1) > 0:
+        yield f"grpo.num_train_epochs: grpo.max_steps {get('max_steps')} wins over it; set grpo.max_steps to -1"
+    if get("disable_tqdm") is False:
+        yield "grpo.disable_tqdm: there is one progress bar, and it shows on a terminal; leave it out"
+    if get("bf16") and get("fp16"):
+        yield "grpo.bf16: set either this or fp16, not both; model.dtype sets the right one"
     if get("auto_find_batch_size"):
         yield "grpo.auto_find_batch_size: a smaller batch would cut groups; lower per_device_train_batch_size instead"
     for key in ("top_p", "min_p", "top_entropy_quantile"):

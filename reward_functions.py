@@ -242,14 +242,14 @@ class Grader:
             arguments = {"completions": completions, "grades": self._grades_of(completions, **kwargs), **kwargs}
             column = kwargs.get("task") or [next(iter(self.options))] * len(completions)
             own = [i for i, task in enumerate(column) if task in owners]
-
-            def log_extra(name, values):  # TRL wants a value for each completion of the batch
-                by_place = dict(zip(own, values, strict=True))
-                kwargs["log_extra"](name, [by_place.get(i) for i in range(len(completions))])
-
-            if kwargs.get("log_extra"):
-                arguments["log_extra"] = log_extra
             rewards: list[float | None] = [None] * len(completions)
+            if log_extra := kwargs.get("log_extra"):  # a column of the table has a value for each completion
+
+                def log_own(name: str, values: Sequence[Any]) -> None:
+                    logged = dict(zip(own, values, strict=True))
+                    log_extra(name, [logged.get(i) for i in range(len(completions))])
+
+                arguments["log_extra"] = log_own
             for i, value in zip(own, checked(function, select(arguments, own)) if own else (), strict=True):
                 rewards[i] = value
             return rewards

@@ -131,10 +131,15 @@ class Trainer(GRPOTrainer):
         """Generate a completion for each row, and reward it."""
         self._rows = rows
         first = max(map(len, self._pending_extra_logs.values()), default=0)
+        logged = {column: len(values) for column, values in self._pending_extra_logs.items()}
         prompts = [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, messages, logprobs, *_ = self._generate(prompts)
         rewards = self._calculate_rewards(rows, prompts, messages, completion_ids)
         own = rewards[self.accelerator.process_index * len(rows) :][: len(rows)]
+        for column, values in self._pending_extra_logs.items():  # a function may log a column now and then
+            before = logged.get(column, 0)
+            values[before:before] = [None] * (first - before)
+            values += [None] * (first + len(rows) - len(values))
         places = range(first, first + len(rows))
         return list(map(Sample, rows, prompt_ids, completion_ids, messages, logprobs or repeat(None), own, places))
 

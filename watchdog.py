@@ -21,6 +21,7 @@ import tasks
 
 CERTAIN_SE = 4.0  # a rise of the reward counts from so many standard errors on
 MOSTLY_CORRECT = 0.5  # share of correct completions from which other rewards may carry a rise: speed, style
+MOVED = 0.05  # share of a weight by which a schedule may move it before rewards are no longer compared
 HONESTY = "no_cheating"  # a reward function whose rise is good news in itself
 LOOP_MIN_BYTES, LOOP_TAIL_BYTES = (
     300,
@@ -122,7 +123,10 @@ class Watchdog:
         """A reward that is weighed otherwise cannot be compared with what it was: start the comparison anew."""
         weights = {name.rpartition(":")[2]: tasks.weight_at(w, step) for name, w in self._schedules.items()}
         weights = {name: weight for name, weight in weights.items() if weight}
-        if weights != self.weights:
+        moved = weights.keys() != self.weights.keys() or any(
+            abs(weight - self.weights[name]) > MOVED * abs(self.weights[name]) for name, weight in weights.items()
+        )
+        if moved:
             self.weights = weights
             self._first.clear()
             self._last.clear()

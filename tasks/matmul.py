@@ -98,8 +98,10 @@ class Options(SharedOptions):
     max_speedup: float = 20.0  # above this a speed-up is not believed and not paid
 
     def __post_init__(self):
-        if not (1 <= self.timing_min_size <= self.timing_max_size and self.timing_pairs >= 1):
-            raise ValueError("timing_pairs and 1 <= timing_min_size <= timing_max_size must hold")
+        if not (1 <= self.timing_min_size <= self.timing_max_size and 1 <= self.timing_pairs <= 100):
+            raise ValueError("1 <= timing_pairs <= 100 and 1 <= timing_min_size <= timing_max_size must hold")
+        if not self.max_speedup > 0:
+            raise ValueError(f"max_speedup: must be above 0, or no speed is paid, not {self.max_speedup}")
 
 
 def rows(options: Options) -> list[dict[str, Any]]:

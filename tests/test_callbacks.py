@@ -36,6 +36,14 @@ def test_a_resumed_run_drops_the_steps_that_it_repeats(tmp_path):
     assert path.read_text() == ""
 
 
+def test_a_step_whose_completions_no_function_judged_is_shown(capsys):
+    progress = Progress()
+    progress.on_train_begin(None, state(), None)
+    progress.on_log(None, state(1), None, logs=LOGS | {"reward": None, "reward_std": None})
+    progress.on_train_end(None, state(1), None)
+    assert "reward -" in capsys.readouterr().out
+
+
 def test_step_line_and_summary():
     line = step_line(3, 60, LOGS)
     assert "step  3/60" in line and "2.00 ± 1.00" in line and "25%" in line

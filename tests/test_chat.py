@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -181,8 +182,18 @@ HARMONY = [  # what was said, its answer, its thinking, whether the answer was r
     (f"{F}yes{E}{A}more", "yes", "more", True),
     (f"<|channel|>commentary<|message|>aside{E}{F}yes<|return|>", "yes", "", True),
     ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", "{}", "", True),
+    ("<|channel|>final<|constrain|>json<|message|>{}<|return|>", "{}", "", True),
+    (f"{F}345<|endoftext|>", "345", "", True),
     (f"{A}a secret{E} to=functions.f<|channel|>commentary json<|message|>{{not json<|call|>", "", "a secret", False),
     (f"{A}{F}yes", "", f"{F}yes", False),  # a marker inside a message opens nothing
+    (f"{A}hm<|start|>assistant{F}yes", "", f"hm<|start|>assistant{F}yes", False),
+    (f"{A}hm<|end|><|start|>user{F}yes<|return|>", "", "hm", False),  # said as somebody else,
+    (f"{A}hm<|end|><|start|>functions.f to=assistant{F}yes<|return|>", "", "hm", False),
+    (f" to=functions.f{F}yes<|call|>", "", "", False),  # or to a tool
+    ("<|channel|>final to=functions.f<|message|>yes<|call|>", "", "", False),
+    (f"junk{F}yes<|return|>", "", "", False),  # no author
+    (f"{A}hm<|end|>{F}yes<|return|>", "", "hm", False),
+    (f"<|channel|>analysis{F}yes<|return|>", "", "", False),  # two channels
 ]
 
 
@@ -210,6 +221,8 @@ THINKING = [  # family, what was said, its answer, its thinking, whether the ans
     ("qwen3", "yes<|im_end|>", "yes", "", True),
     ("qwen3", "the tag </think> closes nothing<|im_end|>", "the tag </think> closes nothing", "", True),
     ("qwen3", "<think>a</think>b</think>c<|im_end|>", "b</think>c", "a", True),  # nothing is hidden behind a second tag
+    ("qwen3", "Sure. <think>hm</think>yes<|im_end|>", "yes", "Sure. hm", True),  # words in front change nothing
+    ("qwen3", "Sure. <think>hm", "", "Sure. hm", False),
     ("deepseek_r1_distill", "hm</think>yes", "yes", "hm", True),  # the prompt opens the thinking
     ("deepseek_r1_distill", "hm", "", "hm", False),
     ("qwen2_5", "<think>hm</think>yes<|im_end|>", "<think>hm</think>yes", "", True),  # knows no thinking: all is said
@@ -224,6 +237,22 @@ def test_the_answer_stands_behind_the_thinking(family, said, content, thinking, 
     assert (reading.content, reading.thinking, reading.reached_final) == (content, thinking, reached)
     assert reading.thinking_tokens + reading.final_tokens == len(ids)
     assert (reading.thinking_tokens > 0) == bool(thinking)
+
+
+def test_tags_that_are_special_tokens_are_seen_and_other_special_tokens_are_left_out():
+    tokenizer = tokenizer_of(FAMILIES["qwen3"])
+    tokenizer.add_special_tokens({"extra_special_tokens": THINK}, replace_extra_special_tokens=False)
+    assert "<think>" in tokenizer.all_special_tokens
+    chat = Chat(tokenizer, "2025-08-05")
+    reading = chat.read(tokenizer("<think>hm</think>yes<|im_end|>", add_special_tokens=False)["input_ids"])
+    assert (reading.content, reading.thinking, reading.reached_final) == ("yes", "hm", True)
+
+
+def test_a_long_completion_is_read_in_linear_time(harmony):
+    start = time.perf_counter()
+    for piece in ("<|start|>", "<|channel|>", "<|message|>", "a", f"{A}hm{E}", f"{F}hm{E}"):
+        harmony.read(harmony.tokenizer(piece, add_special_tokens=False)["input_ids"] * 100_000)
+    assert time.perf_counter() - start < 20  # seconds; it takes about one
 
 
 def test_a_refused_message_is_a_mistake_of_the_config(tmp_path):

@@ -13,7 +13,7 @@ import check
 import config
 import reward_functions
 from check import CheckError, grade_file
-from tasks import matmul
+from tasks import matmul, reasoning
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +56,29 @@ def test_schedules_that_hold_are_reported_step_by_step(job, sandbox):
     assert all(f"at step {step} honest ones earn 1" in line for step in (0, 10, 90))
     reference = next(row.split() for row in table.splitlines() if row.startswith("reference"))
     assert float(reference[2]) == float(reference[3]) == 12.0 < float(reference[4])
+
+
+def test_a_stage_that_cannot_grade_is_found_out_before_training(job, sandbox, monkeypatch):
+    stages = [{"step": 5, "max_speedup": 0.01}, {"step": 9, "timing_pairs": 2}]
+    table, line = check.check(dataclasses.replace(job.tasks[0], curriculum=stages), sandbox)
+    assert "from step 5 on the first earns 12.00, correct; from step 9 on the first earns 1" in line
+
+    def grade(completion, row, options, sandbox, rng):
+        if options.timing_pairs == 2:
+            raise MemoryError("no room")
+        return matmul_grade(completion, row, options, sandbox, rng)
+
+    matmul_grade = matmul.grade
+    monkeypatch.setattr(matmul, "grade", grade)
+    with pytest.raises(CheckError, match="cannot be graded from step 9 on: MemoryError: no room"):
+        check.check(dataclasses.replace(job.tasks[0], curriculum=stages), sandbox)
+
+
+def test_a_stage_at_which_silence_pays_is_found_out_before_training(sandbox):
+    rewards = {"correct_conclusion": 1.0, "length_penalty": 15.0}
+    options = reasoning.Options(type="reasoning", rewards=rewards, curriculum=[{"step": 5, "free_characters": 1}])
+    with pytest.raises(CheckError, match="from step 5 on an honest answer earns -5.00, an empty one -2.00"):
+        check.check(options, sandbox)
 
 
 def test_completions_are_scored_as_at_a_step(job, sandbox):

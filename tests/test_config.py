@@ -148,7 +148,7 @@ def test_five_mistakes_are_all_reported(tmp_path):
         ),
         ("task:\n  curriculum: [{step: 0, timing_pair: 1}]\n", r"^task.curriculum\[0\].timing_pair: cannot change"),
         ("task:\n  curriculum: [{step: 0, timing_pairs: x}]\n", r"^task.curriculum\[0\].timing_pairs: Value 'x'"),
-        ("task:\n  curriculum: [{step: 0, timing_pairs: 0}]\n", r"^task.curriculum\[0\]: timing_pairs and 1 <="),
+        ("task:\n  curriculum: [{step: 0, timing_pairs: 0}]\n", r"^task.curriculum\[0\]: 1 <= timing_pairs"),
         ("task:\n  curriculum: [{step: 0, timing_pairs: '???'}]\n", r"^task.curriculum\[0\].timing_pairs: "),
         ("task:\n  type: code\n  curriculum: [{step: 0, show_tests: 1}]\n", "of code can: nothing"),
         ("task:\n  reasoning_effort: huge\n", "task.reasoning_effort: Invalid value 'huge'"),

@@ -125,3 +125,23 @@ def test_changes_of_a_library_are_named():
         "defaults that are not TRL's: weight_decay 0.001 (not 0.0)",
     ]
     assert math.isfinite(arguments.learning_rate)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "cure"),
+    [
+        ("sapo_temperature_pos", 1.1, "loss_type=sapo"),
+        ("vespo_k_pos", 2.5, "loss_type=vespo"),
+        ("ref_model_sync_steps", 9, "sync_ref_model=true"),
+        ("entropy_target", 0.3, "use_adaptive_entropy=true"),
+        ("data_seed", 1, None),
+        ("trust_remote_code", "true", None),
+    ],
+)
+def test_a_key_that_is_set_in_vain_is_named(key, value, cure):
+    assert any(
+        notice.startswith(f"grpo.{key}: has no effect") for notice in load(None, [f"grpo.{key}={value}"]).notices
+    )
+    if cure:
+        assert load(None, [f"grpo.{key}={value}", f"grpo.{cure}"]).notices == ()
+    assert load().notices == ()

@@ -160,6 +160,20 @@ def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_p
     assert (metrics["grades/matmul/correct"], metrics["grades/echo_task/status/crash"]) == (1.0, 0.5)
 
 
+def test_in_a_mixture_a_column_of_one_tasks_function_has_a_value_for_each_completion(monkeypatch, grader):
+    def noting(completions, grades, log_extra):
+        log_extra("text", [completion[0]["content"] for completion in completions])
+        return [0.0] * len(completions)
+
+    table = {}
+    batch = dict(completions=[completion(text) for text in "abc"], task=["matmul", "code", "matmul"])
+    grader.bind(noting, {"matmul"})(**batch | {"task": ["matmul"] * 3}, log_extra=table.__setitem__)
+    assert table["text"] == ["a", "b", "c"]
+    monkeypatch.setattr(grader, "_grades_of", lambda completions, **rest: [Grade(Status.OK)] * len(completions))
+    grader.bind(noting, {"matmul"})(**batch, log_extra=table.__setitem__)
+    assert table["text"] == ["a", None, "c"]
+
+
 def test_weights_follow_the_step_and_are_logged_where_they_are_scheduled(monkeypatch):
     monkeypatch.setattr(matmul, "grade", lambda *rest: Grade(Status.OK))
     rewards = {"function_works": 2, "reward_functions:no_cheating": {"0": 1.0, 4: 0.0}, "style": {2: -1.0}}

@@ -126,6 +126,29 @@ def test_groups_without_variance_are_resampled(build):
     assert columns(trainer) == {3 * SIZE}
 
 
+def at_times(completions, flat, log_extra, **kwargs):
+    if any(flat):
+        log_extra("flat", [str(value) for value in flat])
+    return [None] * len(completions)
+
+
+@pytest.mark.parametrize(("sampled", "kept"), [((True, False), None), ((False, True), "True")])
+def test_a_column_that_is_logged_now_and_then_stays_with_its_completions(build, monkeypatch, sampled, kept):
+    monkeypatch.setattr(reward_functions, "at_times", at_times, raising=False)
+    trainer = build([{"flat": False}] * 3, "grpo.zero_std_groups=resample", "task.rewards=[at_times]")
+    rows, useful = iter(sampled), iter((False, True))  # the second sample replaces all of the first
+    sample = type(trainer)._sample
+
+    def sampling(self, given):
+        flat = next(rows)
+        return sample(self, [row | {"flat": flat} for row in given])
+
+    monkeypatch.setattr(type(trainer), "_sample", sampling)
+    monkeypatch.setattr(type(trainer), "_have_variance", lambda self, samples: [next(useful)] * 3)
+    trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert list(trainer._logs["extra"]["flat"]) == [kept] * 3 * SIZE
+
+
 def test_resampling_gives_up_after_its_tries(build):
     trainer = build([{"flat": True}] * 6, "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2")
     output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))

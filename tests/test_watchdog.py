@@ -82,6 +82,9 @@ def test_a_scheduled_weight_is_no_rise_of_the_reward():
     assert watch((WINDOW, {}), (20, bad), weights=weights) == ([], [])
     started, _ = watch((WINDOW, {}), (20 + WINDOW, {}), (20, bad), weights=weights)
     assert [name for _, name in started] == ["one_component"]
+    slow = {"correctness_check": 1.0, "style": {0: 1.0, 100_000: 1.001}}
+    started, _ = watch((WINDOW, {}), (20, bad), weights=slow)
+    assert [name for _, name in started] == ["one_component"]
 
 
 @pytest.mark.parametrize("name", TRIGGERS)
