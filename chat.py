@@ -8,7 +8,7 @@ Three kinds of models are known, by their chat template:
 
 import datetime
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,14 +37,15 @@ class Chat:
         tokenizer: with a chat template.
         date: what the template is told is today, as YYYY-MM-DD. A fixed one, so that a run that is resumed another day
             sees the same prompts.
-        template_kwargs: further variables of the template, as in GRPOConfig.chat_template_kwargs; they win.
+        template_kwargs: further variables of the template, as in GRPOConfig.chat_template_kwargs.
     """
 
     def __init__(self, tokenizer: Any, date: str, template_kwargs: Mapping[str, Any] | None = None):
         self.tokenizer = tokenizer
         template = tokenizer.chat_template or ""
         self.has_effort = "reasoning_effort" in template
-        self.kind = "harmony" if "<|channel|>" in template else "think tags" if "</think>" in template else "plain"
+        harmony = "<|channel|>" in template and "<|channel|>" in tokenizer.get_vocab()
+        self.kind = "harmony" if harmony else "think tags" if "</think>" in template else "plain"
         today = datetime.date.fromisoformat(date)
         # A variable hides the function of that name, which would read the clock.
         self.template_kwargs = {"strftime_now": today.strftime, **(template_kwargs or {})}
@@ -97,40 +98,40 @@ class Chat:
     def _read_harmony(self, ids: list[int]) -> Reading:
         """Reads the tokens, not the decoded text: the model can spell a marker with ordinary letters, and a call of a
         tool that does not parse must not turn the analysis into an answer."""
-        parts: dict[str, list[str]] = {"analysis": [], "final": []}
-        tokens = dict.fromkeys(parts, 0)
-        header, body, channel, begin = list(self._assistant), None, "", 0
-        author: str | None = None  # what stands before <|channel|>; the prompt ends with that of the first message
-        for i, token in enumerate([*ids, None]):
-            marker = "end" if token is None else self._markers.get(token)
-            if marker == "message" and body is None:
-                words = self.tokenizer.decode(header).split()
-                channel, body = words[0].partition("<")[0] if words and author is not None else "", []
-                if channel == "final" and (author.split() != ["assistant"] or any(w.startswith("to=") for w in words)):
-                    channel = ""  # nobody is shown what the model says as the user, or to a tool
-            elif marker == "end" or marker == "start" and body is None:
-                if body is not None and channel in parts:
-                    parts[channel].append(self.tokenizer.decode(body))
-                    tokens[channel] += i + (token is not None) - begin
-                header, body, author, begin = [], None, None, i + (marker == "end")
-            elif marker == "channel" and body is None:
-                author, header = "" if author is not None else self.tokenizer.decode(header), []
-            elif body is not None:
-                body.append(token)
-            else:
-                header.append(token)
-        reached = bool(parts["final"])
+        said: dict[str, list[str]] = {"analysis": [], "final": []}
+        tokens = dict.fromkeys(said, 0)
+        for header, body, count in self._messages(ids):
+            author, *channels = (self.tokenizer.decode(part) for part in split(header, self._vocabulary["<|channel|>"]))
+            if body is None or len(channels) != 1:
+                continue
+            words = channels[0].replace("<", " <").split()  # the channel, and perhaps a recipient and a content type
+            channel = words[0] if words else ""
+            to_the_user = author.split() == ["assistant"] and not any(word.startswith("to=") for word in words)
+            if channel in said and (to_the_user or channel != "final"):  # nobody is shown what goes to a tool
+                said[channel].append(self.tokenizer.decode(body))
+                tokens[channel] += count
         return Reading(
-            content=parts["final"][-1] if reached else "",
-            thinking="\n".join(parts["analysis"]),
-            reached_final=reached,
+            content=said["final"][-1] if said["final"] else "",
+            thinking="\n".join(said["analysis"]),
+            reached_final=bool(said["final"]),
             thinking_tokens=tokens["analysis"],
             final_tokens=tokens["final"],
         )
 
-    @functools.cached_property
-    def _assistant(self) -> list[int]:
-        return self.tokenizer("assistant", add_special_tokens=False)["input_ids"]
+    def _messages(self, ids: list[int]) -> Iterator[tuple[list[int], list[int] | None, int]]:
+        """(header, body, number of tokens) of each message; the body is None where none was begun. The prompt ends
+        with the author of the first one."""
+        header, body, begin = self.tokenizer("assistant", add_special_tokens=False)["input_ids"], None, 0
+        for i, token in enumerate([*ids, None]):
+            marker = self._markers.get(token)
+            if token is None or marker == "end" or (marker == "start" and body is None):
+                end = i + (marker == "end")
+                yield header, body, end - begin
+                header, body, begin = [], None, end
+            elif marker == "message" and body is None:
+                body = []
+            else:
+                (header if body is None else body).append(token)
 
     @functools.cached_property
     def _dropped(self) -> set[int]:
@@ -140,10 +141,26 @@ class Chat:
         return set(self.tokenizer.convert_tokens_to_ids(names))
 
     @functools.cached_property
+    def _vocabulary(self) -> dict[str, int]:
+        return self.tokenizer.get_vocab()
+
+    @functools.cached_property
     def _markers(self) -> dict[int, str]:
-        """Harmony's control tokens: https://developers.openai.com/cookbook/articles/openai-harmony; gpt-oss may also
-        stop with <|endoftext|> (its generation_config.json)."""
-        names = {name: name for name in ("start", "channel", "message", "end")}
-        names |= dict.fromkeys(("return", "call", "endoftext"), "end")
-        vocabulary = self.tokenizer.get_vocab()
-        return {vocabulary[f"<|{name}|>"]: what for name, what in names.items() if f"<|{name}|>" in vocabulary}
+        """Harmony's control tokens between messages: https://developers.openai.com/cookbook/articles/openai-harmony;
+        gpt-oss may also stop with <|endoftext|> (its generation_config.json)."""
+        names = {name: name for name in ("start", "message")}
+        names |= dict.fromkeys(("end", "return", "call", "endoftext"), "end")
+        return {
+            self._vocabulary[f"<|{name}|>"]: what for name, what in names.items() if f"<|{name}|>" in self._vocabulary
+        }
+
+
+def split(tokens: Sequence[int], separator: int) -> list[list[int]]:
+    """`tokens` in pieces, without the separators between them."""
+    pieces: list[list[int]] = [[]]
+    for token in tokens:
+        if token == separator:
+            pieces.append([])
+        else:
+            pieces[-1].append(token)
+    return pieces

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import trl
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from chat import Chat
@@ -204,6 +206,20 @@ def test_the_answer_of_a_harmony_model_is_its_final_channel(harmony, said, conte
     assert (reading.content, reading.thinking, reading.reached_final) == (content, thinking, reached)
     assert 0 <= reading.thinking_tokens + reading.final_tokens <= len(ids)
     assert (reading.final_tokens > 0) == reached and reading.thinking_tokens >= len(thinking) // 8
+
+
+PIECES = ["<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|message|>", "<|constrain|>", "assistant",
+          "final", "analysis", " to=f", "yes"]  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=30))
+def test_any_sequence_of_markers_is_read(harmony, pieces):
+    said = "".join(pieces)
+    reading = harmony.read(harmony.tokenizer(said, add_special_tokens=False)["input_ids"])
+    assert reading.content in said and all(part in said for part in reading.thinking.split("\n"))
+    assert reading.reached_final or not (reading.content or reading.final_tokens)
+    if reading.reached_final:
+        assert "final" in said and "<|message|>" in said
 
 
 def test_markers_that_are_spelled_out_are_text(harmony):
