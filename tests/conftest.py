@@ -1,7 +1,11 @@
 import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import train
 from sandbox import Sandbox
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
@@ -11,3 +15,24 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
 def sandbox():
     with Sandbox() as running:
         yield running
+
+
+@pytest.fixture
+def run_job(capfd, monkeypatch):
+    """Runs train.py in this process, because a small job takes less time than importing its libraries. Returns what
+    subprocess.run would: returncode, stdout, stderr."""
+    monkeypatch.chdir(Path(__file__).parent.parent)
+
+    def run_job(*arguments):
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        capfd.readouterr()
+        try:
+            returncode = train.main([str(argument) for argument in arguments])
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return SimpleNamespace(
+            returncode=returncode, **dict(zip(("stdout", "stderr"), capfd.readouterr(), strict=True))
+        )
+
+    return run_job

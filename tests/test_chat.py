@@ -2,8 +2,6 @@
 completions of harmony models, of models that think between tags, and of plain ones."""
 
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -271,15 +269,14 @@ def test_a_long_completion_is_read_in_linear_time(harmony):
     assert time.perf_counter() - start < 20  # seconds; it takes about one
 
 
-def test_a_refused_message_is_a_mistake_of_the_config(tmp_path):
+def test_a_refused_message_is_a_mistake_of_the_config(tmp_path, run_job):
     save_model(FAMILIES["gemma"], tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": [SYSTEM, USER], "answer": 1}) + "\n")
-    result = subprocess.run(
-        [sys.executable, "train.py", "--dry-run", "--config", "configs/tiny.yaml", f"model.name={tmp_path / 'model'}",
-         "task.type=jsonl", f"task.data={tmp_path / 'rows.jsonl'}"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    result = run_job(
+        "--dry-run", "--config", "configs/tiny.yaml", f"model.name={tmp_path / 'model'}", "task.type=jsonl",
+        f"task.data={tmp_path / 'rows.jsonl'}",
     )  # fmt: skip
-    assert result.returncode == 2 and "System role not supported" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "System role not supported" in result.stderr
 
 
 SPY = """
@@ -294,16 +291,16 @@ def spy(completions, prompts, completion_ids, grades):
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma"])
-def test_a_step_is_trained_on_what_the_model_said_without_its_markers(name, tmp_path):
+def test_a_step_is_trained_on_what_the_model_said_without_its_markers(name, tmp_path, run_job, monkeypatch):
     family = FAMILIES[name]
     save_model(family, tmp_path / "model")
     (tmp_path / "spying.py").write_text(SPY.format(path=str(tmp_path / "seen.jsonl")))
-    result = subprocess.run(
-        [sys.executable, "train.py", "--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}",
-         f"model.name={tmp_path / 'model'}", "grpo.max_steps=1", "grpo.per_device_train_batch_size=8",
-         "grpo.num_generations=8", "task.timing_pairs=1", "task.check=false",
-         "task.rewards=[correctness_check, 'spying:spy']"],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "spying", raising=False)
+    result = run_job(
+        "--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}", f"model.name={tmp_path / 'model'}",
+        "grpo.max_steps=1", "grpo.per_device_train_batch_size=8", "grpo.num_generations=8", "task.timing_pairs=1",
+        "task.check=false", "task.rewards=[correctness_check, 'spying:spy']",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").open(encoding="utf-8")]

@@ -1,9 +1,5 @@
 """plan.py and train.py --dry-run: what can be known before the weights are loaded."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 import config
@@ -73,19 +69,12 @@ def test_the_plan_says_what_resampling_may_add(chat):
     assert "up to 5 generate calls" in plan.make(job, chat).lines(job)[-1]
 
 
-def dry_run(*overrides):
-    return subprocess.run(
-        [sys.executable, "train.py", "--dry-run", *overrides], cwd=config.ROOT, capture_output=True, text=True,
-        timeout=120, env=os.environ | {"HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
-
-
-def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path):
+def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path, run_job):
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(
         "task:\n- {type: matmul, num_rows: 8}\n- {type: reasoning, num_rows: 8, reasoning_effort: high}\n"
     )
-    run = dry_run("--config", str(TINY), "--config", str(mixture), f"grpo.output_dir={tmp_path / 'run'}")
+    run = run_job("--dry-run", "--config", TINY, "--config", str(mixture), f"grpo.output_dir={tmp_path / 'run'}")
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / "run").exists()
     assert "prompt of matmul:" in run.stdout and "prompt of reasoning:" in run.stdout
@@ -94,14 +83,14 @@ def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path):
     assert "16 completions of 2 prompts" in run.stdout and "GiB" in run.stdout
 
 
-def test_a_dry_run_finds_mistakes():
-    run = dry_run("--config", str(TINY), "model.max_seq_length=100", "grpo.max_completion_length=50")
+def test_a_dry_run_finds_mistakes(run_job):
+    run = run_job("--dry-run", "--config", TINY, "model.max_seq_length=100", "grpo.max_completion_length=50")
     assert run.returncode == 2 and "leaves 49 tokens for a prompt" in run.stderr
 
 
 @pytest.mark.parametrize(
     "override", ["grpo.save_steps=2.5", "grpo.load_best_model_at_end=true", "grpo.deepspeed=/no/such/file.json"]
 )
-def test_a_dry_run_finds_what_only_grpo_config_knows(override):
-    run = dry_run("--config", str(TINY), override)
+def test_a_dry_run_finds_what_only_grpo_config_knows(override, run_job):
+    run = run_job("--dry-run", "--config", TINY, override)
     assert run.returncode == 2 and "error: grpo: " in run.stderr and "Traceback" not in run.stderr

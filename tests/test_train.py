@@ -175,9 +175,9 @@ def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
     assert {path.name for path in output.iterdir()} == {"config.yaml", "notes.txt", aside.name}
 
 
-def test_evaluation_rows_are_held_out(tmp_path):
+def test_evaluation_rows_are_held_out(tmp_path, run_job):
     evaluation = ["grpo.eval_strategy=steps", "grpo.eval_steps=1", "task.num_eval_rows=4", "task.num_rows=12"]
-    result = run(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)
+    result = run_job(*command(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)[2:])
     assert result.returncode == 0, result.stderr
     assert any("eval_reward" in entry for entry in metrics(tmp_path))
 
@@ -244,8 +244,8 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
         (["sandbox.require=[no_such_layer]"], 5, "no_such_layer"),
     ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path, overrides, code, expected):
-    result = run(tmp_path / "run", *overrides)
+def test_a_mistake_is_one_clear_line(tmp_path, run_job, overrides, code, expected):
+    result = run_job(*command(tmp_path / "run", *overrides)[2:])
     assert result.returncode == code, result.stderr
     assert f"error: {expected}" in result.stderr or expected in result.stderr
     assert "Traceback" not in result.stderr
@@ -308,8 +308,9 @@ def test_a_disk_that_fills_up_during_the_run(small_disk):
 
 
 @pytest.mark.parametrize("name", [name for name in tasks.names() if name != "matmul"])
-def test_every_task_trains_on_the_tiny_model(tmp_path, name):
-    result = run(tmp_path, f"task.type={name}", "grpo.max_steps=1", "task.num_rows=8", fast=FAST[:2])
+def test_every_task_trains_on_the_tiny_model(tmp_path, run_job, name):
+    overrides = [f"task.type={name}", "grpo.max_steps=1", "task.num_rows=8"]
+    result = run_job(*command(tmp_path, *overrides, fast=FAST[:2])[2:])
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "final_model" / "adapter_model.safetensors").is_file()
     assert set(tasks.load(name).REWARDS) <= {key.split("/")[1] for key in metrics(tmp_path)[0] if "rewards/" in key}

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import os
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -403,23 +401,26 @@ PATHOLOGICAL = {
 }
 
 
-def run(tmp_path, *overrides):
+@pytest.fixture
+def run(tmp_path, run_job, monkeypatch):
     (tmp_path / "scripted.py").write_text(SCRIPTED)
-    script = [sys.executable, "train.py", "--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}"]
-    script += ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1"]
-    script += ["task.check=false", "grpo.report_to=[]", "grpo.max_steps=40", "watchdog.on=stop", "watchdog.window=3"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*script, *overrides], cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment
-    )
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    return result, [json.loads(line) for line in lines]
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "scripted", raising=False)
+    job = ["--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}"]
+    job += ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1"]
+    job += ["task.check=false", "grpo.report_to=[]", "grpo.max_steps=40", "watchdog.on=stop", "watchdog.window=3"]
+
+    def run(*overrides):
+        result = run_job(*job, *overrides)
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        return result, [json.loads(line) for line in lines]
+
+    return run
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PATHOLOGICAL)
-def test_a_run_that_goes_wrong_stops_with_its_own_diagnosis(tmp_path, name):
-    result, metrics = run(tmp_path, *PATHOLOGICAL[name])
+def test_a_run_that_goes_wrong_stops_with_its_own_diagnosis(tmp_path, run, name):
+    result, metrics = run(*PATHOLOGICAL[name])
     assert result.returncode == 7, result.stdout + result.stderr
     shown = [line for line in result.stdout.splitlines() if line.startswith("watchdog: ")]
     assert len(shown) == 1 and shown[0].startswith(f"watchdog: {name}: step {len(metrics)}: ")
@@ -429,8 +430,7 @@ def test_a_run_that_goes_wrong_stops_with_its_own_diagnosis(tmp_path, name):
     assert not (tmp_path / "run" / "final_model").exists()
 
 
-@pytest.mark.slow
-def test_weights_that_explode_are_diagnosed_though_they_cannot_be_sampled_from(tmp_path):
-    result, metrics = run(tmp_path, "grpo.learning_rate=1e30", "grpo.max_completion_length=16")
+def test_weights_that_explode_are_diagnosed_though_they_cannot_be_sampled_from(tmp_path, run):
+    result, metrics = run("grpo.learning_rate=1e30", "grpo.max_completion_length=16")
     assert result.returncode == 7 and metrics[-1]["watchdog"] == ["nan"] and metrics[-1]["loss"] is None
     assert not list((tmp_path / "run").glob("checkpoint-*"))  # nothing worth resuming from
