@@ -1,5 +1,6 @@
 """The embedded tiny gpt-oss: small, offline, in harmony format, and reproducible by tiny_model/build.py."""
 
+import os
 import random
 import re
 import subprocess
@@ -149,15 +150,33 @@ def test_prompt_renders_in_harmony_format(committed):
     assert text.endswith("<|start|>user<|message|>Hello<|end|><|start|>assistant")
 
 
+def check_behaviour(tokenizer, model, sandbox):
+    for task, low, high in (("matmul", 0.15, 0.50), ("game_2048", 0.08, 0.45), ("code", 0.12, 0.50)):
+        share = shares(tokenizer, model, sandbox, task)
+        assert low <= share["grades/correct"] <= high, task
+        assert 0.02 <= share["grades/cheating"] <= 0.30, task
+
+
+def test_the_model_is_sometimes_right_and_sometimes_cheats(committed, sandbox):
+    check_behaviour(*committed, sandbox)
+
+
+def test_a_few_steps_of_the_build(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "STEPS", 4)
+    try:
+        build.build(tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (tmp_path / "tokenizer.json").read_text() == (FOLDER / "tokenizer.json").read_text()
+    assert load(tmp_path)[1].num_parameters() == load(FOLDER)[1].num_parameters()
+
+
 @pytest.mark.slow
+@pytest.mark.skipif("REBUILD_TINY_MODEL" not in os.environ, reason="takes minutes; set REBUILD_TINY_MODEL=1 to run it")
 def test_rebuilt_model_behaves_the_same(committed, sandbox, tmp_path):
     script = FOLDER / "build.py"
     subprocess.run([sys.executable, str(script), "--out", str(tmp_path)], check=True, timeout=480, capture_output=True)
     rebuilt = load(tmp_path)
     assert (tmp_path / "tokenizer.json").read_text() == (FOLDER / "tokenizer.json").read_text()
     assert mean_log_likelihood(*rebuilt) == pytest.approx(mean_log_likelihood(*committed), abs=0.05)
-    for tokenizer, model in (committed, rebuilt):
-        for task, low, high in (("matmul", 0.15, 0.50), ("game_2048", 0.08, 0.45), ("code", 0.12, 0.50)):
-            share = shares(tokenizer, model, sandbox, task)
-            assert low <= share["grades/correct"] <= high, task
-            assert 0.02 <= share["grades/cheating"] <= 0.30, task
+    check_behaviour(*rebuilt, sandbox)
