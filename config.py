@@ -81,6 +81,11 @@ class SandboxOptions(sandbox.Limits):
         sandbox.Limits.__post_init__(self)
         if self.workers is not None and self.workers < 1:
             raise ValueError("workers: must be above 0")
+        for layer in self.require:
+            if layer not in sandbox.LAYERS:
+                raise ValueError(
+                    f"require: no layer {layer!r}{nearest(layer, sandbox.LAYERS)}; there are {sandbox.LAYERS}"
+                )
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,10 @@ def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, 
         dotted, equals, value = text.partition("=")
         section, dot, key = dotted.partition(".")
         if not (equals and dot and section and key):
-            mistakes.append(f"override {text!r}: write it as section.key=value, e.g. grpo.max_steps=1")
+            mistakes.append(f"override {text!r}: write it as section.key=value without spaces, e.g. grpo.max_steps=1")
+            continue
+        if not value.strip():
+            mistakes.append(f"override {text!r}: the value is empty; for none, write {dotted}=null")
             continue
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
@@ -285,7 +293,8 @@ def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str,
 def entries(layer: dict[str, Any], sections: list[str], mistakes: list[str]) -> Iterator[tuple[str, str, Any]]:
     for section, content in layer.items():
         if section not in sections:
-            mistakes.append(f"{section}: no such section{nearest(str(section), sections)}; there are {sections}")
+            names = list(dict.fromkeys([*sections, "task"]))
+            mistakes.append(f"{section}: no such section{nearest(str(section), names)}; there are {names}")
         elif isinstance(content, dict):
             # YAML 1.1 reads the key `on` as true
             yield from ((section, "on" if key is True else str(key), value) for key, value in content.items())
@@ -392,13 +401,18 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
         elif tracker != "none" and importlib.util.find_spec(tracker) is None:
             yield f"grpo.report_to: {tracker} is not installed; pip install {tracker}, or leave it out"
     weights: dict[str, list[tuple[int, float]]] = {}
+    logged_as: dict[str, str] = {}
     for task in task_names:
         chosen = get(f"{task}.rewards")
+        if OmegaConf.is_config(chosen) and not len(chosen):
+            yield f"{task}.rewards: is empty; null takes the task's own"
         if chosen and not is_texts(chosen) and not OmegaConf.is_dict(chosen):
             yield f"{task}.rewards: must be a list of names or a mapping of names to weights, not {chosen!r}"
             continue
         chosen = OmegaConf.to_container(chosen, resolve=False) if OmegaConf.is_config(chosen) else chosen
         for reward, weight in tasks.reward_weights(get(f"{task}.type"), chosen).items():
+            if logged_as.setdefault(str(reward).rpartition(":")[2], reward) != reward:
+                yield f"{task}.rewards: {reward} would be logged under the name of another function; rename it"
             try:
                 reward_functions.resolve(str(reward))
             except ValueError as error:

@@ -39,6 +39,8 @@ def load_tokenizer(config: Model) -> Any:
     Raises:
         ConfigError: if it cannot be had, or has no chat template.
     """
+    # It advises downloading a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if choose_backend(config) == "unsloth":
         import_unsloth()
     if is_on_disk(config):
@@ -71,7 +73,11 @@ def from_first(fetch: Callable[..., Any], config: Model) -> Any:
 
 
 def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:
-    return ConfigError(f"model.name: {config.name} cannot be loaded: {' '.join(str(error).split())[:500]}")
+    text = " ".join(str(error).split())[:500]
+    if "Target modules" in text:  # PEFT's
+        return ConfigError(f"lora.target_modules: {text}")
+    ways = "; it is neither a folder (/path, ./path) nor to be had from the Hub under that name, or there is no network"
+    return ConfigError(f"model.name: {config.name} cannot be loaded{ways}: {text}")
 
 
 def choose_backend(config: Model) -> str:
@@ -125,8 +131,6 @@ def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
 
 
 def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
-    # It advises downloading a kernel that nothing here uses.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training

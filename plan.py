@@ -82,8 +82,9 @@ def longest_allowed(config: Config) -> tuple[int, str]:
     return total - 2, f"model.max_seq_length {total}"
 
 
-def first_of_each_task(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return list({row["task"]: row for row in reversed(rows)}.values())[::-1]
+def first_of_each_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The first row of each task with each reasoning effort."""
+    return list({(row["task"], row["reasoning_effort"]): row for row in reversed(rows)}.values())[::-1]
 
 
 def shown(row: dict[str, Any], chat: Chat) -> str:

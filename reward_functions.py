@@ -12,6 +12,7 @@ import inspect
 import math
 import os
 import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -332,10 +333,17 @@ def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         arguments = {name: value for name, value in arguments.items() if name in parameters or name == "completions"}
     try:
-        rewards = list(function(**arguments))
+        rewards = function(**arguments)
+        rewards = rewards if rewards is None else list(rewards)
     except Exception as error:
         culprit = find_culprit(function, arguments)
-        raise RewardError(f"reward function {name} raised {type(error).__name__}: {error}{culprit}") from error
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        raise RewardError(
+            f"reward function {name} raised {type(error).__name__}: {error} ({place}){culprit}"
+        ) from error
+    if rewards is None:
+        raise RewardError(f"reward function {name} returned None, not a list with a number for each completion")
     if len(rewards) != len(completions):
         raise RewardError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
     for reward, completion in zip(rewards, completions, strict=True):

@@ -59,6 +59,7 @@ from pathlib import Path
 from jail import HEADER, LENGTH, MAX_DEPTH, MAX_TEXT, READY
 
 JAIL = Path(__file__).with_name("jail.py")
+LAYERS = ["session", "undumpable", "no_new_privs", "capabilities", "landlock", "descriptors", "rlimits", "seccomp"]
 START_TIMEOUT_S = 60.0  # a fork server imports 50 modules; a busy machine may need long
 SERVER_TIMEOUT_S = 30.0  # for a fork, or for the end of a killed child
 MAX_INT_DIGITS = 4300  # Python's own default for text to int

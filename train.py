@@ -28,7 +28,7 @@ import model as model_room
 import plan as plan_room
 import watchdog
 from chat import Chat
-from config import Config, ConfigError
+from config import Config, ConfigError, Lora
 from plan import Plan
 from reward_functions import Grader, RewardError
 from sandbox import Sandbox, SandboxError
@@ -88,13 +88,14 @@ def run(config: Config) -> int:
     chat, plan = prepare(config)
     print(plan_room.shown(plan.rows[0], chat), flush=True)
     output = Path(config.grpo["output_dir"]).absolute()
-    checkpoint = checkpoint_to_resume(output, config.grpo.get("resume_from_checkpoint"))
-    prepare_output(config, output, fresh=checkpoint is None)
+    checkpoint = checkpoint_to_resume(config, output)
+    probe_output(output)
     with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
         print(sandbox)
         for options in config.tasks:
             print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
         model, tokenizer = model_room.load(config.model, config.lora)
+        prepare_output(config, output, fresh=checkpoint is None)  # not before all that can fail cheaply has not
         trainer = build_trainer(config, output, model, tokenizer, sandbox, chat, plan)
         stopped_by = train(trainer, output, checkpoint)
     if stopped_by is not None:
@@ -102,6 +103,7 @@ def run(config: Config) -> int:
         return 128 + stopped_by
     if names := diagnosed(trainer):
         print(f"stopped after step {trainer.state.global_step} by the watchdog: {', '.join(names)}")
+        print("change what the diagnosis names; grpo.resume_from_checkpoint=auto then goes on from the last checkpoint")
         return 7
     if trainer.is_world_process_zero():
         save_final(trainer, tokenizer, output)
@@ -112,7 +114,7 @@ def run(config: Config) -> int:
 def dry_run(config: Config) -> int:
     """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
     chat, plan = prepare(config)
-    for row in plan_room.first_of_each_task(plan.rows):
+    for row in plan_room.first_of_each_kind(plan.rows):
         print(plan_room.shown(row, chat))
     grpo_config(config, plan, Path(config.grpo["output_dir"]).absolute())  # for what it refuses
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
@@ -224,14 +226,33 @@ def diagnosed(trainer: Any) -> list[str]:
     return next(callback.stopped_by for callback in trainer.callback_handler.callbacks if isinstance(callback, Watch))
 
 
-def checkpoint_to_resume(output: Path, wanted: str | None) -> str | None:
+def checkpoint_to_resume(config: Config, output: Path) -> str | None:
     """`auto` is the last whole checkpoint of the output folder, or none; anything else is a path."""
+    wanted = config.grpo.get("resume_from_checkpoint")
     if wanted == "auto":
         whole = [folder for folder in output.glob("checkpoint-*") if steps_done(folder) >= 0]
-        return str(max(whole, key=steps_done)) if whole else None
-    if wanted is not None and steps_done(Path(wanted)) < 0:
+        wanted = str(max(whole, key=steps_done)) if whole else None
+        if wanted is None:
+            aside = sorted(output.glob("previous-*/checkpoint-*"))
+            hint = f"; an earlier run left {aside[-1]}, to be named instead of auto" if aside else ""
+            print(f"no checkpoint in {output}: starting from the model{hint}")
+    elif wanted is not None and steps_done(Path(wanted)) < 0:
         raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder")
+    if wanted is not None:
+        check_adapter(Path(wanted), config.lora)
     return wanted
+
+
+def check_adapter(checkpoint: Path, lora: Lora) -> None:
+    """Refuses a checkpoint whose adapter has another shape than the one that the config asks for."""
+    file = checkpoint / "adapter_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for key in ("r", "target_modules", "target_parameters"):
+        own, its = getattr(lora, key), saved.get(key)
+        if isinstance(own, list) and isinstance(its, list):
+            own, its = sorted(own), sorted(its)
+        if its is not None and type(own) is type(its) and own != its:  # Unsloth writes its own form of the modules
+            raise ConfigError(f"lora.{key}: {own}, but {checkpoint} was trained with {its}; resume with that")
 
 
 def steps_done(checkpoint: Path) -> int:
@@ -242,14 +263,24 @@ def steps_done(checkpoint: Path) -> int:
         return -1
 
 
-def prepare_output(config: Config, output: Path, fresh: bool) -> None:
-    """Make the output folder and write the resolved config there. A fresh run puts aside what an earlier one left, so
-    that no later run resumes from it by mistake."""
-    if os.environ.get("RANK", "0") != "0":
-        return
+def probe_output(output: Path) -> None:
+    """Make the output folder and see that it can be written and has room."""
     with saving_to(output):
         output.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=output).close()
+    free_mb = shutil.disk_usage(output).free >> 20
+    if free_mb < MIN_FREE_MB:
+        raise OutputError(
+            f"grpo.output_dir: only {free_mb} MB free on the disk of {output}; {MIN_FREE_MB} MB are needed"
+        )
+
+
+def prepare_output(config: Config, output: Path, fresh: bool) -> None:
+    """Write the resolved config into the output folder. A fresh run puts aside what an earlier one left, so that no
+    later run resumes from it by mistake."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    with saving_to(output):
         earlier = [path for name in PRODUCTS for path in output.glob(name)]
         if fresh and earlier:
             aside = output / time.strftime("previous-%Y%m%d-%H%M%S")
@@ -258,11 +289,6 @@ def prepare_output(config: Config, output: Path, fresh: bool) -> None:
                 path.rename(aside / path.name)
             print(f"what an earlier run left in {output} is now in {aside.name}/")
         config_room.save(config, output / "config.yaml")
-    free_mb = shutil.disk_usage(output).free >> 20
-    if free_mb < MIN_FREE_MB:
-        raise OutputError(
-            f"grpo.output_dir: only {free_mb} MB free on the disk of {output}; {MIN_FREE_MB} MB are needed"
-        )
 
 
 @contextlib.contextmanager

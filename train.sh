@@ -214,7 +214,7 @@ hf_home=${HF_HOME:-$caches/huggingface}
 if [[ $mode == local || $mode == smoke ]]; then
     # train.py writes below the repository; other scripts read and write files where the user is.
     [[ $script != train.py ]] || cd -- "$repo"
-    if [[ $script == train.py && (-n $output || -z $config) ]]; then # else train.py finds the folder in the file
+    if [[ $script == train.py && -z $dry_run && (-n $output || -z $config) ]]; then # else train.py finds the folder in the file
         usable "${output:-gpt-oss-grpo}" 1 grpo.output_dir=/path >/dev/null
     fi
     if [[ $mode == smoke ]]; then

@@ -63,6 +63,9 @@ class Trainer(GRPOTrainer):
             self._skip_zero_std(output)
         return output
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """TRL's names no base model and shows code that cannot run; none is written."""
+
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
         """TRL renders all prompts with the same template variables; here each row has its own reasoning effort."""
         return [self.chat.prompt_ids(*rendered_from(row)) for row in self._rows], None, {}
@@ -82,7 +85,9 @@ class Trainer(GRPOTrainer):
         said = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         self._log_metric("completions/distinct", watchdog.distinct_share(said))
         self._log_metric("completions/repetitive", watchdog.repetitive_share(said))
-        if self.chat.kind != "plain":
+        if self.chat.kind != "plain":  # TRL's column of completions runs thinking and answer together
+            self._log_completion_extra("thinking", [reading.thinking for reading in readings])
+            self._log_completion_extra("answer", [reading.content for reading in readings])
             self._log_metric("completions/reached_final", mean(reading.reached_final for reading in readings))
             self._log_metric("completions/mean_thinking_length", mean(reading.thinking_tokens for reading in readings))
             self._log_metric("completions/mean_final_length", mean(reading.final_tokens for reading in readings))

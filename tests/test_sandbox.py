@@ -825,3 +825,9 @@ def test_hostile_runs_leave_nothing_behind(box, jail_copy):
 def test_random_starts_the_same_in_every_program(box):
     code = "import random\ndef f():\n    return [random.random() for _ in range(3)]\n"
     assert one(box, code).value == one(box, code).value
+
+
+def test_the_layers_are_known_by_name_to_the_config():
+    import jail
+
+    assert list(jail.LAYERS) == room.LAYERS

@@ -175,6 +175,29 @@ def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
     assert {path.name for path in output.iterdir()} == {"config.yaml", "notes.txt", aside.name}
 
 
+def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_job):
+    checkpoint = tmp_path / "checkpoint-9"
+    checkpoint.mkdir()
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 9}')
+    (checkpoint / "adapter_config.json").write_text('{"r": 4}')
+    beaten = ["task.check=true", "task.rewards=[function_works]"]
+    for overrides, code in ((beaten, 6), (["lora.target_modules=[q_prj]"], 2)):
+        result = run_job(*command(tmp_path, "lora.target_parameters=null", *overrides)[2:])
+        assert result.returncode == code, result.stderr
+        assert checkpoint.is_dir() and not list(tmp_path.glob("previous-*"))
+    assert "error: lora.target_modules: Target modules {'q_prj'} not found" in result.stderr
+    result = run_job(*command(tmp_path, "grpo.resume_from_checkpoint=auto")[2:])
+    assert result.returncode == 2 and f"lora.r: 8, but {checkpoint} was trained with 4" in result.stderr
+
+
+def test_auto_without_a_checkpoint_says_so(tmp_path, capsys):
+    (tmp_path / "previous-1" / "checkpoint-5").mkdir(parents=True)
+    job = config.load(None, ["grpo.resume_from_checkpoint=auto"])
+    assert train.checkpoint_to_resume(job, tmp_path) is None
+    said = capsys.readouterr().out
+    assert "no checkpoint in" in said and "previous-1/checkpoint-5" in said
+
+
 def test_evaluation_rows_are_held_out(tmp_path, run_job):
     evaluation = ["grpo.eval_strategy=steps", "grpo.eval_steps=1", "task.num_eval_rows=4", "task.num_rows=12"]
     result = run_job(*command(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)[2:])
@@ -229,7 +252,7 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
     rest = process.communicate(timeout=60)[0]
     assert process.returncode == 143, rest
     assert "resume_from_checkpoint=auto" in rest
-    assert train.checkpoint_to_resume(tmp_path / "run", "auto")
+    assert list((tmp_path / "run").glob("checkpoint-*/trainer_state.json"))
     assert not (tmp_path / "run" / "final_model").exists()
 
 
@@ -241,7 +264,7 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
         (["nonsense"], 2, "override 'nonsense'"),
         (["model.max_seq_length=200"], 2, "model.max_seq_length 200 less grpo.max_completion_length 112 leaves 87"),
         (["grpo.resume_from_checkpoint=/nowhere"], 2, "grpo.resume_from_checkpoint: /nowhere is neither"),
-        (["sandbox.require=[no_such_layer]"], 5, "no_such_layer"),
+        (["sandbox.require=[landlok]"], 2, "sandbox: require: no layer 'landlok'; did you mean landlock?"),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path, run_job, overrides, code, expected):
