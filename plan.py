@@ -30,10 +30,15 @@ class Plan:
             completions = int(epochs * len(self.rows)) * self.batches.num_generations
             tokens = completions * (self.prompt_tokens + self.completion_tokens)
             lines.append(f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts")
+        if config.rollout.algorithm:
+            keys = grpo.ALGORITHMS[config.rollout.algorithm]
+            values = dict(config.grpo) | {"zero_std_groups": config.rollout.zero_std_groups}
+            named = ", ".join(f"{key} {values[key]}" for key in keys if key in values)
+            lines.append(f"algorithm {config.rollout.algorithm}: {named}")
         if config.rollout.zero_std_groups == "resample":
             tries = config.rollout.max_resampling_tries
             lines.append(
-                f"resampling may add up to {tries} generate calls to each, and so {tries} times the completions"
+                f"resampling may add up to {tries} generate calls to each, and so {tries} times the completions again"
             )
         return lines
 

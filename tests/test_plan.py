@@ -94,3 +94,10 @@ def test_a_dry_run_finds_mistakes(run_job):
 def test_a_dry_run_finds_what_only_grpo_config_knows(override, run_job):
     run = run_job("--dry-run", "--config", TINY, override)
     assert run.returncode == 2 and "error: grpo: " in run.stderr and "Traceback" not in run.stderr
+
+
+def test_the_plan_shows_what_an_algorithm_sets(chat):
+    job = load(TINY, ["grpo.algorithm=gspo", "grpo.epsilon=0.001"])
+    (line,) = [line for line in plan.make(job, chat).lines(job) if line.startswith("algorithm")]
+    assert line.startswith("algorithm gspo: loss_type grpo, importance_sampling_level sequence, ")
+    assert "epsilon 0.001, epsilon_high 0.0004" in line and "zero_std_groups keep" in line
