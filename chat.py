@@ -65,10 +65,14 @@ class Chat:
             raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
 
     def prompt_ids(self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None) -> list[int]:
-        return list(self._ids(self.render(messages, reasoning_effort)))
+        return self.ids(self.render(messages, reasoning_effort))
+
+    def ids(self, text: str) -> list[int]:
+        """The tokens of a rendered prompt."""
+        return list(self._cached_ids(text))
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 - there is one Chat a run
-    def _ids(self, text: str) -> tuple[int, ...]:
+    def _cached_ids(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def read(self, completion_ids: Sequence[int], prompt: str = "") -> Reading:

@@ -4,7 +4,6 @@ Layers, later ones win: config.yaml (the defaults), the files named by --config,
 """
 
 import datetime
-import difflib
 import importlib.util
 import math
 import os
@@ -24,6 +23,7 @@ import reward_functions
 import sandbox
 import tasks
 import watchdog
+from grpo import nearest
 
 ROOT = Path(__file__).resolve().parent
 TINY_MODEL = ROOT / "tiny_model"
@@ -323,11 +323,6 @@ def literal(value: Any) -> Any:
     if isinstance(value, list):
         return [literal(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
-def nearest(word: str, allowed: Sequence[str], prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def looks_local(name: str) -> bool:

@@ -10,7 +10,7 @@ import difflib
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -180,22 +180,28 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
 
 def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
     """A notice for each key that is set and, beside the others, does nothing."""
-    needs = (  # keys by their beginning, what they need, and whether it is there
-        ("sapo_", "loss_type sapo", section.get("loss_type") == "sapo"),
-        ("vespo_", "loss_type vespo", section.get("loss_type") == "vespo"),
-        ("vllm_", "use_vllm", section.get("use_vllm")),
-        ("entropy_coef_", "use_adaptive_entropy", section.get("use_adaptive_entropy")),
-        ("entropy_target", "use_adaptive_entropy", section.get("use_adaptive_entropy")),
-        ("ref_model_", "sync_ref_model", section.get("sync_ref_model")),
-        ("eval_steps", "eval_strategy", (section.get("eval_strategy") or "no") != "no"),
-        ("data_seed", "TRL, which draws rows by grpo.seed", False),
-        ("model_init_kwargs", "a model that TRL loads; write the model: section", False),
-        ("trust_remote_code", "a model that TRL loads; write the model: section", False),
+    reasons = (  # keys by their beginning, why they do nothing, and whether they do something all the same
+        ("sapo_", "without loss_type sapo", section.get("loss_type") == "sapo"),
+        ("vespo_", "without loss_type vespo", section.get("loss_type") == "vespo"),
+        ("vllm_", "without use_vllm", section.get("use_vllm")),
+        ("entropy_coef_", "without use_adaptive_entropy", section.get("use_adaptive_entropy")),
+        ("entropy_target", "without use_adaptive_entropy", section.get("use_adaptive_entropy")),
+        ("ref_model_", "without sync_ref_model", section.get("sync_ref_model")),
+        ("eval_steps", "without eval_strategy", (section.get("eval_strategy") or "no") != "no"),
+        ("data_seed", "here: TRL draws rows by grpo.seed", False),
+        ("model_init_kwargs", "here: the model is loaded as the model: section says", False),
+        ("trust_remote_code", "here: the model is loaded as the model: section says", False),
     )
     for key in section:
-        for beginning, need, is_there in needs:
-            if key.startswith(beginning) and not is_there:
-                yield f"grpo.{key}: has no effect without {need}"
+        for beginning, reason, does_something in reasons:
+            if key.startswith(beginning) and not does_something:
+                yield f"grpo.{key}: has no effect {reason}"
+
+
+def nearest(word: str, allowed: Iterable[str], prefix: str = "") -> str:
+    """The spelling that was probably meant, in words; empty if none is near."""
+    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def nearest_multiple(number: int, unit: int) -> int:
@@ -215,14 +221,11 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         value = get(key)
         if value is None or str(value) in values:
             continue
-        close = difflib.get_close_matches(str(value), values, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else ""
         gspo = "; GSPO is grpo.algorithm: gspo" if key == "loss_type" and str(value) in ALGORITHMS else ""
-        yield f"grpo.{key}: there is no {value!r}{gspo or hint}; there are {sorted(values)}"
+        yield f"grpo.{key}: there is no {value!r}{gspo or nearest(str(value), values)}; there are {sorted(values)}"
     algorithm = get("algorithm")
     if algorithm is not None and algorithm not in ALGORITHMS:
-        close = difflib.get_close_matches(str(algorithm), ALGORITHMS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = nearest(str(algorithm), ALGORITHMS)
         yield f"grpo.algorithm: there is no {algorithm!r}{hint}; there are {list(ALGORITHMS)}"
     if get("loss_type") == "cispo" and get("epsilon_high") is None:
         yield (

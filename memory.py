@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from config import Lora
+from grpo import batch_plan
 
 GIB = 2**30
 PARTS = "weights adapter optimizer gradients kv_cache logits activations overhead".split()
@@ -323,11 +324,7 @@ def estimate(
 
     trainable = trainable_parameters(shape, lora, unsloth)
     beta = grpo.get("beta", 0.0) or 0.0
-    batch = grpo.get("per_device_train_batch_size") or 8
-    accumulation = grpo.get("gradient_accumulation_steps") or 1
-    steps = grpo.get("steps_per_generation") or accumulation
-    if grpo.get("generation_batch_size"):
-        steps = max(1, grpo["generation_batch_size"] // (batch * processes))
+    plan = batch_plan(grpo, processes)
     run = Run(
         shape=shape,
         unsloth=unsloth,
@@ -340,8 +337,8 @@ def estimate(
         merged=0
         if unsloth
         else shape.experts * sum(inputs * outputs for inputs, outputs in adapted_experts(shape, lora, False).values()),
-        sequences=batch * steps,
-        batch=batch,
+        sequences=plan.generate_call,
+        batch=plan.per_device_batch,
         prompt=prompt_tokens,
         completion=completion_tokens,
     )
@@ -362,7 +359,7 @@ def estimate(
         "rollout": fixed | rollout(run),
     }
     # TRL needs the log-probabilities of the sampling policy only where an update comes between sampling and training
-    if beta or accumulation % (steps * (grpo.get("num_iterations") or 1)):
+    if beta or plan.accumulation % (plan.steps_per_generation * plan.num_iterations):
         rest = math.inf if card_bytes is None else card_bytes - CONTEXT - sum(phases["rollout"].values())
         phases["scoring"] = fixed | scoring(run, rest)
     phases["backward"] = fixed | {"gradients": 4 * trainable} | backward(run)

@@ -3,6 +3,7 @@ imported before TRL, transformers and PEFT, and config errors should not wait fo
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -106,15 +107,12 @@ def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
     FastLanguageModel = import_unsloth().FastLanguageModel
     import torch
 
-    offload = config.offload_embedding
-    if offload == "auto":
-        offload = torch.cuda.get_device_properties(0).total_memory < 24 * 2**30
     model, tokenizer = FastLanguageModel.from_pretrained(
         model_name=config.path,
         max_seq_length=config.max_seq_length,
         dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
         load_in_4bit=quantize(config),
-        offload_embedding=offload,
+        offload_embedding=offloads_embedding(config, torch.cuda.get_device_properties(0).total_memory),
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -171,6 +169,10 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
     return get_peft_model(model, adapter), tokenizer
 
 
+def offloads_embedding(config: Model, card_bytes: float) -> bool:
+    return card_bytes < 24 * 2**30 if config.offload_embedding == "auto" else config.offload_embedding
+
+
 def choose_dtype(config: Model) -> Any:
     import torch
 
@@ -186,7 +188,6 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
     import torch
 
     card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
-    offload = job.model.offload_embedding
     estimate = memory.estimate(
         load_config(job.model),
         backend="unsloth" if job.model.backend == "auto" else job.model.backend,
@@ -196,7 +197,7 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         dtype=str(choose_dtype(job.model)).removeprefix("torch.") if card or job.model.dtype != "auto" else "bfloat16",
-        offload_embedding=bool(card and card.total_memory < 24 * 2**30) if offload == "auto" else offload,
+        offload_embedding=offloads_embedding(job.model, card.total_memory if card else math.inf),
         stored_bytes=sum(path.stat().st_size for path in Path(job.model.path).glob("*.safetensors")) or None,
         processes=world_size(),
         card_bytes=card and card.total_memory,

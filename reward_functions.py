@@ -263,14 +263,10 @@ class Grader:
             columns = {name: values for name, values in columns.items() if name not in ("prompts", "completion_ids")}
             rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
             step = getattr(trainer_state, "global_step", 0)
-            grades = [
-                replace(grade, status=Status.NO_FINAL, detail=CUT_OFF) if ended_early(completion) else grade
-                for grade, completion in zip(
-                    self.grade([text_of(completion) for completion in completions], rows, step),
-                    completions,
-                    strict=True,
-                )
-            ]
+            grades = self.grade([text_of(completion) for completion in completions], rows, step)
+            for i, completion in enumerate(completions):
+                if ended_early(completion):
+                    grades[i] = replace(grades[i], status=Status.NO_FINAL, detail=CUT_OFF)
             self._batch = completions, grades
             if log_metric:
                 for name, value in (self._metrics(grades, columns.get("task", [])) | self._scheduled(step)).items():

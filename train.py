@@ -95,7 +95,7 @@ def run(config: Config) -> int:
         for options in config.tasks:
             print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
         model, tokenizer = model_room.load(config.model, config.lora)
-        prepare_output(config, output, fresh=checkpoint is None)  # not before all that can fail cheaply has not
+        prepare_output(config, output, fresh=checkpoint is None)  # what failed until here left an earlier run alone
         trainer = build_trainer(config, output, model, tokenizer, sandbox, chat, plan)
         stopped_by = train(trainer, output, checkpoint)
     if stopped_by is not None:

@@ -77,8 +77,8 @@ class Trainer(GRPOTrainer):
             return prompt_ids, completion_ids, None, messages, given, {}, None, [[] for _ in rows]
         prompt_ids, completion_ids, mask, _, *others = super()._generate(prompts)
         texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
-        for row, text, ids in zip(self._rows, texts, prompt_ids, strict=True):
-            if list(ids) != self.chat.prompt_ids(*rendered_from(row)):
+        for text, ids in zip(texts, prompt_ids, strict=True):
+            if list(ids) != self.chat.ids(text):
                 raise RuntimeError(f"the model was not given the prompt of its row, which is\n{text}")
         readings = [self.chat.read(ids, text) for ids, text in zip(completion_ids, texts, strict=True)]
         # All that was said, not the answer alone: thinking ends in loops as well, and short answers are often the same.
@@ -140,13 +140,17 @@ class Trainer(GRPOTrainer):
         prompts = [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, messages, logprobs, *_ = self._generate(prompts)
         rewards = self._calculate_rewards(rows, prompts, messages, completion_ids)
-        own = rewards[self.accelerator.process_index * len(rows) :][: len(rows)]
+        own = self._own(rewards, len(rows))
         for column, values in self._pending_extra_logs.items():  # a function may log a column now and then
             before = logged.get(column, 0)
             values[before:before] = [None] * (first - before)
             values += [None] * (first + len(rows) - len(values))
         places = range(first, first + len(rows))
         return list(map(Sample, rows, prompt_ids, completion_ids, messages, logprobs or repeat(None), own, places))
+
+    def _own(self, gathered: torch.Tensor, count: int) -> torch.Tensor:
+        """The `count` rows of this process out of those of all."""
+        return gathered[self.accelerator.process_index * count :][:count]
 
     def _have_variance(self, samples: list[Sample]) -> list[bool]:
         """For each group, whether its rewards differ, so that its advantages do."""
@@ -162,14 +166,14 @@ class Trainer(GRPOTrainer):
         groups = values.view(-1, self.num_generations, values.shape[1])
         known = ~groups.isnan()
         spread = groups.masked_fill(~known, -torch.inf).amax(1) - groups.masked_fill(~known, torch.inf).amin(1)
-        return spread.clamp(min=0).amax(1).masked_fill(spread.amax(1) < 1e-6, 0)
+        widest = spread.amax(1)
+        return widest.masked_fill(widest < 1e-6, 0)
 
     def _skip_zero_std(self, output: dict[str, Any]) -> None:
         """Mask the tokens of groups without variance: their advantage is 0, but they would still pull by the KL term,
         and count in the normaliser of the losses that divide by tokens. Uses TRL's mask of what a tool said."""
         spread = self._spread(self._rewards).repeat_interleave(self.num_generations)
-        count = len(output["advantages"])
-        own = spread[self.accelerator.process_index * count :][:count] > 0
+        own = self._own(spread, len(output["advantages"])) > 0
         mask = output["completion_mask"] * own.to(output["completion_mask"].device).unsqueeze(1)
         output["tool_mask"] = mask * output.get("tool_mask", 1)
         output["num_items_in_batch"] = self.accelerator.gather(output["tool_mask"].sum()).sum()

@@ -23,10 +23,8 @@ CERTAIN_SE = 4.0  # a rise of the reward counts from so many standard errors on
 MOSTLY_CORRECT = 0.5  # share of correct completions from which other rewards may carry a rise: speed, style
 MOVED = 0.05  # share of a weight by which a schedule may move it before rewards are no longer compared
 HONESTY = "no_cheating"  # a reward function whose rise is good news in itself
-LOOP_MIN_BYTES, LOOP_TAIL_BYTES = (
-    300,
-    2000,
-)  # shorter texts are never called repetitive; only the end of longer ones counts
+LOOP_MIN_BYTES = 300  # shorter texts are never called repetitive
+LOOP_TAIL_BYTES = 2000  # of longer ones only the end counts
 LOOP_RATIO = 0.1  # compressed / plain size; honest programs of tests/data stay above 0.35
 
 # What is left out while one of the others is active.
