@@ -255,8 +255,12 @@ def test_the_verdict_of_ruff(program, styled, documented):
     assert ruff_verdicts(program) == {"style": styled, "documentation": documented}
 
 
-def test_ruff_is_stopped_in_time(monkeypatch):
-    monkeypatch.setattr(code, "RUFF_TIMEOUT_S", 0.001)
+def test_ruff_is_stopped_in_time(monkeypatch, tmp_path):
+    endless = tmp_path / "ruff"  # the real one may be done before any deadline that could be set here
+    endless.write_text("#!/bin/sh\necho '[]'\nexec sleep 600\n")
+    endless.chmod(0o755)
+    monkeypatch.setattr(code, "RUFF", str(endless))
+    monkeypatch.setattr(code, "RUFF_TIMEOUT_S", 0.3)
     assert ruff_verdicts(TIDY) == {"style": 0.0, "documentation": 0.0}
 
 
