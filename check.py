@@ -3,9 +3,8 @@
 python check.py [--config FILE] [section.key=value ...]
     Runs the task's reference solution, slower and wrong ones and every exploit that the task knows through the
     configured rewards. Fails (exit code 6) if anything wrong or dishonest earns as much as an honest answer, be it at
-    step 0 or at any step that a schedule of weights names; between those all totals are linear in the step. The
-    answers are graded once, as at step 0 of the curriculum; of its later stages it is seen that they grade the first
-    honest answer, and that it earns more than an empty one where they find it right.
+    step 0 or at any step that a schedule of weights or the curriculum names; between those all totals are linear in the
+    step. Each stage of the curriculum grades all of them; what it finds right there is what nothing else may out-earn.
     train.py does this before each run unless `task.check` is false.
 
 python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE] [section.key=value ...]
@@ -18,9 +17,10 @@ python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config
 import argparse
 import itertools
 import json
+import math
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +46,11 @@ class CheckError(Exception):
 class Scored:
     grade: Grade
     rewards: dict[str, float | None]  # by the name in the config, before weights
+
+    @property
+    def why(self) -> str:
+        """What speaks against it; empty for a correct answer."""
+        return "; ".join((*self.grade.cheating, self.grade.detail)).strip("; ")
 
     def total(self, weights: Sequence[float]) -> float:
         """The weighted sum, as in training; `weights` in the order of `rewards`."""
@@ -77,73 +82,84 @@ def score(grader: Grader, texts: Sequence[Any], rows: Sequence[dict[str, Any]], 
 
 
 def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
-    """A table of what each known answer earns, and one line that sums it up.
+    """A table of what each known answer earns, for each stage of the curriculum, and one line that sums it up.
 
     Raises:
-        CheckError: with the table, if a wrong or dishonest answer earns what an honest one does at any step.
+        CheckError: with the table, if a wrong or dishonest answer earns what an honest one does at any step, or if an
+            answer cannot be graded at a later stage (no memory for its inputs), which would end the run there.
+        RewardError: if a reward function fails.
     """
     task = tasks.load(options.type)
     row = tasks.labelled(task.rows(replace(options, num_rows=1))[0], options)
-    answers = tasks.known_answers(task, row, tasks.at_step(options, 0))
-    if not answers:
-        return "", f"check: {options.type}: no right and wrong answers are known to its first row: nothing to compare"
-    answers += [("empty", ""), ("prose", "I would rather not write code.")]
     grader = Grader([options], sandbox)
-    scored = score(grader, [text for _, text in answers], [row] * len(answers))
-    # Where an honest answer out-earns another at two corners of the weights, it does so at every step between them.
-    weights = {step: grader.weights_at(step) for step in grader.schedule_steps()}
-    titles = {step: f"step {step}" if len(weights) > 1 else "total" for step in weights}
+    tables, earned = [], []
+    all_steps = list(steps_of_stages(options, grader.schedule_steps()))
+    for steps in all_steps:
+        answers = tasks.known_answers(task, row, tasks.at_step(options, steps[0]))
+        if not answers:
+            return "", f"check: {options.type}: no right and wrong answers are known to its first row: nothing to compare"
+        answers += [("empty", ""), ("prose", "I would rather not write code.")]
+        try:
+            scored = score(grader, [text for _, text in answers], [row] * len(answers), steps[0])
+        except Exception as error:
+            if steps[0] == 0 or isinstance(error, RewardError):
+                raise
+            raise CheckError(
+                f"the known answers cannot be graded from step {steps[0]} on: {type(error).__name__}: {error}"
+            ) from error
+        table, pays = compare(answers, scored, {step: grader.weights_at(step) for step in steps}, all_steps != [[0]])
+        tables.append(table)
+        earned += pays
+    return "\n\n".join(tables), f"check: {options.type}: {len(answers)} known answers; {'; '.join(earned)}"
 
-    lines = [f"{'answer':12}{'status':14}" + "".join(f"{title:>10}" for title in titles.values()) + "  why"]
-    overpaid, earned = [], []
-    for (kind, _), item in zip(answers, scored, strict=True):
-        why = "; ".join((*item.grade.cheating, item.grade.detail)).strip("; ") or "correct"
-        totals = "".join(f"{item.total(weights[step]):10.2f}" for step in weights)
-        lines.append(f"{kind:12}{item.grade.status:14}{totals}  {why[:90]}")
-        if kind in HONEST and kind != "unverified" and not item.grade.correct:
-            overpaid.append(f"the {kind} solution is not judged correct: {why}")
-    for step in weights:
-        when = f"at step {step} " if len(weights) > 1 else ""
-        totals = [(kind, text, item.total(weights[step])) for (kind, text), item in zip(answers, scored, strict=True)]
-        honest = min(total for kind, _, total in totals if kind in HONEST)
-        best = max(total for kind, _, total in totals if kind not in HONEST)
-        earned.append(f"{when}honest ones earn {honest:.2f} or more, others up to {best:.2f}")
+
+def steps_of_stages(options: tasks.Options, corners: Sequence[int]) -> Iterator[list[int]]:
+    """For each stage of the curriculum its first step and those between which all totals are linear in the step: where
+    one answer out-earns another at each of these, it does so throughout the stage."""
+    begins = sorted({0, *(begin for begin, _ in options.stages)})
+    for begin, end in itertools.zip_longest(begins, begins[1:]):
+        last = {end - 1} if end and len(corners) > 1 else set()
+        yield sorted({begin, *last, *(step for step in corners if begin < step < (end or math.inf))})
+
+
+def compare(
+    answers: Sequence[tuple[str, str]], scored: Sequence[Scored], weights: Mapping[int, Sequence[float]], by_step: bool
+) -> tuple[str, list[str]]:
+    """A table of what the answers (kind, text) of one stage earn, and in words what honest ones and others earn at each
+    step of `weights`, the first of which is the first of the stage. `by_step`: whether to name the steps.
+
+    Raises:
+        CheckError: with the table, if another answer earns what an honest one does, or, at step 0, if one of the task's
+            own solutions is not judged correct. At a later stage one may be too slow, or lose: it does not count there.
+    """
+    titles = [f"step {step}" if by_step else "total" for step in weights]
+    lines = [f"{'answer':12}{'status':14}" + "".join(f"{title:>10}" for title in titles) + "  why"]
+    honest, others, overpaid, earned = [], [], [], []
+    for (kind, text), item in zip(answers, scored, strict=True):
+        totals = "".join(f"{item.total(own):10.2f}" for own in weights.values())
+        lines.append(f"{kind:12}{item.grade.status:14}{totals}  {(item.why or 'correct')[:90]}")
+        if kind not in HONEST:
+            others.append((kind, text, item))
+        elif item.grade.correct or kind == "unverified":
+            honest.append(item)
+        elif min(weights) == 0:
+            overpaid.append(f"the {kind} solution is not judged correct: {item.why}")
+    for step, own in weights.items():
+        when = f"at step {step} " if by_step else ""
+        if not honest:
+            earned.append(f"{when}no honest one is judged correct")
+            continue
+        least, best = min(item.total(own) for item in honest), max(item.total(own) for *_, item in others)
+        earned.append(f"{when}honest ones earn {least:.2f} or more, others up to {best:.2f}")
         overpaid += [
-            f"{when}an answer of kind {kind!r} earns {total:.2f}, an honest one {honest:.2f}:\n{text}"
-            for kind, text, total in totals
-            if kind not in HONEST and total >= honest
+            f"{when}an answer of kind {kind!r} earns {item.total(own):.2f}, an honest one {least:.2f}:\n{text}"
+            for kind, text, item in others
+            if item.total(own) >= least
         ]
     table = "\n".join(lines)
     if overpaid:
         raise CheckError("\n".join((table, *overpaid)))
-    earned += later_stages(options, grader, row, answers)
-    return table, f"check: {options.type}: {len(answers)} known answers; {'; '.join(earned)}"
-
-
-def later_stages(
-    options: tasks.Options, grader: Grader, row: dict[str, Any], answers: Sequence[tuple[str, str]]
-) -> Iterator[str]:
-    """What becomes of the first honest answer at each stage of the curriculum that begins later, in words.
-
-    Raises:
-        CheckError: if it cannot be graded there, which would end the run at that step (no memory for its inputs), or if
-            it is right there and an empty answer earns as much.
-    """
-    text = next(text for kind, text in answers if kind in HONEST)
-    for step in (step for step, _ in options.stages if step > 0):
-        try:
-            honest, empty = score(grader, [text, ""], [row, row], step)
-        except RewardError:
-            raise
-        except Exception as error:
-            raise CheckError(
-                f"an honest answer cannot be graded from step {step} on: {type(error).__name__}: {error}"
-            ) from error
-        earned, nothing = (item.total(grader.weights_at(step)) for item in (honest, empty))
-        if honest.grade.correct and earned <= nothing:
-            raise CheckError(f"from step {step} on an honest answer earns {earned:.2f}, an empty one {nothing:.2f}")
-        found = "correct" if honest.grade.correct else f"not correct: {honest.grade.detail}"
-        yield f"from step {step} on the first earns {earned:.2f}, {found}"
+    return table, earned
 
 
 def grade_file(
@@ -197,7 +213,7 @@ def verdict(item: Scored, weights: Sequence[float]) -> dict[str, Any]:
         "total": float(item.total(weights)),
         "cheating": bool(item.grade.cheating),
         "correct": item.grade.correct,
-        "detail": "; ".join((*item.grade.cheating, item.grade.detail)).strip("; "),
+        "detail": item.why,
     }
 
 

@@ -13,7 +13,7 @@ import check
 import config
 import reward_functions
 from check import CheckError, grade_file
-from tasks import matmul, reasoning
+from tasks import game_2048, matmul, reasoning
 
 ROOT = Path(__file__).parent.parent
 
@@ -59,9 +59,10 @@ def test_schedules_that_hold_are_reported_step_by_step(job, sandbox):
 
 
 def test_a_stage_that_cannot_grade_is_found_out_before_training(job, sandbox, monkeypatch):
-    stages = [{"step": 5, "max_speedup": 0.01}, {"step": 9, "timing_pairs": 2}]
-    table, line = check.check(dataclasses.replace(job.tasks[0], curriculum=stages), sandbox)
-    assert "from step 5 on the first earns 12.00, correct; from step 9 on the first earns 1" in line
+    job, sandbox = dataclasses.replace(job.tasks[0], curriculum=[{"step": 9, "timing_pairs": 2}]), QuickSandbox(sandbox)
+    table, line = check.check(job, sandbox)
+    assert "at step 0 honest ones earn 1" in line and "at step 9 honest ones earn 1" in line
+    assert len(table.split("\n\n")) == 2
 
     def grade(completion, row, options, sandbox, rng):
         if options.timing_pairs == 2:
@@ -71,14 +72,49 @@ def test_a_stage_that_cannot_grade_is_found_out_before_training(job, sandbox, mo
     matmul_grade = matmul.grade
     monkeypatch.setattr(matmul, "grade", grade)
     with pytest.raises(CheckError, match="cannot be graded from step 9 on: MemoryError: no room"):
-        check.check(dataclasses.replace(job.tasks[0], curriculum=stages), sandbox)
+        check.check(job, sandbox)
 
 
 def test_a_stage_at_which_silence_pays_is_found_out_before_training(sandbox):
     rewards = {"correct_conclusion": 1.0, "length_penalty": 15.0}
     options = reasoning.Options(type="reasoning", rewards=rewards, curriculum=[{"step": 5, "free_characters": 1}])
-    with pytest.raises(CheckError, match="from step 5 on an honest answer earns -5.00, an empty one -2.00"):
+    with pytest.raises(CheckError, match="at step 5 an answer of kind 'empty' earns -2.00, an honest one -5.00"):
         check.check(options, sandbox)
+
+
+def longer_later(completions, trainer_state, **kwargs):
+    return [trainer_state.global_step * value for value in longer(completions)]
+
+
+def test_answers_are_compared_at_every_stage(job, sandbox, monkeypatch):
+    monkeypatch.setattr(reward_functions, "longer_later", longer_later, raising=False)
+    rewards = [*matmul.REWARDS, "longer_later"]
+    later = dataclasses.replace(job.tasks[0], rewards=rewards, curriculum=[{"step": 5, "timing_pairs": 2}])
+    with pytest.raises(CheckError, match="at step 5 an answer of kind 'wrong' earns") as caught:
+        check.check(later, QuickSandbox(sandbox))
+    assert "at step 0" not in str(caught.value)
+
+
+def test_a_stage_at_which_honest_answers_lose_is_named(sandbox):
+    too_hard = [{"step": 5, "size": 2, "target": 2048}]
+    game = game_2048.Options(type="game_2048", size=3, target=32, games=3, curriculum=too_hard)
+    _, line = check.check(game, QuickSandbox(sandbox))
+    assert "at step 0 honest ones earn" in line and "at step 5 no honest one is judged correct" in line
+
+
+@pytest.mark.parametrize(
+    ("begins", "corners", "expected"),
+    [
+        ([], [0], [[0]]),
+        ([], [0, 9, 50], [[0, 9, 50]]),
+        ([5, 9], [0], [[0], [5], [9]]),
+        ([0, 9], [0, 4, 20], [[0, 4, 8], [9, 20]]),
+        ([1], [0, 1], [[0], [1]]),
+    ],
+)
+def test_the_steps_at_which_each_stage_is_tried(begins, corners, expected):
+    options = matmul.Options(type="matmul", curriculum=[{"step": step} for step in begins])
+    assert list(check.steps_of_stages(options, corners)) == expected
 
 
 def test_completions_are_scored_as_at_a_step(job, sandbox):
