@@ -97,7 +97,8 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
     for steps in all_steps:
         answers = tasks.known_answers(task, row, tasks.at_step(options, steps[0]))
         if not answers:
-            return "", f"check: {options.type}: no right and wrong answers are known to its first row: nothing to compare"
+            nothing = "no right and wrong answers are known to its first row: nothing to compare"
+            return "", f"check: {options.type}: {nothing}"
         answers += [("empty", ""), ("prose", "I would rather not write code.")]
         try:
             scored = score(grader, [text for _, text in answers], [row] * len(answers), steps[0])

@@ -85,9 +85,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
-    chat, plan = prepare(config)
+    chat, plan, arguments = prepare(config)
     print(plan_room.shown(plan.rows[0], chat), flush=True)
-    output = Path(config.grpo["output_dir"]).absolute()
+    output = Path(arguments.output_dir)
     checkpoint = checkpoint_to_resume(config, output)
     probe_output(output)
     with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
@@ -96,7 +96,7 @@ def run(config: Config) -> int:
             print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
         model, tokenizer = model_room.load(config.model, config.lora)
         prepare_output(config, output, fresh=checkpoint is None)  # what failed until here left an earlier run alone
-        trainer = build_trainer(config, output, model, tokenizer, sandbox, chat, plan)
+        trainer = build_trainer(config, arguments, model, tokenizer, sandbox, chat, plan)
         stopped_by = train(trainer, output, checkpoint)
     if stopped_by is not None:
         print(f"stopped after step {trainer.state.global_step}; grpo.resume_from_checkpoint=auto goes on from there")
@@ -113,17 +113,17 @@ def run(config: Config) -> int:
 
 def dry_run(config: Config) -> int:
     """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
-    chat, plan = prepare(config)
+    chat, plan, _ = prepare(config)
     for row in plan_room.first_of_each_kind(plan.rows):
         print(plan_room.shown(row, chat))
-    grpo_config(config, plan, Path(config.grpo["output_dir"]).absolute())  # for what it refuses
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
 
 
-def prepare(config: Config) -> tuple[Chat, Plan]:
-    """The prompts as the model will read them and the plan of the run, printed; before any weights are fetched."""
+def prepare(config: Config) -> tuple[Chat, Plan, Any]:
+    """The prompts as the model will read them, the plan of the run and its GRPOConfig, with what there is to say of
+    them printed; before any weights are fetched."""
     for notice in config.notices:
         print(f"note: {notice}", file=sys.stderr)
     chat = Chat(
@@ -133,10 +133,10 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
         print(f"note: {config.model.name} has no notion of a reasoning effort; task.reasoning_effort is ignored")
     plan = plan_room.make(config, chat)
     print(*plan.lines(config), sep="\n")
-    return chat, plan
+    return chat, plan, grpo_config(config, plan)
 
 
-def grpo_config(config: Config, plan: Plan, output: Path) -> Any:
+def grpo_config(config: Config, plan: Plan) -> Any:
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
     from trl import GRPOConfig
 
@@ -146,7 +146,7 @@ def grpo_config(config: Config, plan: Plan, output: Path) -> Any:
         **model_room.trainer_settings(config.model, config.lora),
         **config.grpo,
         "max_completion_length": plan.completion_tokens,
-        "output_dir": str(output),
+        "output_dir": os.path.abspath(config.grpo["output_dir"]),
     }
     if not config.grpo.get("use_vllm"):  # sampling from weights that are NaN would raise before the watchdog saw them
         settings["generation_kwargs"] = {"remove_invalid_values": True} | (config.grpo.get("generation_kwargs") or {})
@@ -160,7 +160,7 @@ def grpo_config(config: Config, plan: Plan, output: Path) -> Any:
 
 
 def build_trainer(
-    config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
+    config: Config, arguments: Any, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
 ) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
@@ -169,7 +169,6 @@ def build_trainer(
     from trainer import Trainer
 
     grader = Grader(config.tasks, sandbox)
-    arguments = grpo_config(config, plan, output)
     try:
         trainer = Trainer(
             model=model,
@@ -180,7 +179,7 @@ def build_trainer(
             eval_dataset=Dataset.from_list(plan.eval_rows) if plan.eval_rows else None,
             callbacks=[  # in this order: the watchdog adds to what MetricsFile writes
                 callbacks.Watch(watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)),
-                callbacks.MetricsFile(output / "metrics.jsonl"),
+                callbacks.MetricsFile(Path(arguments.output_dir) / "metrics.jsonl"),
                 callbacks.Progress(),
                 callbacks.StopOnSignal(),
             ],

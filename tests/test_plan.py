@@ -88,11 +88,13 @@ def test_a_dry_run_finds_mistakes(run_job):
     assert run.returncode == 2 and "leaves 49 tokens for a prompt" in run.stderr
 
 
+@pytest.mark.parametrize("mode", [["--dry-run"], []])
 @pytest.mark.parametrize(
     "override", ["grpo.save_steps=2.5", "grpo.load_best_model_at_end=true", "grpo.deepspeed=/no/such/file.json"]
 )
-def test_a_dry_run_finds_what_only_grpo_config_knows(override, run_job):
-    run = run_job("--dry-run", "--config", TINY, override)
+def test_what_only_grpo_config_knows_is_found_before_the_weights_are_fetched(override, mode, run_job, monkeypatch):
+    monkeypatch.setattr(model, "load", lambda *_: pytest.fail("the model was loaded"))
+    run = run_job(*mode, "--config", TINY, override)
     assert run.returncode == 2 and "error: grpo: " in run.stderr and "Traceback" not in run.stderr
 
 

@@ -9,10 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import config
 import model
-import plan
 import reward_functions
 import train
-from chat import Chat
 from config import load
 from sandbox import Sandbox
 
@@ -42,11 +40,10 @@ def build(tmp_path, monkeypatch):
             job = load(TINY, [
                 "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}", "task.rewards=[scripted]",
                 f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
-                "grpo.max_completion_length=12", "grpo.report_to=[]", *overrides,
+                "grpo.max_completion_length=12", "grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}", *overrides,
             ])  # fmt: skip
-            chat = Chat(model.load_tokenizer(job.model), job.model.prompt_date)
-            loaded = model.load(job.model, job.lora)
-            made = train.build_trainer(job, tmp_path / "run", *loaded, sandbox, chat, plan.make(job, chat))
+            chat, plan, arguments = train.prepare(job)
+            made = train.build_trainer(job, arguments, *model.load(job.model, job.lora), sandbox, chat, plan)
             made.model.train()
             return made
 
