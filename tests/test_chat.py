@@ -43,6 +43,7 @@ HEADERS = {
     "<|eot_id|>": "<|return|>",
 }
 TURNS = {"<bos>": "<|startoftext|>", "<start_of_turn>": "<|start|>", "<end_of_turn>": "<|return|>"}
+TURNS_4 = {"<bos>": "<|startoftext|>", "<|turn>": "<|start|>", "<turn|>": "<|return|>"}
 PHI = {"<|system|>": "<|start|>", "<|user|>": "<|start|>", "<|assistant|>": "<|start|>"}
 DEEPSEEK = {"<｜begin▁of▁sentence｜>": "<|startoftext|>", "<｜end▁of▁sentence｜>": "<|return|>"}
 DEEPSEEK |= {"<｜User｜>": "<|start|>", "<｜Assistant｜>": "<|start|>"}
@@ -66,6 +67,7 @@ FAMILIES = {
     ),
     "gemma": Family("gemma", TURNS, "<end_of_turn>", "<bos>", system_role=False, opening="<start_of_turn>model\n"),
     "gemma3": Family("gemma3", TURNS, "<end_of_turn>", "<bos>", opening="<start_of_turn>model\n"),
+    "gemma4": Family("gemma4", TURNS_4, "<turn|>", "<bos>", ["<|channel>", "<channel|>"], opening="<|turn>model\n"),
     "phi3": Family("phi3", PHI, "<|end|>", opening="<|assistant|>\n"),
     "deepseek_r1_distill": Family(
         "deepseek_r1_distill",
@@ -239,6 +241,9 @@ THINKING = [  # family, what was said, its answer, its thinking, whether the ans
     ("qwen3", "Sure. <think>hm", "", "Sure. hm", False),
     ("deepseek_r1_distill", "hm</think>yes", "yes", "hm", True),  # the prompt opens the thinking
     ("deepseek_r1_distill", "hm", "", "hm", False),
+    ("gemma4", "<|channel>thought\nhm\n<channel|>yes<turn|>", "yes", "hm", True),
+    ("gemma4", "<|channel>thought\nhm<turn|>", "", "hm", False),
+    ("gemma4", "yes<turn|>", "yes", "", True),
     ("qwen2_5", "<think>hm</think>yes<|im_end|>", "<think>hm</think>yes", "", True),  # knows no thinking: all is said
 ]
 
@@ -253,12 +258,17 @@ def test_the_answer_stands_behind_the_thinking(family, said, content, thinking, 
     assert (reading.thinking_tokens > 0) == bool(thinking)
 
 
-def test_tags_that_are_special_tokens_are_seen_and_other_special_tokens_are_left_out():
-    tokenizer = tokenizer_of(FAMILIES["qwen3"])
-    tokenizer.add_special_tokens({"extra_special_tokens": THINK}, replace_extra_special_tokens=False)
-    assert "<think>" in tokenizer.all_special_tokens
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("qwen3", "<think>hm</think>yes<|im_end|>"), ("gemma4", "<|channel>thought\nhm<channel|>yes<turn|>")],
+)
+def test_tags_that_are_special_tokens_are_seen_and_other_special_tokens_are_left_out(name, said):
+    tags = FAMILIES[name].plain_tokens
+    tokenizer = tokenizer_of(FAMILIES[name])
+    tokenizer.add_special_tokens({"extra_special_tokens": tags}, replace_extra_special_tokens=False)
+    assert set(tags) <= set(tokenizer.all_special_tokens)
     chat = Chat(tokenizer, "2025-08-05")
-    reading = chat.read(tokenizer("<think>hm</think>yes<|im_end|>", add_special_tokens=False)["input_ids"])
+    reading = chat.read(tokenizer(said, add_special_tokens=False)["input_ids"])
     assert (reading.content, reading.thinking, reading.reached_final) == ("yes", "hm", True)
 
 
