@@ -1,4 +1,4 @@
-"""watchdog.py: each diagnosis on made-up metrics, none on good ones, and five real runs that go wrong."""
+"""watchdog.py: each diagnosis on made-up metrics, none on good ones, and real runs that go wrong."""
 
 import dataclasses
 import json
@@ -8,8 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import config
 import tasks
@@ -398,7 +400,24 @@ PATHOLOGICAL = {
         "grpo.per_device_train_batch_size=8",
         "grpo.num_generations=8",
     ],
+    "no_final": ["model.name=speechless"],
+    "repetitive": ["grpo.generation_kwargs={sequence_bias: [[[304], 100.0]]}"],  # the same token for ever
 }
+
+
+@pytest.fixture
+def speechless(tmp_path):
+    """The tiny model, but it ends where it should go on from the analysis to the final channel."""
+    tokenizer = AutoTokenizer.from_pretrained(config.TINY_MODEL)
+    model = AutoModelForCausalLM.from_pretrained(config.TINY_MODEL)
+    end, stop, analysis, final = tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>", "analysis", "final"])
+    with torch.no_grad():
+        matrix = model.get_output_embeddings().weight
+        matrix[[end, stop]] = matrix[[stop, end]]
+        matrix[final] = -matrix[analysis]
+    model.save_pretrained(tmp_path / "speechless")
+    tokenizer.save_pretrained(tmp_path / "speechless")
+    return tmp_path / "speechless"
 
 
 @pytest.fixture
@@ -419,8 +438,8 @@ def run(tmp_path, run_job, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PATHOLOGICAL)
-def test_a_run_that_goes_wrong_stops_with_its_own_diagnosis(tmp_path, run, name):
-    result, metrics = run(*PATHOLOGICAL[name])
+def test_a_run_that_goes_wrong_stops_with_its_own_diagnosis(tmp_path, run, name, speechless):
+    result, metrics = run(*(override.replace("speechless", str(speechless)) for override in PATHOLOGICAL[name]))
     assert result.returncode == 7, result.stdout + result.stderr
     shown = [line for line in result.stdout.splitlines() if line.startswith("watchdog: ")]
     assert len(shown) == 1 and shown[0].startswith(f"watchdog: {name}: step {len(metrics)}: ")
