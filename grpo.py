@@ -86,20 +86,27 @@ class BatchPlan:
 
     def lines(self, max_steps: int, prompt_tokens: int, completion_tokens: int) -> list[str]:
         """The plan in words; lengths are the longest possible ones."""
-        prompts = self.optimizer_step / self.num_generations
-        calls = self.accumulation / (self.steps_per_generation * self.num_iterations)
         per_device = self.optimizer_step // self.world_size
+        each = f"each of {self.world_size} devices takes {self._batch(per_device)}, " * (self.world_size > 1)
+        calls = self.accumulation / (self.steps_per_generation * self.num_iterations)
         lines = [
-            f"an optimizer step: {self.optimizer_step} completions of {prompts:g} prompts ({self.num_generations} "
-            f"each); each of {self.world_size} devices takes {per_device}, {self.per_device_batch} a backward pass",
-            f"a generate call: {self.generate_call} completions a device, up to {completion_tokens} tokens each after "
-            f"prompts of up to {prompt_tokens}; {calls:g} calls an optimizer step",
+            f"an optimizer step: {self._batch(self.optimizer_step)}, {self.num_generations} each; {each}"
+            f"{self.per_device_batch} a backward pass",
+            f"a generate call: {self._batch(self.generate_call)} a device, up to {completion_tokens} tokens each after "
+            f"prompts of up to {prompt_tokens}; {plural(calls, 'call')} an optimizer step",
         ]
         if max_steps > 0:
             completions = max_steps * self.optimizer_step // self.num_iterations
             tokens = completions * (prompt_tokens + completion_tokens)
             lines.append(f"all {max_steps} steps: {completions:,} completions, at most {tokens:,} tokens with prompts")
         return lines
+
+    def _batch(self, completions: int) -> str:
+        return f"{plural(completions, 'completion')} of {plural(completions / self.num_generations, 'prompt')}"
+
+
+def plural(count: float, noun: str) -> str:
+    return f"{count:g} {noun}{'s' * (count != 1)}"
 
 
 def batch_plan(grpo: Mapping[str, Any], world_size: int) -> BatchPlan:

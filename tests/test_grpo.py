@@ -98,8 +98,8 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
 def test_the_plan_in_words():
     plan = grpo.BatchPlan(2, 1, 8, 16, 8, 1)
     lines = plan.lines(10, 100, 50)
-    assert "16 completions of 2 prompts (8 each); each of 2 devices takes 8, 1 a backward pass" in lines[0]
-    assert "16 completions a device, up to 50 tokens each after prompts of up to 100; 0.5 calls" in lines[1]
+    assert "16 completions of 2 prompts, 8 each; each of 2 devices takes 8 completions of 1 prompt, 1 a b" in lines[0]
+    assert "16 completions of 2 prompts a device, up to 50 tokens each after prompts of up to 100; 0.5 call" in lines[1]
     assert "160 completions, at most 24,000 tokens" in lines[2]
     assert len(plan.lines(-1, 100, 50)) == 2
 

@@ -113,7 +113,7 @@ def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "was looked up" not in run.stdout
-    assert "8 completions of 1 prompts (8 each)" in run.stdout and "Reasoning: low" in run.stdout
+    assert "8 completions of 1 prompt, 8 each" in run.stdout and "Reasoning: low" in run.stdout
     peak = float(re.search(r"peak ([\d.]+) GiB", run.stdout)[1])
     assert 12 < peak < 20
 

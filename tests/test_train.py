@@ -231,7 +231,7 @@ def test_two_processes_train_one_model_and_resample_together(tmp_path):
     )  # fmt: skip
     result = subprocess.run(torchrun + script[1:], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
-    assert "8 completions of 2 prompts (4 each); each of 2 devices takes 4" in result.stdout
+    assert "8 completions of 2 prompts, 4 each; each of 2 devices takes 4 completions of 1 prompt" in result.stdout
     assert result.stdout.count("an optimizer step: ") == result.stdout.count("step 1/2") == 1
     assert all(entry["resampling/tries"] <= 2 for entry in metrics(tmp_path)) and len(metrics(tmp_path)) == 2
     assert len(pandas.read_parquet(tmp_path / "completions" / "completions_00002.parquet")) == 8  # of both processes
