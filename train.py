@@ -318,7 +318,7 @@ def save_final(trainer: Any, tokenizer: Any, output: Path) -> None:
 def report(config: Config, trainer: Any, output: Path) -> None:
     import callbacks
 
-    print(f"\n{callbacks.summary(trainer.state.log_history)}\n")
+    print(f"\n{callbacks.summary(trainer.state.log_history)}\n" if trainer.state.log_history else "")
     for options in config.tasks:
         if not options.check:
             print(UNCHECKED.format(options.type))

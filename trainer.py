@@ -5,6 +5,7 @@ It hooks into methods of GRPOTrainer that are not public: the pin in requirement
 they change. model.py must have loaded the model before this file is imported, because Unsloth replaces GRPOTrainer.
 """
 
+import copy
 from collections.abc import Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -62,6 +63,15 @@ class Trainer(GRPOTrainer):
         if training and self.rollout.zero_std_groups == "skip":
             self._skip_zero_std(output)
         return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """TRL has one table of completions and one file name a step: evaluation would overwrite the step's own."""
+        table, written = copy.deepcopy(self._logs), self.log_completions
+        self.log_completions = False
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._logs, self.log_completions = table, written
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's names no base model and shows code that cannot run; none is written."""

@@ -159,6 +159,7 @@ def test_resuming_a_finished_run_trains_no_further(finished, tmp_path):
     shutil.copytree(output, again, ignore=shutil.ignore_patterns("final_model"))
     result = run(again, "grpo.max_steps=4", "grpo.resume_from_checkpoint=auto")
     assert result.returncode == 0 and "nothing is left to train" in result.stdout
+    assert "mean reward" not in result.stdout  # a table of no steps
     final, before = (folder / "final_model" / "adapter_model.safetensors" for folder in (again, output))
     assert final.read_bytes() == before.read_bytes()
     assert {path.name for path in again.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
@@ -202,7 +203,12 @@ def test_evaluation_rows_are_held_out(tmp_path, run_job):
     evaluation = ["grpo.eval_strategy=steps", "grpo.eval_steps=1", "task.num_eval_rows=4", "task.num_rows=12"]
     result = run_job(*command(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)[2:])
     assert result.returncode == 0, result.stderr
-    assert any("eval_reward" in entry for entry in metrics(tmp_path))
+    step, evaluated = metrics(tmp_path)
+    assert "eval_reward" in evaluated
+    table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
+    for name in tasks.load("matmul").REWARDS:  # the step's own completions, not those of its evaluation
+        assert table[name].mean() == pytest.approx(step[f"rewards/{name}/mean"])
+        assert table[name].std() == pytest.approx(step[f"rewards/{name}/std"])
 
 
 def test_a_failing_reward_function_ends_the_run_with_a_checkpoint(tmp_path):
