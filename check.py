@@ -138,7 +138,8 @@ def compare(
     honest, others, overpaid, earned = [], [], [], []
     for (kind, text), item in zip(answers, scored, strict=True):
         totals = "".join(f"{item.total(own):10.2f}" for own in weights.values())
-        lines.append(f"{kind:12}{item.grade.status:14}{totals}  {(item.why or 'correct')[:90]}")
+        why = item.why or ("correct" if item.grade.correct else "not correct")
+        lines.append(f"{kind:12}{item.grade.status:14}{totals}  {why[:90]}")
         if kind not in HONEST:
             others.append((kind, text, item))
         elif item.grade.correct or kind == "unverified":

@@ -13,7 +13,9 @@ import check
 import config
 import reward_functions
 from check import CheckError, grade_file
-from tasks import game_2048, matmul, reasoning
+from reward_functions import Grader
+from sandbox import Status
+from tasks import Grade, game_2048, matmul, reasoning
 
 ROOT = Path(__file__).parent.parent
 
@@ -31,6 +33,15 @@ def test_the_default_rewards_hold(job, sandbox):
 
 def longer(completions, **kwargs):
     return [float(len(completion[0]["content"])) for completion in completions]
+
+
+def test_a_wrong_answer_without_a_reason_is_not_called_correct(job, sandbox, monkeypatch):
+    found_wrong = Grade(Status.OK, code="pass")  # a task need not say why
+    monkeypatch.setattr(Grader, "grade", lambda self, texts, *others: [found_wrong] * len(texts))
+    with pytest.raises(CheckError) as caught:
+        check.check(job.tasks[0], sandbox)
+    lines = [line for line in str(caught.value).splitlines() if line.startswith("wrong ")]
+    assert lines and all(line.endswith("  not correct") for line in lines)
 
 
 def test_a_reward_that_pays_for_length_is_found_out(job, sandbox, monkeypatch):
