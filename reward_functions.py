@@ -14,7 +14,7 @@ import os
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -326,11 +326,18 @@ def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]
     """Call a reward function; anything but one number or None for each completion is a RewardError."""
     name, completions = function.__name__, arguments["completions"]
     parameters = inspect.signature(function).parameters
+    named = [p for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    lacking = [p.name for p in named if p.default is p.empty and p.name not in arguments]
+    if lacking:
+        raise RewardError(
+            f"reward function {name} takes {', '.join(lacking)}, which is no column of these rows; there are "
+            f"{', '.join(sorted(arguments))}"
+        )
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         arguments = {name: value for name, value in arguments.items() if name in parameters or name == "completions"}
     try:
-        rewards = function(**arguments)
-        rewards = rewards if rewards is None else list(rewards)
+        returned = function(**arguments)
+        rewards = list(returned) if isinstance(returned, Iterable) else None
     except Exception as error:
         culprit = find_culprit(function, arguments)
         frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -339,7 +346,7 @@ def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]
             f"reward function {name} raised {type(error).__name__}: {error} ({place}){culprit}"
         ) from error
     if rewards is None:
-        raise RewardError(f"reward function {name} returned None, not a list with a number for each completion")
+        raise RewardError(f"reward function {name} returned {returned!r}, not a list with a number for each completion")
     if len(rewards) != len(completions):
         raise RewardError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
     for reward, completion in zip(rewards, completions, strict=True):
@@ -347,7 +354,8 @@ def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]
             continue
         if isinstance(reward, bool) or not isinstance(reward, (int, float, np.number)) or not math.isfinite(reward):
             raise RewardError(
-                f"reward function {name} returned {reward!r}, not a finite number, for {quoted(completion)}"
+                f"reward function {name} returned {reward!r} ({type(reward).__name__}), not a finite float, for "
+                f"{quoted(completion)}"
             )
     return rewards
 

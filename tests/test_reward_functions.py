@@ -226,10 +226,11 @@ def test_names_reach_the_logs(grader):
     ("function", "message"),
     [
         (lambda completions: [1.0], "returned 1 rewards for 2 completions"),
-        (lambda completions: [1.0, "high"], "returned 'high', not a finite number, for 'two'"),
-        (lambda completions: [float("nan"), 1.0], "returned nan, not a finite number, for 'one'"),
+        (lambda completions: [1.0, "high"], r"returned 'high' \(str\), not a finite float, for 'two'"),
+        (lambda completions: [float("nan"), 1.0], r"returned nan \(float\), not a finite float, for 'one'"),
         (lambda completions: [True, 1.0], "returned True"),
-        (lambda completions: 5, "raised TypeError"),
+        (lambda completions: 5, "returned 5, not a list with a number for each completion"),
+        (lambda completions, answer: [0.0], "takes answer, which is no column of these rows; there are completions"),
         (
             lambda completions: [1 / (c[0]["content"] != "two") for c in completions],
             r"raised ZeroDivisionError.*\n.*completion 1 of 2: 'two'",
