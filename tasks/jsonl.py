@@ -97,6 +97,8 @@ def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, A
     if found:
         if options.eval_split:
             raise ValueError("eval_split: is for a dataset of the Hub; use eval_share with files")
+        if options.split != "train":
+            raise ValueError(f"split: is for a dataset of the Hub, and {options.data} is a file; leave it out")
         all_rows = read_files(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in found))
     else:
         all_rows = read_hub(options.data, options.split)

@@ -214,7 +214,7 @@ def test_the_configuration(sandbox, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"eval_share": 1.0}, {"eval_share": -0.1}, {"free_characters": 0}, {"eval_split": "x"}]
+    "settings", [{"eval_share": 1.0}, {"eval_share": -0.1}, {"free_characters": 0}, {"eval_split": "x"}, {"split": "x"}]
 )
 def test_mistakes_in_options(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
