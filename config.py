@@ -155,7 +155,7 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     for node in tree.values():
         OmegaConf.set_readonly(node, False)  # OmegaConf freezes what comes from a frozen dataclass
     for layer in layers:
-        for section, key, value in entries(layer, list(schema), mistakes):
+        for section, key, value in entries(layer, tree, mistakes):
             set_key(tree[section], section, key, value, tree, mistakes)
     for section, node in tree.items():
         missing = OmegaConf.missing_keys(node)
@@ -202,7 +202,9 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         mistakes.append(f"{path}: cannot be read: {error}")
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        mistakes.append(f"{path}: not valid YAML: {' '.join(str(error).split())}")
+        tabs = re.search(r"(?m)^ *\t", path.read_text(encoding="utf-8"))
+        hint = "; YAML indents with spaces, not with tabs" if tabs else ""
+        mistakes.append(f"{path}: not valid YAML: {' '.join(str(error).split())}{hint}")
     else:
         if isinstance(content, dict):
             return content
@@ -279,27 +281,31 @@ def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str,
     known = {}
     for name, keys in named.items():
         if not isinstance(keys, dict):
-            mistakes.append(f"{name}: must hold keys and values, not {keys!r}")
+            mistakes.append(f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}")
         elif keys.get("type") not in tasks.names():
             close = nearest(str(keys.get("type")), tasks.names())
             mistakes.append(f"{name}.type: no task {keys.get('type')!r}{close}; there are {tasks.names()}")
         elif types.count(keys["type"]) > 1:
             mistakes.append(f"{name}.type: {keys['type']} stands in the list more than once")
+        elif broken := list(tasks.contract_mistakes(keys["type"])):
+            mistakes += [f"{name}.type: {mistake}" for mistake in broken]
         else:
             known[name] = keys
     return known
 
 
-def entries(layer: dict[str, Any], sections: list[str], mistakes: list[str]) -> Iterator[tuple[str, str, Any]]:
+def entries(layer: dict[str, Any], tree: dict[str, Any], mistakes: list[str]) -> Iterator[tuple[str, str, Any]]:
     for section, content in layer.items():
-        if section not in sections:
-            names = list(dict.fromkeys([*sections, "task"]))
-            mistakes.append(f"{section}: no such section{nearest(str(section), names)}; there are {names}")
+        if section not in tree:
+            names = list(dict.fromkeys([*tree, "task"]))
+            outdented = [name for name, node in tree.items() if section in node.keys()]
+            hint = f"; as a key of {outdented[0]}, indent it below {outdented[0]}:" if outdented else ""
+            mistakes.append(f"{section}: no such section{hint or nearest(str(section), names)}; there are {names}")
         elif isinstance(content, dict):
             # YAML 1.1 reads the key `on` as true
             yield from ((section, "on" if key is True else str(key), value) for key, value in content.items())
         elif content is not None:
-            mistakes.append(f"{section}: must hold keys and values, not {content!r}")
+            mistakes.append(f"{section}: must hold keys and values, as in `key: value`, not {content!r}")
 
 
 def set_key(node: Any, section: str, key: str, value: Any, tree: dict[str, Any], mistakes: list[str]) -> None:
@@ -418,7 +424,10 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
                 yield f"{task}.rewards.{reward}: {error}"
             else:
                 if weights.setdefault(reward, corners) != corners:
-                    yield f"{task}.rewards.{reward}: another weight than in another task; one weight serves all tasks"
+                    yield (
+                        f"{task}.rewards.{reward}: another weight than in another task; one weight serves all tasks: "
+                        "write it in each (a task without rewards has 1 for all of its own)"
+                    )
 
 
 def is_texts(value: Any) -> bool:

@@ -48,8 +48,8 @@ def make(config: Config, chat: Chat) -> Plan:
     Raises:
         ConfigError: if prompts are too long and not to be dropped, or too few rows remain to fill a batch.
     """
-    rows, eval_rows = tasks.mixed_rows(config.tasks)
     try:
+        rows, eval_rows = tasks.mixed_rows(config.tasks)
         lengths = [len(chat.prompt_ids(row["prompt"], row["reasoning_effort"])) for row in rows + eval_rows]
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error

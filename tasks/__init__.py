@@ -23,9 +23,11 @@ A task never sees a score and never imports torch.
 import functools
 import importlib
 import itertools
+import os
 import pkgutil
 import re
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import ModuleType
@@ -82,6 +84,35 @@ def names() -> list[str]:
 
 def load(name: str) -> ModuleType:
     return importlib.import_module(f"tasks.{name}")
+
+
+def contract_mistakes(name: str) -> Iterator[str]:
+    """What keeps tasks/NAME.py from being a task, in words."""
+    try:
+        task = load(name)
+    except Exception as error:  # the user's file may raise anything
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = "" if isinstance(error, SyntaxError) else f" ({os.path.basename(place.filename)}:{place.lineno})"
+        yield f"tasks/{name}.py cannot be imported: {type(error).__name__}: {error}{where}"
+        return
+    needed = ["Options", "REWARDS", "rows", "grade"]
+    needed += [] if hasattr(task, "known_answers") else ["REFERENCE", "SLOWER", "WRONG", "CHEAT"]
+    if lacking := [thing for thing in needed if not hasattr(task, thing)]:
+        yield f"tasks/{name}.py lacks {', '.join(lacking)}; the head of tasks/__init__.py says what they are"
+    elif not (isinstance(task.Options, type) and issubclass(task.Options, Options)):
+        yield f"tasks/{name}.py: its Options must be a subclass of tasks.Options"
+
+
+def row_mistake(row: Any) -> str:
+    """What is wrong with a row of a task, in words; empty if nothing is."""
+    if not isinstance(row, Mapping) or "prompt" not in row:
+        return f"a row must be a mapping with a prompt, not {row!r:.200}"
+    prompt = row["prompt"]
+    well_formed = isinstance(prompt, list) and all(
+        isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        for message in prompt
+    )
+    return "" if well_formed and prompt else f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
 
 
 def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
@@ -215,7 +246,13 @@ def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[d
 
 
 def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
-    """A task's row with the columns that all rows have: "task" and "reasoning_effort", by default the task's."""
+    """A task's row with the columns that all rows have: "task" and "reasoning_effort", by default the task's.
+
+    Raises:
+        ValueError: if it is no row.
+    """
+    if mistake := row_mistake(row):
+        raise ValueError(f"rows of tasks/{options.type}.py: {mistake}")
     return row | {
         "task": options.type,
         "reasoning_effort": row.get("reasoning_effort") or options.reasoning_effort,

@@ -124,7 +124,9 @@ def test_five_mistakes_are_all_reported(tmp_path):
         ("- a\n- b\n", "must hold sections"),
         ("just text", "just text: no such section"),
         ("grpoo:\n  beta: 1\n", "grpoo: no such section; did you mean grpo"),
-        ("grpo: 5\n", "grpo: must hold keys and values, not 5"),
+        ("grpo: 5\n", "grpo: must hold keys and values, as in `key: value`, not 5"),
+        ("grpo:\nmax_steps: 5\n", "max_steps: no such section; as a key of grpo, indent it below grpo:"),
+        ("grpo:\n\tmax_steps: 5\n", "line 2, column 1; YAML indents with spaces, not with tabs"),
         ("task:\n  type: matmull\n", "task.type: no task 'matmull'; did you mean matmul"),
         ("task:\n  type: [a]\n", "task.type: no task"),
         ("model:\n  name: /no/such/folder\n", "model.name: /no/such/folder is not a folder with a model"),
@@ -251,8 +253,9 @@ def test_what_cannot_run_is_refused_with_the_nearest_that_can(monkeypatch, broke
 
 SORT_TASK = (
     "from dataclasses import dataclass\nfrom tasks import Options as Shared\nREWARDS = ['function_works']\n"
+    "REFERENCE, SLOWER, WRONG, CHEAT = '', [], [], []\ndef grade(*arguments): pass\n"
     "@dataclass(frozen=True)\nclass Options(Shared):\n    length: int = 5\n"
-    "def rows(options):\n    return [{'prompt': [], 'size': i} for i in range(3)]\n"
+    "def rows(options):\n    return [{'prompt': [{'role': 'user', 'content': 'Sort.'}], 'size': i} for i in range(3)]\n"
 )
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import config
 import tasks
 from reward_functions import Grader, resolve, shares
 from sandbox import Status
@@ -316,3 +317,44 @@ def test_the_task_files_define_what_the_package_promises():
     for name in tasks.names():
         tree = ast.parse((ROOT / "tasks" / f"{name}.py").read_text())
         assert ast.get_docstring(tree)
+
+
+GOOD_TASK = """
+from tasks import Options
+REWARDS, REFERENCE, SLOWER, WRONG, CHEAT = [], "", [], [], []
+def rows(options): return [{"prompt": "x"}]
+def grade(*arguments): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def rows(:\n", r"tasks/broken.py cannot be imported: SyntaxError: .*\(broken.py, line 1\)"),
+        ("\nfrom sandbox import Statuz\n", r"cannot be imported: ImportError: .*'Statuz'.*\(broken.py:2\)"),
+        (GOOD_TASK.replace("REFERENCE", "REFERENZ").replace("def grade", "def grades"), "lacks grade, REFERENCE; the"),
+        (GOOD_TASK.replace("from tasks import", "class"), r"its Options must be a subclass of tasks.Options"),
+    ],
+)
+def test_a_file_that_is_no_task_is_a_config_error(tmp_path, monkeypatch, text, message):
+    (tmp_path / "broken.py").write_text(text.replace("class Options", "class Options: pass"))
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "tasks.broken", raising=False)
+    with pytest.raises(config.ConfigError, match=f"^task.type: .*{message}"):
+        config.load(None, ["task.type=broken"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompts": []}, "a row must be a mapping with a prompt"),
+        ("text", "a row must be a mapping with a prompt"),
+        ({"prompt": "text"}, "a prompt must be .* not 'text'"),
+        ({"prompt": []}, "a prompt must be"),
+        ({"prompt": [{"role": "user", "contents": "x"}]}, "a prompt must be"),
+    ],
+)
+def test_what_is_no_row_is_told(row, message):
+    with pytest.raises(ValueError, match=f"rows of tasks/matmul.py: {message}"):
+        tasks.labelled(row, matmul.Options(type="matmul"))
+    assert tasks.labelled({"prompt": [{"role": "user", "content": "x"}]}, matmul.Options(type="matmul"))
