@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4
 import argparse
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -90,7 +91,7 @@ def run(config: Config) -> int:
     output = Path(arguments.output_dir)
     checkpoint = checkpoint_to_resume(config, output)
     probe_output(output)
-    with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
+    with claimed(output), Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
         print(sandbox)
         for options in config.tasks:
             print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
@@ -236,7 +237,9 @@ def checkpoint_to_resume(config: Config, output: Path) -> str | None:
             hint = f"; an earlier run left {aside[-1]}, to be named instead of auto" if aside else ""
             print(f"no checkpoint in {output}: starting from the model{hint}")
     elif wanted is not None and steps_done(Path(wanted)) < 0:
-        raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder")
+        near = output / str(wanted)
+        hint = f"; did you mean {near}?" if steps_done(near) >= 0 else ""
+        raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder{hint}")
     if wanted is not None:
         check_adapter(Path(wanted), config.lora)
     return wanted
@@ -272,6 +275,24 @@ def probe_output(output: Path) -> None:
         raise OutputError(
             f"grpo.output_dir: only {free_mb} MB free on the disk of {output}; {MIN_FREE_MB} MB are needed"
         )
+
+
+@contextlib.contextmanager
+def claimed(output: Path) -> Iterator[None]:
+    """Keeps other runs out of the output folder, which would move this one's files aside under its feet."""
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with saving_to(output):
+            lock = stack.enter_context((output / ".lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(f"grpo.output_dir: another run is writing to {output}; name another folder") from error
+        except OSError:  # a file system without locks
+            pass
+        yield
 
 
 def prepare_output(config: Config, output: Path, fresh: bool) -> None:

@@ -280,6 +280,22 @@ def test_a_mistake_is_one_clear_line(tmp_path, run_job, overrides, code, expecte
     assert "Traceback" not in result.stderr
 
 
+def test_two_runs_do_not_share_an_output_folder(tmp_path, run_job):
+    with train.claimed(tmp_path):
+        result = run_job(*command(tmp_path, "grpo.max_steps=1")[2:])
+        assert result.returncode == 4
+        assert f"another run is writing to {tmp_path}; name another folder" in result.stderr
+    with train.claimed(tmp_path):  # free again
+        pass
+
+
+def test_a_checkpoint_is_sought_by_its_path_and_the_nearest_is_named(finished):
+    output, _ = finished
+    job = config.load(None, ["grpo.resume_from_checkpoint=checkpoint-2"])
+    with pytest.raises(config.ConfigError, match=f"checkpoint-2 is neither .*; did you mean {output}/checkpoint-2?"):
+        train.checkpoint_to_resume(job, output)
+
+
 def test_an_output_folder_that_is_a_file(tmp_path):
     (tmp_path / "run").write_text("")
     result = run(tmp_path / "run")
