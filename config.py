@@ -299,7 +299,7 @@ def entries(layer: dict[str, Any], tree: dict[str, Any], mistakes: list[str]) ->
         if section not in tree:
             names = list(dict.fromkeys([*tree, "task"]))
             outdented = [name for name, node in tree.items() if section in node.keys()]
-            hint = f"; as a key of {outdented[0]}, indent it below {outdented[0]}:" if outdented else ""
+            hint = f"; as a key of {outdented[0]}, indent it below `{outdented[0]}:`" if outdented else ""
             mistakes.append(f"{section}: no such section{hint or nearest(str(section), names)}; there are {names}")
         elif isinstance(content, dict):
             # YAML 1.1 reads the key `on` as true

@@ -125,7 +125,7 @@ def test_five_mistakes_are_all_reported(tmp_path):
         ("just text", "just text: no such section"),
         ("grpoo:\n  beta: 1\n", "grpoo: no such section; did you mean grpo"),
         ("grpo: 5\n", "grpo: must hold keys and values, as in `key: value`, not 5"),
-        ("grpo:\nmax_steps: 5\n", "max_steps: no such section; as a key of grpo, indent it below grpo:"),
+        ("grpo:\nmax_steps: 5\n", "max_steps: no such section; as a key of grpo, indent it below `grpo:`; there are"),
         ("grpo:\n\tmax_steps: 5\n", "line 2, column 1; YAML indents with spaces, not with tabs"),
         ("task:\n  type: matmull\n", "task.type: no task 'matmull'; did you mean matmul"),
         ("task:\n  type: [a]\n", "task.type: no task"),
