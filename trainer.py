@@ -60,8 +60,11 @@ class Trainer(GRPOTrainer):
             output = super()._generate_and_score_completions(inputs)
         finally:
             self._chosen = None
-        if training and self.rollout.zero_std_groups == "skip":
-            self._skip_zero_std(output)
+        if training:
+            flat = self._spread(self._rewards).eq(0).float()
+            self._metrics["train"]["frac_reward_zero_std"][-1] = flat.mean().item()  # TRL may look at the whole batch
+            if self.rollout.zero_std_groups == "skip":
+                self._skip_zero_std(output)
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

@@ -172,6 +172,13 @@ def test_a_resumed_run_resamples_the_same_prompts(build, monkeypatch):
     assert len({str(drawn(*place)) for place in ((4, 0), (4, 1), (5, 0))}) == 3
 
 
+@pytest.mark.parametrize("key", ["scale_rewards=batch", "algorithm=gdpo", "algorithm=dr_grpo"])
+def test_groups_without_variance_are_counted_however_rewards_are_scaled(build, key):
+    trainer = build([{"flat": i == 1} for i in range(3)], f"grpo.{key}")
+    trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert trainer._metrics["train"]["frac_reward_zero_std"] == [pytest.approx(1 / 3)]
+
+
 def test_groups_without_variance_are_skipped(build):
     trainer = build([{"flat": i == 1} for i in range(3)], "grpo.zero_std_groups=skip")
     output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
