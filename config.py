@@ -183,15 +183,39 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
 
 
-def save(config: Config, path: str | os.PathLike) -> None:
-    """Write the resolved config as YAML that `load` reads back to the same Config."""
+def resolved(config: Config) -> Any:
+    """The config as one OmegaConf tree, which `load` reads back to the same Config once it is written as YAML."""
     sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")}
     mixture = [asdict(options) for options in config.tasks]
     # A key that was set to null must not come back as the default of config.yaml, or as what the algorithm sets.
     nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_room.COMMON])
     sections["grpo"] = nulls | dict(config.grpo) | asdict(config.rollout)
     sections["task"] = mixture if len(mixture) > 1 else mixture[0]
-    OmegaConf.save(OmegaConf.create(sections), path)
+    return OmegaConf.create(sections)
+
+
+def save(config: Config, path: str | os.PathLike) -> None:
+    OmegaConf.save(resolved(config), path)
+
+
+def changed_since(config: Config, path: str | os.PathLike) -> list[str]:
+    """What differs from the config that was saved at `path`, in words; nothing if that cannot be read."""
+    try:
+        saved = OmegaConf.load(path)
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError):
+        return []
+    before, now = (flat(OmegaConf.to_container(tree)) for tree in (saved, resolved(config)))
+    of_each_run = ("grpo.resume_from_checkpoint", "grpo.output_dir")
+    keys = [key for key in dict.fromkeys([*now, *before]) if key not in of_each_run]
+    return [f"{key}: {now.get(key)}, was {before.get(key)}" for key in keys if now.get(key) != before.get(key)]
+
+
+def flat(tree: dict[Any, Any], path: str = "") -> dict[str, Any]:
+    """{"section.key": value} of nested mappings; lists are values."""
+    pairs: dict[str, Any] = {}
+    for key, value in tree.items():
+        pairs |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+    return pairs
 
 
 def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:

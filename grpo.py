@@ -207,8 +207,9 @@ def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
 
 def nearest(word: str, allowed: Iterable[str], prefix: str = "") -> str:
     """The spelling that was probably meant, in words; empty if none is near."""
-    close = difflib.get_close_matches(word, allowed, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
+    spellings = {name.lower(): name for name in allowed}
+    close = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
+    return f"; did you mean {prefix}{spellings[close[0]]}?" if close else ""
 
 
 def nearest_multiple(number: int, unit: int) -> int:

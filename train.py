@@ -242,6 +242,8 @@ def checkpoint_to_resume(config: Config, output: Path) -> str | None:
         raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder{hint}")
     if wanted is not None:
         check_adapter(Path(wanted), config.lora)
+        for change in config_room.changed_since(config, Path(wanted).parent / "config.yaml"):
+            print(f"note: since {wanted} was written: {change}", file=sys.stderr)
     return wanted
 
 

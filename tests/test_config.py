@@ -58,6 +58,24 @@ def test_resolved_config_loads_back_the_same(tmp_path):
     assert load(tmp_path / "resolved.yaml") == first
 
 
+def test_what_changed_since_a_config_was_saved(tmp_path):
+    rewards = {
+        "task.rewards={style: {0: 0.0, 100: 1.0}}": [],
+        "task.rewards={style: {0: 0.0, 100: 2.0}}": ["2.0, was 1.0"],
+    }
+    for override, changes in rewards.items():
+        config.save(load(None, ["task.type=code", *list(rewards)[:1]]), tmp_path / "saved.yaml")
+        keys = ["task.type=code", override, "grpo.output_dir=elsewhere", "grpo.resume_from_checkpoint=auto"]
+        found = config.changed_since(load(None, keys), tmp_path / "saved.yaml")
+        assert found == [f"task.rewards.style.100: {change}" for change in changes]
+    config.save(load(None, ["grpo.learning_rate=1e-3"]), tmp_path / "saved.yaml")
+    found = config.changed_since(load(None, ["grpo.algorithm=dapo"]), tmp_path / "saved.yaml")
+    assert "grpo.learning_rate: 5e-05, was 0.001" in found and "grpo.algorithm: dapo, was None" in found
+    (tmp_path / "saved.yaml").write_text("model: {")
+    assert config.changed_since(load(), tmp_path / "saved.yaml") == []
+    assert config.changed_since(load(), tmp_path / "missing.yaml") == []
+
+
 def test_schedules_and_curricula_load_back_the_same(tmp_path):
     text = (
         "task:\n  rewards:\n    style: {0: 0.0, '100': 1}\n    reward_functions:clarity: 0.5\n"

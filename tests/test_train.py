@@ -157,8 +157,11 @@ def test_resuming_a_finished_run_trains_no_further(finished, tmp_path):
     output, _ = finished
     again = tmp_path / "run"
     shutil.copytree(output, again, ignore=shutil.ignore_patterns("final_model"))
-    result = run(again, "grpo.max_steps=4", "grpo.resume_from_checkpoint=auto")
+    result = run(again, "grpo.max_steps=4", "grpo.learning_rate=0.5", "grpo.resume_from_checkpoint=auto")
     assert result.returncode == 0 and "nothing is left to train" in result.stdout
+    begin = f"note: since {again / 'checkpoint-4'} was written: "
+    notes = [line.removeprefix(begin).partition(":")[0] for line in result.stderr.splitlines() if begin in line]
+    assert sorted(notes) == ["grpo.learning_rate", "grpo.save_steps", "task.check"]
     assert "mean reward" not in result.stdout  # a table of no steps
     final, before = (folder / "final_model" / "adapter_model.safetensors" for folder in (again, output))
     assert final.read_bytes() == before.read_bytes()
