@@ -51,6 +51,7 @@ class Chat:
     def __init__(self, tokenizer: Any, date: str, template_kwargs: Mapping[str, Any] | None = None):
         self.tokenizer = tokenizer
         template = tokenizer.chat_template or ""
+        self.unknown_kwargs = [key for key in template_kwargs or () if key not in template]
         self.has_effort = "reasoning_effort" in template
         harmony = "<|channel|>" in template and "<|channel|>" in tokenizer.get_vocab()
         self.tags = next((pair for pair in TAGS if pair[1] in template), None)

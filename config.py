@@ -356,7 +356,8 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
     for key in ("eval_strategy", "eval_on_start"):
         if (get(f"grpo.{key}") or "no") != "no" and not held_out:
             yield f"grpo.{key}: there is nothing to evaluate on; set task.num_eval_rows"
-    for key in ("chat_template_kwargs", "generation_kwargs"):
+    for key in ("chat_template_kwargs", "generation_kwargs", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs",
+                "liger_kernel_config", "transformers_continuous_batching_config"):  # fmt: skip
         if get(f"grpo.{key}") is not None and not OmegaConf.is_dict(get(f"grpo.{key}")):
             yield f"grpo.{key}: must hold keys and values, not {get(f'grpo.{key}')!r}"
     if OmegaConf.is_dict(get("grpo.chat_template_kwargs")) and "reasoning_effort" in get("grpo.chat_template_kwargs"):

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
+    if config_room.world_size() > 1 and "RANK" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there is no RANK: start it by torchrun")
     chat, plan = prepare(config)
     print(plan_room.shown(plan.rows[0], chat), flush=True)
     output = Path(config.grpo["output_dir"]).absolute()
@@ -116,7 +119,6 @@ def dry_run(config: Config) -> int:
     chat, plan = prepare(config)
     for row in plan_room.first_of_each_kind(plan.rows):
         print(plan_room.shown(row, chat))
-    grpo_config(config, plan, Path(config.grpo["output_dir"]).absolute())  # for what it refuses
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
@@ -131,12 +133,38 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     )
     if not chat.has_effort:
         print(f"note: {config.model.name} has no notion of a reasoning effort; task.reasoning_effort is ignored")
+    for key in chat.unknown_kwargs:
+        print(f"note: grpo.chat_template_kwargs.{key}: the chat template of {config.model.name} does not read it")
     plan = plan_room.make(config, chat)
     print(*plan.lines(config), sep="\n")
+    rehearse(config, plan)
     return chat, plan
 
 
-def grpo_config(config: Config, plan: Plan, output: Path) -> Any:
+def rehearse(config: Config, plan: Plan) -> None:
+    """Refuse before the weights are fetched what only GRPOConfig and those that it is handed to refuse, and print what
+    they change."""
+    processes = config_room.world_size()
+    planned = processes > 1 and "RANK" not in os.environ
+    if planned:  # a dry run for processes that nobody started; GRPOConfig sees one with all of their batches
+        keys = ("per_device_train_batch_size", "per_device_eval_batch_size")
+        batches = {key: config.grpo.get(key, 8) * processes for key in keys}
+        config = replace(config, grpo=dict(config.grpo) | batches)
+        del os.environ["WORLD_SIZE"]
+    try:
+        arguments, changes = grpo_config(config, plan, Path(config.grpo["output_dir"]).absolute())
+        grpo.rehearse(arguments)
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
+    finally:
+        if planned:
+            os.environ["WORLD_SIZE"] = str(processes)
+    for change in changes:
+        print(f"note: {change}", file=sys.stderr)
+
+
+def grpo_config(config: Config, plan: Plan, output: Path) -> tuple[Any, list[str]]:
+    """The arguments of the trainer, and in words what the library made of them otherwise."""
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
     from trl import GRPOConfig
 
@@ -152,11 +180,9 @@ def grpo_config(config: Config, plan: Plan, output: Path) -> Any:
         settings["generation_kwargs"] = {"remove_invalid_values": True} | (config.grpo.get("generation_kwargs") or {})
     try:
         arguments = GRPOConfig(**model_room.as_written(config.model, settings))
-    except (ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # of any type: what it is given are the user's values
         raise ConfigError(f"grpo: {one_line(error)}") from error
-    for change in grpo.changes(settings, arguments):
-        print(f"note: {change}", file=sys.stderr)
-    return arguments
+    return arguments, grpo.changes(settings, arguments)
 
 
 def build_trainer(
@@ -169,7 +195,7 @@ def build_trainer(
     from trainer import Trainer
 
     grader = Grader(config.tasks, sandbox)
-    arguments = grpo_config(config, plan, output)
+    arguments, _ = grpo_config(config, plan, output)
     try:
         trainer = Trainer(
             model=model,

@@ -101,3 +101,23 @@ def test_the_plan_shows_what_an_algorithm_sets(chat):
     (line,) = [line for line in plan.make(job, chat).lines(job) if line.startswith("algorithm")]
     assert line.startswith("algorithm gspo: loss_type grpo, importance_sampling_level sequence, ")
     assert "epsilon 0.001, epsilon_high 0.0004" in line and "zero_std_groups keep" in line
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_a_dry_run_for_processes_that_nobody_started(processes, run_job, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.delenv("RANK", raising=False)
+    batch = ["grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=1"]
+    run = run_job("--dry-run", "--config", TINY, *batch, f"grpo.num_generations={processes}")
+    assert run.returncode == 0, run.stderr
+    assert f"{processes} completions of 1 prompts" in run.stdout and f"each of {processes} devices" in run.stdout
+    assert "was changed to" not in run.stderr
+    run = run_job("--config", TINY, *batch, f"grpo.num_generations={processes}")
+    assert run.returncode == 2 and "there is no RANK: start it by torchrun" in run.stderr
+
+
+def test_a_template_variable_that_nothing_reads_is_named(run_job):
+    run = run_job("--dry-run", "--config", TINY, "grpo.chat_template_kwargs={enable_thinkin: false, model_identity: I}")
+    assert run.returncode == 0, run.stderr
+    assert "note: grpo.chat_template_kwargs.enable_thinkin: the chat template of tiny does not read it" in run.stdout
+    assert "model_identity:" not in run.stdout

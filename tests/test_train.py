@@ -203,6 +203,9 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_job):
         assert result.returncode == code, result.stderr
         assert checkpoint.is_dir() and not list(tmp_path.glob("previous-*"))
     assert "error: lora.target_modules: Target modules {'q_prj'} not found" in result.stderr
+    result = run_job(*command(tmp_path, "grpo.lr_scheduler_type=cosine_with_min_lr")[2:])
+    assert result.returncode == 2 and "error: grpo.lr_scheduler_type, lr_scheduler_kwargs: " in result.stderr
+    assert "sandbox:" not in result.stdout and checkpoint.is_dir()  # before anything is started or loaded
     result = run_job(*command(tmp_path, "grpo.resume_from_checkpoint=auto")[2:])
     assert result.returncode == 2 and f"lora.r: 8, but {checkpoint} was trained with 4" in result.stderr
 
