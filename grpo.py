@@ -192,7 +192,7 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
             )
     if get("fsdp") and world_size == 1:
         yield "grpo.fsdp: shards a model over several processes; leave it out, or start them by torchrun"
-    if (get("eval_strategy") or "no") != "no":
+    if (get("eval_strategy") or "no") != "no" or get("eval_on_start"):
         group = get("num_generations_eval") or num_generations
         per_device_eval = get("per_device_eval_batch_size") or 8
         if per_device_eval * world_size % group:
@@ -369,6 +369,10 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         value = get(key)
         if value is not None and not 0 <= value < 1:
             yield f"grpo.{key}: must be at least 0 and below 1, not {value}"
+    for key in ("entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"):
+        value = get(key)
+        if value is not None and not math.isfinite(value):
+            yield f"grpo.{key}: must be finite, not {value}"
     for key in ("seed", "data_seed"):
         value = get(key)
         if value is not None and not 0 <= value < 2**32:

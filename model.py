@@ -11,6 +11,7 @@ from typing import Any
 
 import memory
 from config import Config, ConfigError, Lora, Model, world_size
+from grpo import nearest
 
 
 def load(config: Model, lora: Lora) -> tuple[Any, Any]:
@@ -71,6 +72,35 @@ def from_first(fetch: Callable[..., Any], config: Model) -> Any:
         except (OSError, ValueError) as error:  # what the Hub's functions raise for all that they cannot find or read
             if (name, local) == tries[-1]:
                 raise cannot_be_loaded(config, error) from error
+
+
+def check_targets(config: Model, lora: Lora) -> None:
+    """Sees that every module and parameter which the adapter is to have is in the model, as its config.json builds it
+    without weights: PEFT is content if one of them is, and leaves the others out.
+
+    Raises:
+        ConfigError: for a name that is not.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = from_first(AutoConfig.from_pretrained, config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings)
+    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError):
+        return  # what cannot be built so may still be loaded
+    modules = {name for name, _ in model.named_modules()}
+    if config.backend != "transformers":  # Unsloth's own names of what is inside fused experts
+        modules |= {"gate_proj", "up_proj", "down_proj"}
+    kinds = [("target_parameters", lora.target_parameters, {name for name, _ in model.named_parameters()})]
+    if not isinstance(lora.target_modules, str):  # all-linear, or a regular expression
+        kinds.append(("target_modules", lora.target_modules, modules))
+    for key, wanted, there in kinds:
+        for name in wanted or ():
+            if not any(other == name or other.endswith(f".{name}") for other in there):
+                ends = {".".join(other.split(".")[-1 - name.count(".") :]) for other in there}
+                raise ConfigError(f"lora.{key}: the model has no {name}{nearest(name, ends)}")
 
 
 def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:

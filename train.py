@@ -117,6 +117,7 @@ def run(config: Config) -> int:
 def dry_run(config: Config) -> int:
     """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
     chat, plan = prepare(config)
+    checkpoint_to_resume(config, Path(config.grpo["output_dir"]).absolute())
     for row in plan_room.first_of_each_kind(plan.rows):
         print(plan_room.shown(row, chat))
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
@@ -144,6 +145,12 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
 def rehearse(config: Config, plan: Plan) -> None:
     """Refuse before the weights are fetched what only GRPOConfig and those that it is handed to refuse, and print what
     they change."""
+    model_room.check_targets(config.model, config.lora)
+    if config.lora.bias != "none" and config.grpo.get("beta") and model_room.choose_backend(config.model) != "unsloth":
+        raise ConfigError(
+            f"lora.bias: {config.lora.bias} cannot be with grpo.beta above 0, for which a second adapter is kept; "
+            "set it to none, or grpo.beta to 0"
+        )
     processes = config_room.world_size()
     planned = processes > 1 and "RANK" not in os.environ
     if planned:  # a dry run for processes that nobody started; GRPOConfig sees one with all of their batches

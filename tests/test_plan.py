@@ -121,3 +121,17 @@ def test_a_template_variable_that_nothing_reads_is_named(run_job):
     assert run.returncode == 0, run.stderr
     assert "note: grpo.chat_template_kwargs.enable_thinkin: the chat template of tiny does not read it" in run.stdout
     assert "model_identity:" not in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora.target_modules=[q_proj, k_prj]", "lora.target_modules: the model has no k_prj; did you mean k_proj?"),
+        ("lora.target_parameters=[mlp.expert.down_proj]", "did you mean mlp.experts.down_proj?"),
+        ("grpo.resume_from_checkpoint=/nowhere", "grpo.resume_from_checkpoint: /nowhere is neither"),
+        ("lora.bias=all", "lora.bias: all cannot be with grpo.beta above 0"),
+    ],
+)
+def test_a_dry_run_finds_what_the_model_cannot_have(override, says, run_job):
+    run = run_job("--dry-run", "--config", TINY, override)
+    assert run.returncode == 2 and says in run.stderr

@@ -202,7 +202,7 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_job):
         result = run_job(*command(tmp_path, "lora.target_parameters=null", *overrides)[2:])
         assert result.returncode == code, result.stderr
         assert checkpoint.is_dir() and not list(tmp_path.glob("previous-*"))
-    assert "error: lora.target_modules: Target modules {'q_prj'} not found" in result.stderr
+    assert "error: lora.target_modules: the model has no q_prj; did you mean q_proj?" in result.stderr
     result = run_job(*command(tmp_path, "grpo.lr_scheduler_type=cosine_with_min_lr")[2:])
     assert result.returncode == 2 and "error: grpo.lr_scheduler_type, lr_scheduler_kwargs: " in result.stderr
     assert "sandbox:" not in result.stdout and checkpoint.is_dir()  # before anything is started or loaded
