@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,14 @@ def from_first(fetch: Callable[..., Any], config: Model) -> Any:
 
 def check_targets(config: Model, lora: Lora) -> None:
     """Sees that every module and parameter which the adapter is to have is in the model, as its config.json builds it
-    without weights: PEFT is content if one of them is, and leaves the others out.
+    without weights: PEFT is content if one of them is, and leaves the others out. Not under Unsloth, which builds the
+    modules of some models anew and has names of its own for them.
 
     Raises:
         ConfigError: for a name that is not.
     """
+    if choose_backend(config) == "unsloth":
+        return
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -91,7 +94,7 @@ def check_targets(config: Model, lora: Lora) -> None:
     except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError):
         return  # what cannot be built so may still be loaded
     modules = {name for name, _ in model.named_modules()}
-    if config.backend != "transformers":  # Unsloth's own names of what is inside fused experts
+    if config.backend == "auto":  # on another machine perhaps Unsloth, with its names of what is inside fused experts
         modules |= {"gate_proj", "up_proj", "down_proj"}
     kinds = [("target_parameters", lora.target_parameters, {name for name, _ in model.named_parameters()})]
     if not isinstance(lora.target_modules, str):  # all-linear, or a regular expression
@@ -269,6 +272,16 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, "group"):
         settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"
     return settings
+
+
+def ignored(config: Model, settings: Mapping[str, Any]) -> list[str]:
+    """Notices of the keys under grpo: that Unsloth's loss does not read (unsloth_zoo/rl_replacements.py); it says so
+    itself, but only when the first step is trained."""
+    if choose_backend(config) != "unsloth":
+        return []
+    off = {"top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False}
+    keys = [key for key, default in off.items() if settings.get(key, default) != default]
+    return [f"grpo.{key}: {settings[key]} is ignored by Unsloth; it needs model.backend: transformers" for key in keys]
 
 
 def quantize(config: Model) -> bool:

@@ -166,7 +166,7 @@ def rehearse(config: Config, plan: Plan) -> None:
     finally:
         if planned:
             os.environ["WORLD_SIZE"] = str(processes)
-    for change in changes:
+    for change in [*changes, *model_room.ignored(config.model, config.grpo)]:
         print(f"note: {change}", file=sys.stderr)
 
 

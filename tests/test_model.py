@@ -144,6 +144,17 @@ def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
     assert model.as_written(job.model, {"loss_type": "dapo"}) == {"loss_type": "dapo"}
 
 
+def test_keys_that_unsloth_ignores_are_named(monkeypatch):
+    job = load(None, ["grpo.top_entropy_quantile=0.2", "grpo.entropy_coef=0.0", "grpo.use_adaptive_entropy=true"])
+    monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
+    assert [notice.split(":")[0] for notice in model.ignored(job.model, job.grpo)] == [
+        "grpo.top_entropy_quantile",
+        "grpo.use_adaptive_entropy",
+    ]
+    monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
+    assert model.ignored(job.model, job.grpo) == []
+
+
 def test_unsloth_without_a_gpu_is_refused():
     import torch
 
