@@ -75,7 +75,8 @@ OWN_KEYS = tuple(field.name for field in fields(Options))
 ABOVE_ZERO = ("delta", "repetition_penalty", "pad_to_multiple_of", "sapo_temperature_neg", "sapo_temperature_pos",
               "vespo_lambda_neg", "vespo_lambda_pos")  # fmt: skip
 NOT_NEGATIVE = ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon",
-                "top_k", "neftune_noise_alpha", "eval_delay", "vespo_k_neg", "vespo_k_pos")  # fmt: skip
+                "top_k", "neftune_noise_alpha", "eval_delay", "vespo_k_neg", "vespo_k_pos",
+                "router_aux_loss_coef")  # fmt: skip
 ENUMERATIONS = ("loss_type", "importance_sampling_level", "multi_objective_aggregation", "scale_rewards",
                 "vllm_mode", "vllm_importance_sampling_mode")  # fmt: skip
 

@@ -274,6 +274,18 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def check_router(config: Model, coefficient: float) -> None:
+    """Refuses grpo.router_aux_loss_coef where there is no such loss. Raises ConfigError."""
+    if not coefficient:
+        return
+    if choose_backend(config) == "unsloth":
+        raise ConfigError("grpo.router_aux_loss_coef: Unsloth cannot compute that loss; leave it out")
+    from transformers import AutoConfig
+
+    if not hasattr(from_first(AutoConfig.from_pretrained, config).get_text_config(), "output_router_logits"):
+        raise ConfigError(f"grpo.router_aux_loss_coef: {config.name} has no experts to balance; leave it out")
+
+
 def ignored(config: Model, settings: Mapping[str, Any]) -> list[str]:
     """Notices of the keys under grpo: that Unsloth's loss does not read (unsloth_zoo/rl_replacements.py); it says so
     itself, but only when the first step is trained."""

@@ -146,6 +146,7 @@ def rehearse(config: Config, plan: Plan) -> None:
     """Refuse before the weights are fetched what only GRPOConfig and those that it is handed to refuse, and print what
     they change."""
     model_room.check_targets(config.model, config.lora)
+    model_room.check_router(config.model, config.grpo.get("router_aux_loss_coef", 0.0))
     if config.lora.bias != "none" and config.grpo.get("beta") and model_room.choose_backend(config.model) != "unsloth":
         raise ConfigError(
             f"lora.bias: {config.lora.bias} cannot be with grpo.beta above 0, for which a second adapter is kept; "

@@ -1,6 +1,9 @@
 """plan.py and train.py --dry-run: what can be known before the weights are loaded."""
 
+import shutil
+
 import pytest
+from transformers import Qwen2Config
 
 import config
 import model
@@ -135,3 +138,13 @@ def test_a_template_variable_that_nothing_reads_is_named(run_job):
 def test_a_dry_run_finds_what_the_model_cannot_have(override, says, run_job):
     run = run_job("--dry-run", "--config", TINY, override)
     assert run.returncode == 2 and says in run.stderr
+
+
+def test_a_dense_model_has_no_router_to_balance(tmp_path, run_job):
+    shutil.copytree(config.TINY_MODEL, tmp_path / "dense", ignore=shutil.ignore_patterns("*.safetensors"))
+    Qwen2Config(num_hidden_layers=1).save_pretrained(tmp_path / "dense")
+    job = ["--dry-run", "--config", TINY, "lora.target_parameters=null", "grpo.router_aux_loss_coef=0.1"]
+    assert run_job(*job).returncode == 0
+    run = run_job(*job, f"model.name={tmp_path / 'dense'}")
+    assert run.returncode == 2 and "grpo.router_aux_loss_coef: " in run.stderr and "no experts" in run.stderr
+    assert run_job(*job[:-1], f"model.name={tmp_path / 'dense'}").returncode == 0
