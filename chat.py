@@ -2,7 +2,7 @@
 
 Three kinds of models are known, by their chat template:
     harmony     gpt-oss: messages on the channels analysis, commentary and final
-    think tags  models that think between two tags and then answer: Qwen3, DeepSeek-R1, Gemma 4, ... (THINKING_TAGS)
+    think tags  models that think between two tags and then answer: TAGS
     plain       everything else: all that is said is the answer, also where a model marks its thoughts in another way
 """
 
@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-THINKING_TAGS = (
-    ("<think>", "</think>"),
-    ("<|channel>thought", "<channel|>"),  # https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4
+# What opens and what closes thinking. Gemma 4's are special tokens, and its thoughts begin with the name of their
+# channel: https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4
+TAGS = (
+    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, ...
+    ("<|channel>", "<channel|>"),
 )
+THOUGHT = "thought\n"
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,10 @@ class Chat:
     def __init__(self, tokenizer: Any, date: str, template_kwargs: Mapping[str, Any] | None = None):
         self.tokenizer = tokenizer
         template = tokenizer.chat_template or ""
+        self.unknown_kwargs = [key for key in template_kwargs or () if key not in template]
         self.has_effort = "reasoning_effort" in template
         harmony = "<|channel|>" in template and "<|channel|>" in tokenizer.get_vocab()
-        self.tags = next((tags for tags in THINKING_TAGS if tags[1] in template), ())
+        self.tags = next((pair for pair in TAGS if pair[1] in template), None)
         self.kind = "harmony" if harmony else "think tags" if self.tags else "plain"
         today = datetime.date.fromisoformat(date)
         # A variable hides the function of that name, which would read the clock.
@@ -90,17 +94,17 @@ class Chat:
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
         if self.kind == "plain":
             return Reading(text, final_tokens=len(completion_ids))
-        opening, closing = self.tags
+        start, end = self.tags
         # Wherever it is opened: words in front of the tag must not make an answer of the thinking
-        opened = prompt.rstrip().endswith(opening) or opening in text.partition(closing)[0]
-        thinking, closed, answer = text.partition(closing) if opened else ("", "", text)
+        opened = prompt.rstrip().endswith(start) or start in text.partition(end)[0]
+        thinking, closed, answer = text.partition(end) if opened else ("", "", text)
         if opened and not closed:
             answer = ""  # all of it is thinking
         # A tag need not be one token: count what follows it instead.
         final = len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) if opened else len(completion_ids)
         return Reading(
             content=answer.strip() if opened else answer,
-            thinking=thinking.replace(opening, "").strip(),
+            thinking=thinking.replace(start + THOUGHT, "").replace(start, "").strip(),
             reached_final=bool(closed) or not opened,
             thinking_tokens=max(len(completion_ids) - final, 0),
             final_tokens=final,
@@ -148,7 +152,7 @@ class Chat:
     def _dropped(self) -> set[int]:
         """Special tokens that are left out of an answer: all but the tags of thinking, which some tokenizers count
         among them."""
-        names = [name for name in self.tokenizer.all_special_tokens if not any(name in tag for tag in self.tags)]
+        names = [name for name in self.tokenizer.all_special_tokens if name not in (self.tags or ())]
         return set(self.tokenizer.convert_tokens_to_ids(names))
 
     @functools.cached_property

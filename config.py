@@ -370,13 +370,23 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
         value = get(path)
         if value is not None and not 0 < value < math.inf:
             yield f"{path}: must be above 0 and finite, not {value}"
-    if get("grpo.max_steps") == 0:
+    if get("grpo.max_steps") is not None and get("grpo.max_steps") < 1 and get("grpo.max_steps") != -1:
         yield "grpo.max_steps: must be above 0, or -1 to train for num_train_epochs"
     if get("grpo.reward_weights") is not None:
         yield "grpo.reward_weights: write the weights under task.rewards: {name: weight}"
     modules = get("lora.target_modules")
     if not isinstance(modules, str) and not is_texts(modules):
         yield f"lora.target_modules: must be a name or a list of names, not {modules!r}"
+    if not -(2**63) <= (get("lora.random_state") or 0) < 2**64:
+        yield f"lora.random_state: must fit into 64 bits, not {get('lora.random_state')}"
+    parameters = get("lora.target_parameters")
+    if OmegaConf.is_list(modules) and not (modules or parameters):
+        yield "lora.target_modules: is empty, and so is lora.target_parameters; name at least one module"
+    dropout = get("lora.lora_dropout")
+    if dropout is not None and not 0 <= dropout < 1:
+        yield f"lora.lora_dropout: must be at least 0 and below 1, not {dropout}"
+    elif dropout and parameters:
+        yield "lora.lora_dropout: PEFT cannot drop out of what lora.target_parameters adapts; set it to 0"
     held_out = any(
         get(f"{task}.num_eval_rows") or hasattr(tasks.load(get(f"{task}.type")), "eval_rows") for task in task_names
     )
@@ -386,7 +396,8 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
     for key in ("eval_strategy", "eval_on_start"):
         if (get(f"grpo.{key}") or "no") != "no" and not held_out:
             yield f"grpo.{key}: there is nothing to evaluate on; set task.num_eval_rows"
-    for key in ("chat_template_kwargs", "generation_kwargs"):
+    for key in ("chat_template_kwargs", "generation_kwargs", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs",
+                "liger_kernel_config", "transformers_continuous_batching_config"):  # fmt: skip
         if get(f"grpo.{key}") is not None and not OmegaConf.is_dict(get(f"grpo.{key}")):
             yield f"grpo.{key}: must hold keys and values, not {get(f'grpo.{key}')!r}"
     if OmegaConf.is_dict(get("grpo.chat_template_kwargs")) and "reasoning_effort" in get("grpo.chat_template_kwargs"):

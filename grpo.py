@@ -39,7 +39,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "bnpo": COMMON | {"loss_type": "bnpo"},
     "cispo": COMMON | {"loss_type": "cispo", "epsilon_high": 5.0},
     "sapo": COMMON | {"loss_type": "sapo"},
-    "luspo": COMMON | {"loss_type": "luspo", "importance_sampling_level": "sequence"},
+    "luspo": COMMON
+    | {"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 2e-3, "epsilon_high": 2.5e-3},
     "vespo": COMMON | {"loss_type": "vespo"},
     "gdpo": COMMON | {"multi_objective_aggregation": "normalize_then_sum"},
 }
@@ -56,8 +57,25 @@ class Options:
     overlong_prompts: Literal["refuse", "drop"] = MISSING
 
 
+PLAIN_SCHEDULERS = ("constant", "constant_with_warmup")  # transformers hands nothing on to these
+LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")  # of transformers
+CHECKPOINTING_KEYS = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop")  # of torch
+# What stands under grpo.generation_kwargs and does harm there, and why.
+GENERATION_KEYS = {
+    **{key: f"write grpo.{key}, from which the loss is worked out, too" for key in
+       ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")},
+    **dict.fromkeys(("max_new_tokens", "max_length"), "write grpo.max_completion_length, which the plan reckons with"),
+    **dict.fromkeys(("do_sample", "num_beams"), "GRPO learns from samples; leave it out"),
+    "num_return_sequences": "write grpo.num_generations",
+    "stop_strings": "TRL does not hand on the tokenizer that this needs",
+}  # fmt: skip
 OWN_KEYS = tuple(field.name for field in fields(Options))
 
+ABOVE_ZERO = ("delta", "repetition_penalty", "pad_to_multiple_of", "sapo_temperature_neg", "sapo_temperature_pos",
+              "vespo_lambda_neg", "vespo_lambda_pos")  # fmt: skip
+NOT_NEGATIVE = ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon",
+                "top_k", "neftune_noise_alpha", "eval_delay", "vespo_k_neg", "vespo_k_pos",
+                "router_aux_loss_coef")  # fmt: skip
 ENUMERATIONS = ("loss_type", "importance_sampling_level", "multi_objective_aggregation", "scale_rewards",
                 "vllm_mode", "vllm_importance_sampling_mode")  # fmt: skip
 
@@ -96,7 +114,7 @@ class BatchPlan:
             f"prompts of up to {prompt_tokens}; {plural(calls, 'call')} an optimizer step",
         ]
         if max_steps > 0:
-            completions = max_steps * self.optimizer_step // self.num_iterations
+            completions = math.ceil(max_steps * calls) * self.generate_call * self.world_size
             tokens = completions * (prompt_tokens + completion_tokens)
             lines.append(f"all {max_steps} steps: {completions:,} completions, at most {tokens:,} tokens with prompts")
         return lines
@@ -145,6 +163,7 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
         yield "grpo.generation_batch_size: set either this or steps_per_generation, not both"
         return
     one_step = per_device * world_size
+    remedy = "steps_per_generation" if steps else "gradient_accumulation_steps"
     if generation_batch:
         unit = math.lcm(num_generations, one_step)
         if generation_batch % unit:
@@ -154,7 +173,6 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
                 f"the nearest that fits is {nearest_multiple(generation_batch, unit)}"
             )
     else:
-        remedy = "steps_per_generation" if steps else "gradient_accumulation_steps"
         units = steps or accumulation
         batch = one_step * units
         if batch % num_generations:
@@ -169,12 +187,19 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
     if get("zero_std_groups") == "resample":
         per_process = (generation_batch or one_step * (steps or accumulation)) // world_size
         if per_process % num_generations:
+            if generation_batch:
+                unit = math.lcm(num_generations, per_device) * world_size
+                fitting = f"generation_batch_size {nearest_multiple(generation_batch, unit)}"
+            else:
+                least = num_generations // math.gcd(num_generations, per_device)
+                fitting = f"{remedy} {nearest_multiple(steps or accumulation, least)}"
             yield (
                 f"grpo.zero_std_groups: resample needs whole groups on each process, but {per_process} completions a "
-                f"process are not a multiple of num_generations ({num_generations}); use skip, or "
-                f"gradient_accumulation_steps {nearest_multiple(accumulation, num_generations)}"
+                f"process are not a multiple of num_generations ({num_generations}); use skip, or {fitting}"
             )
-    if (get("eval_strategy") or "no") != "no":
+    if get("fsdp") and world_size == 1:
+        yield "grpo.fsdp: shards a model over several processes; leave it out, or start them by torchrun"
+    if (get("eval_strategy") or "no") != "no" or get("eval_on_start"):
         group = get("num_generations_eval") or num_generations
         per_device_eval = get("per_device_eval_batch_size") or 8
         if per_device_eval * world_size % group:
@@ -187,6 +212,13 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
 
 def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
     """A notice for each key that is set and, beside the others, does nothing."""
+    loss, scheduler = section.get("loss_type"), section.get("lr_scheduler_type", "linear")
+    evaluates = (section.get("eval_strategy") or "no") != "no"
+    own_level = section.get("importance_sampling_level") == "token"
+    warms_up, constant = section.get("warmup_steps"), scheduler == "constant"
+    targets = any(name in section.get("optim", "") for name in ("galore", "apollo"))
+    checkpointing = section.get("gradient_checkpointing", True)
+    batches = section.get("use_transformers_continuous_batching") or section.get("use_transformers_paged")
     reasons = (  # keys by their beginning, why they do nothing, and whether they do something all the same
         ("sapo_", "without loss_type sapo", section.get("loss_type") == "sapo"),
         ("vespo_", "without loss_type vespo", section.get("loss_type") == "vespo"),
@@ -194,7 +226,25 @@ def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
         ("entropy_coef_", "without use_adaptive_entropy", section.get("use_adaptive_entropy")),
         ("entropy_target", "without use_adaptive_entropy", section.get("use_adaptive_entropy")),
         ("ref_model_", "without sync_ref_model", section.get("sync_ref_model")),
-        ("eval_steps", "without eval_strategy", (section.get("eval_strategy") or "no") != "no"),
+        *((key, "without eval_strategy", evaluates) for key in ("eval_steps", "eval_delay", "eval_accumulation_steps")),
+        ("per_device_eval_batch_size", "without eval_strategy", evaluates or section.get("eval_on_start")),
+        ("num_generations_eval", "without eval_strategy", evaluates or section.get("eval_on_start")),
+        ("delta", f"with loss_type {loss}", loss not in ("cispo", "sapo", "vespo")),
+        ("importance_sampling_level", "with loss_type vespo, which weighs sequences", loss != "vespo" or own_level),
+        ("warmup_steps", "with lr_scheduler_type constant; constant_with_warmup has one", not (warms_up and constant)),
+        ("lr_scheduler_kwargs", f"with lr_scheduler_type {scheduler}", scheduler not in PLAIN_SCHEDULERS),
+        ("optim_target_modules", "without a GaLore or APOLLO optimizer", targets),
+        ("liger_kernel_config", "without use_liger_kernel", section.get("use_liger_kernel")),
+        ("transformers_continuous_batching_config", "without use_transformers_continuous_batching", batches),
+        ("gradient_checkpointing_kwargs", "without gradient_checkpointing", checkpointing),
+        ("hub_", "without push_to_hub", section.get("push_to_hub")),
+        ("fsdp_config", "without fsdp", section.get("fsdp")),
+        ("label_smoothing_factor", "here: GRPO has a loss of its own", False),
+        ("train_sampling_strategy", "here: TRL's order keeps groups together; grpo.shuffle_dataset chooses it", False),
+        ("length_column_name", "here: rows are not grouped by length", False),
+        ("max_tool_calling_iterations", "here: no tools are called", False),
+        ("include_for_metrics", "here: GRPO's metrics are TRL's own", False),
+        ("batch_eval_metrics", "here: GRPO's metrics are TRL's own", False),
         ("data_seed", "here: TRL draws rows by grpo.seed", False),
         ("model_init_kwargs", "here: the model is loaded as the model: section says", False),
         ("trust_remote_code", "here: the model is loaded as the model: section says", False),
@@ -244,8 +294,22 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         yield "grpo.importance_sampling_level: luspo needs sequence; grpo.algorithm: luspo sets it"
     if get("use_vllm") and importlib.util.find_spec("vllm") is None:
         yield "grpo.use_vllm: vllm is not installed; pip install vllm, or leave it out"
-    if get("sync_ref_model") and not get("beta"):
-        yield "grpo.sync_ref_model: there is no reference model when grpo.beta is 0; set beta above 0"
+    if get("use_liger_kernel") and importlib.util.find_spec("liger_kernel") is None:
+        yield "grpo.use_liger_kernel: liger-kernel is not installed; pip install liger-kernel, or leave it out"
+    kwargs = get("gradient_checkpointing_kwargs")
+    for key in kwargs if isinstance(kwargs, Mapping) else ():
+        if key not in CHECKPOINTING_KEYS:
+            hint = nearest(key, CHECKPOINTING_KEYS)
+            yield f"grpo.gradient_checkpointing_kwargs.{key}: no such key{hint}; there are {list(CHECKPOINTING_KEYS)}"
+    if get("sync_ref_model"):
+        yield "grpo.sync_ref_model: TRL has no reference model to move beside a LoRA adapter; leave it out"
+    evaluates = (get("eval_strategy") or "no") != "no"
+    if get("save_strategy") == "best" and not (get("metric_for_best_model") and evaluates):
+        yield "grpo.save_strategy: best needs metric_for_best_model and eval_strategy; steps needs neither"
+    kwargs = get("generation_kwargs")
+    for key in kwargs if isinstance(kwargs, Mapping) else ():
+        if key in GENERATION_KEYS:
+            yield f"grpo.generation_kwargs.{key}: {GENERATION_KEYS[key]}"
     if get("remove_unused_columns"):
         yield "grpo.remove_unused_columns: would take answer, task and reasoning_effort from every row; leave it out"
     if get("num_train_epochs") is not None and (get("max_steps") or -1) > 0:
@@ -256,11 +320,27 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         yield "grpo.bf16: set either this or fp16, not both; model.dtype sets the right one"
     if get("auto_find_batch_size"):
         yield "grpo.auto_find_batch_size: a smaller batch would cut groups; lower per_device_train_batch_size instead"
+    for key in ("adam_beta1", "adam_beta2"):
+        value = get(key)
+        if value is not None and not 0 <= value < 1:
+            yield f"grpo.{key}: must be at least 0 and below 1, not {value}"
+    for key in ("entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"):
+        value = get(key)
+        if value is not None and not math.isfinite(value):
+            yield f"grpo.{key}: must be finite, not {value}"
+    for key in ("seed", "data_seed"):
+        value = get(key)
+        if value is not None and not 0 <= value < 2**32:
+            yield f"grpo.{key}: must lie between 0 and {2**32 - 1}, not {value}"
+    for key in ABOVE_ZERO:
+        value = get(key)
+        if value is not None and not 0 < value < math.inf:
+            yield f"grpo.{key}: must be above 0 and finite, not {value}"
     for key in ("top_p", "min_p", "top_entropy_quantile"):
         value = get(key)
         if isinstance(value, int | float) and not 0 <= value <= 1:
             yield f"grpo.{key}: must lie between 0 and 1, not {value}"
-    for key in ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "max_grad_norm"):
+    for key in NOT_NEGATIVE:
         value = get(key)
         if isinstance(value, int | float) and not 0 <= value < math.inf:
             yield f"grpo.{key}: must be 0 or more, and finite, not {value}"
@@ -356,6 +436,7 @@ def enumerations() -> dict[str, frozenset[str]]:
         if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr in ENUMERATIONS:
             texts = {item.value for item in ast.walk(node.comparators[0]) if isinstance(item, ast.Constant)}
             allowed[node.left.attr] = allowed.get(node.left.attr, frozenset()) | texts
+    allowed["log_level"] = allowed["log_level_replica"] = frozenset(LOG_LEVELS)
     allowed["vllm_mode"] = allowed.get("vllm_mode", frozenset()) | {"server", "colocate"}  # only one is compared with
     return allowed
 

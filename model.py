@@ -11,6 +11,7 @@ from typing import Any
 
 import memory
 from config import Config, ConfigError, Lora, Model, world_size
+from grpo import nearest
 
 
 def load(config: Model, lora: Lora) -> tuple[Any, Any]:
@@ -71,6 +72,69 @@ def from_first(fetch: Callable[..., Any], config: Model) -> Any:
         except (OSError, ValueError) as error:  # what the Hub's functions raise for all that they cannot find or read
             if (name, local) == tries[-1]:
                 raise cannot_be_loaded(config, error) from error
+
+
+def check(job: Config) -> list[str]:
+    """What this model and its backend make of the config, before the weights are there: notices of what they ignore.
+
+    Raises:
+        ConfigError: for what they cannot have.
+    """
+    check_targets(job.model, job.lora)
+    router_loss, beta = job.grpo.get("router_aux_loss_coef"), job.grpo.get("beta")
+    if choose_backend(job.model) == "unsloth":
+        if router_loss:
+            raise ConfigError("grpo.router_aux_loss_coef: Unsloth cannot compute that loss; leave it out")
+        # unsloth_zoo/rl_replacements.py; it says so itself, but only when the first step is trained
+        off = {"top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False}
+        ignored = [key for key, default in off.items() if job.grpo.get(key, default) != default]
+        return [f"grpo.{key}: is ignored by Unsloth; it needs model.backend: transformers" for key in ignored]
+    if router_loss and not has_router(job.model):
+        raise ConfigError(f"grpo.router_aux_loss_coef: {job.model.name} has no experts to balance; leave it out")
+    if job.lora.bias != "none" and beta:
+        raise ConfigError(
+            f"lora.bias: {job.lora.bias} cannot be with grpo.beta above 0, for which a second adapter is kept; set it "
+            "to none, or grpo.beta to 0"
+        )
+    return []
+
+
+def has_router(config: Model) -> bool:
+    from transformers import AutoConfig
+
+    return hasattr(from_first(AutoConfig.from_pretrained, config).get_text_config(), "output_router_logits")
+
+
+def check_targets(config: Model, lora: Lora) -> None:
+    """Sees that every module and parameter which the adapter is to have is in the model, as its config.json builds it
+    without weights: PEFT is content if one of them is, and leaves the others out. Not under Unsloth, which builds the
+    modules of some models anew and has names of its own for them.
+
+    Raises:
+        ConfigError: for a name that is not.
+    """
+    if choose_backend(config) == "unsloth":
+        return
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = from_first(AutoConfig.from_pretrained, config)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(settings)
+    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError):
+        return  # what cannot be built so may still be loaded
+    modules = {name for name, _ in model.named_modules()}
+    if config.backend == "auto":  # on another machine perhaps Unsloth, with its names of what is inside fused experts
+        modules |= {"gate_proj", "up_proj", "down_proj"}
+    kinds = [("target_parameters", lora.target_parameters, {name for name, _ in model.named_parameters()})]
+    if not isinstance(lora.target_modules, str):  # all-linear, or a regular expression
+        kinds.append(("target_modules", lora.target_modules, modules))
+    for key, wanted, there in kinds:
+        for name in wanted or ():
+            if not any(other == name or other.endswith(f".{name}") for other in there):
+                ends = {".".join(other.split(".")[-1 - name.count(".") :]) for other in there}
+                raise ConfigError(f"lora.{key}: the model has no {name}{nearest(name, ends)}")
 
 
 def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:

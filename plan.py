@@ -1,6 +1,7 @@
 """What a run is going to do, worked out before it costs anything: rows, prompts, batches, memory."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,3 +97,56 @@ def shown(row: dict[str, Any], chat: Chat) -> str:
     """A row's prompt as the model is given it, indented."""
     text = chat.render(row["prompt"], row["reasoning_effort"])
     return f"prompt of {row['task']}:\n" + "\n".join(f"  | {line}" for line in text.split("\n"))
+
+
+def rehearse(arguments: Any) -> None:
+    """Make of one weight what the trainer will make of all: optimizer, schedule, data loader and the like. So what the
+    libraries refuse only when they use a value is refused before any weights are fetched.
+
+    Args:
+        arguments: a GRPOConfig.
+
+    Raises:
+        ConfigError: with the keys in question and what the library says.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+    from transformers import GenerationConfig, Trainer, get_scheduler
+
+    weight = torch.nn.Linear(1, 1)
+    if not arguments.optim_target_modules:  # GaLore and APOLLO look for modules of the real model
+        with naming("optim, optim_args"):
+            optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
+            optimizer = optimizer(weight.parameters(), **options)
+        with naming("lr_scheduler_type, lr_scheduler_kwargs"):
+            steps = arguments.max_steps if arguments.max_steps > 0 else 1000
+            warmup, options = arguments.get_warmup_steps(steps), arguments.lr_scheduler_kwargs
+            get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, steps, options)
+    with naming("dataloader_..."):
+        DataLoader(
+            [0],
+            num_workers=arguments.dataloader_num_workers,
+            persistent_workers=arguments.dataloader_persistent_workers,
+            prefetch_factor=arguments.dataloader_prefetch_factor,
+            multiprocessing_context=arguments.dataloader_multiprocessing_context,
+        )
+    with naming("accelerator_config"):
+        if arguments.accelerator_config.dispatch_batches:
+            raise ValueError("dispatch_batches: rows are no tensors, and cannot be handed around; leave it out")
+    with naming("torch_compile, torch_compile_backend, torch_compile_mode"):
+        if arguments.torch_compile:
+            torch.compile(weight, backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode)
+    with naming("cache_implementation"):
+        settings = GenerationConfig(cache_implementation=arguments.cache_implementation)
+    with naming("generation_kwargs"):
+        for key in settings.update(**arguments.generation_kwargs or {}):  # what it does not know
+            raise ValueError(f"no such key {key}{grpo.nearest(key, vars(settings))}")
+
+
+@contextlib.contextmanager
+def naming(keys: str) -> Iterator[None]:
+    """Puts the keys that it is about in front of whatever a library says of their values."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(f"grpo.{keys}: {' '.join(str(error).split())}") from error

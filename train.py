@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(config: Config) -> int:
+    if config_room.world_size() > 1 and "RANK" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there is no RANK: start it by torchrun")
     chat, plan, arguments = prepare(config)
     print(plan_room.shown(plan.rows[0], chat), flush=True)
     output = Path(arguments.output_dir)
@@ -114,7 +116,8 @@ def run(config: Config) -> int:
 
 def dry_run(config: Config) -> int:
     """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
-    chat, plan, _ = prepare(config)
+    chat, plan, arguments = prepare(config)
+    checkpoint_to_resume(config, Path(arguments.output_dir))  # for what it refuses
     for row in plan_room.first_of_each_kind(plan.rows):
         print(plan_room.shown(row, chat))
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
@@ -132,20 +135,30 @@ def prepare(config: Config) -> tuple[Chat, Plan, Any]:
     )
     if not chat.has_effort:
         print(f"note: {config.model.name} has no notion of a reasoning effort; task.reasoning_effort is ignored")
+    for key in chat.unknown_kwargs:
+        print(f"note: grpo.chat_template_kwargs.{key}: the chat template of {config.model.name} does not read it")
     plan = plan_room.make(config, chat)
     print(*plan.lines(config), sep="\n")
-    return chat, plan, grpo_config(config, plan)
+    for notice in model_room.check(config):
+        print(f"note: {notice}", file=sys.stderr)
+    arguments = grpo_config(config, plan)
+    plan_room.rehearse(arguments)
+    return chat, plan, arguments
 
 
 def grpo_config(config: Config, plan: Plan) -> Any:
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
     from trl import GRPOConfig
 
+    # In a dry run for processes that nobody started GRPOConfig sees one, with the batches of all of them
+    planned = None if "RANK" in os.environ else os.environ.pop("WORLD_SIZE", None)
+    batches = ("per_device_train_batch_size", "per_device_eval_batch_size") if planned else ()
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
         "logging_nan_inf_filter": False,  # would log a loss that is NaN as the mean of the ones before
         **model_room.trainer_settings(config.model, config.lora),
         **config.grpo,
+        **{key: config.grpo.get(key, 8) * int(planned) for key in batches},
         "max_completion_length": plan.completion_tokens,
         "output_dir": os.path.abspath(config.grpo["output_dir"]),
     }
@@ -153,8 +166,10 @@ def grpo_config(config: Config, plan: Plan) -> Any:
         settings["generation_kwargs"] = {"remove_invalid_values": True} | (config.grpo.get("generation_kwargs") or {})
     try:
         arguments = GRPOConfig(**model_room.as_written(config.model, settings))
-    except (ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # of any type: what it is given are the user's values
         raise ConfigError(f"grpo: {one_line(error)}") from error
+    finally:
+        os.environ |= {"WORLD_SIZE": planned} if planned else {}
     for change in grpo.changes(settings, arguments):
         print(f"note: {change}", file=sys.stderr)
     return arguments

@@ -8,6 +8,7 @@ they change. model.py must have loaded the model before this file is imported, b
 import copy
 from collections.abc import Sequence
 from itertools import repeat
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +76,27 @@ class Trainer(GRPOTrainer):
             return super().evaluate(*args, **kwargs)
         finally:
             self._logs, self.log_completions = table, written
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """TRL counts backward passes from 0 again in a resumed run, and forgets what it generated. In the midst of a
+        generated batch (num_iterations above 1, or steps_per_generation above gradient_accumulation_steps) all that
+        follows would differ, so both are kept beside the weights, by each process for itself."""
+        between_steps = self._step % self.args.gradient_accumulation_steps == 0  # not so where a failure is saved
+        if between_steps and self._step % (self.args.steps_per_generation * self.num_iterations):
+            file = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", self._rollout_file)
+            file.parent.mkdir(exist_ok=True)
+            torch.save({"step": self._step, "inputs": self._buffered_inputs}, file)
+        super()._save_checkpoint(model, trial)  # writes trainer_state.json, which makes the checkpoint a whole one
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and (file := Path(checkpoint, self._rollout_file)).is_file():
+            kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
+            self._step, self._buffered_inputs = kept["step"], kept["inputs"]
+
+    @property
+    def _rollout_file(self) -> str:
+        return f"rollout_{self.accelerator.process_index}.pt"
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """TRL's names no base model and shows code that cannot run; none is written."""

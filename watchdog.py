@@ -170,7 +170,8 @@ class Watchdog:
         return (
             f"{share:.0%} of the completions of the last {self.options.window} logged steps were cut off before they "
             "ended, so almost no answer was complete when it was judged. Raise grpo.max_completion_length (null: all "
-            "that fits) and model.max_seq_length, or let the model think less: task.reasoning_effort: low."
+            "that fits) and model.max_seq_length, or let the model think less: task.reasoning_effort: low, or, where "
+            "the chat template has a switch instead, grpo.chat_template_kwargs: {enable_thinking: false}."
         )
 
     def zero_variance(self, limit: float) -> str | None:
@@ -254,7 +255,8 @@ class Watchdog:
             f"only {share:.0%} of the completions of the last {self.options.window} logged steps reached the final "
             "channel, though they were not cut off, and rewards read nothing else. The model stops after thinking, or "
             "its chat template is not the one it was trained with: check model.name, let it think less with "
-            "task.reasoning_effort: low, or lower grpo.temperature."
+            "task.reasoning_effort: low or grpo.chat_template_kwargs: {enable_thinking: false}, or lower "
+            "grpo.temperature."
         )
 
     def collapse(self, limit: float) -> str | None:

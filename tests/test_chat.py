@@ -43,7 +43,8 @@ HEADERS = {
     "<|eot_id|>": "<|return|>",
 }
 TURNS = {"<bos>": "<|startoftext|>", "<start_of_turn>": "<|start|>", "<end_of_turn>": "<|return|>"}
-TURNS_4 = {"<bos>": "<|startoftext|>", "<|turn>": "<|start|>", "<turn|>": "<|return|>"}
+GEMMA4 = {"<bos>": "<|startoftext|>", "<|turn>": "<|start|>", "<turn|>": "<|return|>", "<|channel>": "<|channel|>"}
+GEMMA4 |= {"<channel|>": "<|message|>"}
 PHI = {"<|system|>": "<|start|>", "<|user|>": "<|start|>", "<|assistant|>": "<|start|>"}
 DEEPSEEK = {"<｜begin▁of▁sentence｜>": "<|startoftext|>", "<｜end▁of▁sentence｜>": "<|return|>"}
 DEEPSEEK |= {"<｜User｜>": "<|start|>", "<｜Assistant｜>": "<|start|>"}
@@ -67,7 +68,7 @@ FAMILIES = {
     ),
     "gemma": Family("gemma", TURNS, "<end_of_turn>", "<bos>", system_role=False, opening="<start_of_turn>model\n"),
     "gemma3": Family("gemma3", TURNS, "<end_of_turn>", "<bos>", opening="<start_of_turn>model\n"),
-    "gemma4": Family("gemma4", TURNS_4, "<turn|>", "<bos>", ["<|channel>", "<channel|>"], opening="<|turn>model\n"),
+    "gemma4": Family("gemma4", GEMMA4, "<turn|>", "<bos>", opening="<|turn>model\n"),
     "phi3": Family("phi3", PHI, "<|end|>", opening="<|assistant|>\n"),
     "deepseek_r1_distill": Family(
         "deepseek_r1_distill",
@@ -241,9 +242,10 @@ THINKING = [  # family, what was said, its answer, its thinking, whether the ans
     ("qwen3", "Sure. <think>hm", "", "Sure. hm", False),
     ("deepseek_r1_distill", "hm</think>yes", "yes", "hm", True),  # the prompt opens the thinking
     ("deepseek_r1_distill", "hm", "", "hm", False),
-    ("gemma4", "<|channel>thought\nhm\n<channel|>yes<turn|>", "yes", "hm", True),
-    ("gemma4", "<|channel>thought\nhm<turn|>", "", "hm", False),
-    ("gemma4", "yes<turn|>", "yes", "", True),
+    ("gemma4", "<|channel>thought\nhm\n<channel|>yes<turn|>", "yes", "hm", True),  # tags that are special tokens
+    ("gemma4", "<|channel>thought\n<channel|>yes<turn|>", "yes", "", True),  # what it says where thinking is off
+    ("gemma4", "<|channel>thought\nhm", "", "hm", False),
+    ("gemma4", "a thought\nyes<turn|>", "a thought\nyes", "", True),
     ("qwen2_5", "<think>hm</think>yes<|im_end|>", "<think>hm</think>yes", "", True),  # knows no thinking: all is said
 ]
 
@@ -255,7 +257,7 @@ def test_the_answer_stands_behind_the_thinking(family, said, content, thinking, 
     reading = chat.read(ids, chat.render([USER]))
     assert (reading.content, reading.thinking, reading.reached_final) == (content, thinking, reached)
     assert reading.thinking_tokens + reading.final_tokens == len(ids)
-    assert (reading.thinking_tokens > 0) == bool(thinking)
+    assert (reading.thinking_tokens > 0) == (not content or not said.startswith(content))  # empty thinking has tags
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,10 @@ def test_the_plan_in_words():
     assert "16 completions of 2 prompts a device, up to 50 tokens each after prompts of up to 100; 0.5 call" in lines[1]
     assert "160 completions, at most 24,000 tokens" in lines[2]
     assert len(plan.lines(-1, 100, 50)) == 2
+    reused = grpo.BatchPlan(1, 8, 1, 1, 8, 2).lines(
+        3, 100, 50
+    )  # 3 steps begin a second batch, which a 4th would use up
+    assert "0.5 calls" in reused[1] and "all 3 steps: 16 completions, at most 2,400 tokens" in reused[2]
 
 
 @given(st.integers(1, 500), st.integers(1, 50))
@@ -132,7 +136,9 @@ def test_changes_of_a_library_are_named():
     [
         ("sapo_temperature_pos", 1.1, "loss_type=sapo"),
         ("vespo_k_pos", 2.5, "loss_type=vespo"),
-        ("ref_model_sync_steps", 9, "sync_ref_model=true"),
+        ("ref_model_sync_steps", 9, None),
+        ("label_smoothing_factor", 0.1, None),
+        ("num_generations_eval", 8, None),
         ("entropy_target", 0.3, "use_adaptive_entropy=true"),
         ("data_seed", 1, None),
         ("trust_remote_code", "true", None),
@@ -145,3 +151,15 @@ def test_a_key_that_is_set_in_vain_is_named(key, value, cure):
     if cure:
         assert load(None, [f"grpo.{key}={value}", f"grpo.{cure}"]).notices == ()
     assert load().notices == ()
+
+
+def test_what_a_schedule_or_a_loss_leaves_unread_is_named():
+    def noted(*overrides):
+        return [notice.split(":")[0].removeprefix("grpo.") for notice in load(None, overrides).notices]
+
+    assert noted("grpo.lr_scheduler_type=constant") == ["warmup_steps"]  # config.yaml's, or one's own
+    assert noted("grpo.lr_scheduler_type=constant", "grpo.warmup_steps=0") == []
+    schedule = ["grpo.lr_scheduler_type=constant_with_warmup", "grpo.lr_scheduler_kwargs={min_lr: 0}"]
+    assert noted(*schedule) == ["lr_scheduler_kwargs"]
+    assert noted("grpo.delta=2", "grpo.loss_type=sapo") == ["delta"] and noted("grpo.delta=2") == []
+    assert noted("grpo.loss_type=vespo", "grpo.importance_sampling_level=sequence") == ["importance_sampling_level"]

@@ -144,6 +144,18 @@ def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
     assert model.as_written(job.model, {"loss_type": "dapo"}) == {"loss_type": "dapo"}
 
 
+def test_keys_that_unsloth_ignores_are_named(monkeypatch):
+    tiny = config.ROOT / "configs" / "tiny.yaml"
+    job = load(tiny, ["grpo.top_entropy_quantile=0.2", "grpo.entropy_coef=0.0", "grpo.use_adaptive_entropy=true"])
+    monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
+    ignored = ["grpo.top_entropy_quantile", "grpo.use_adaptive_entropy"]
+    assert [notice.split(":")[0] for notice in model.check(job)] == ignored
+    with pytest.raises(ConfigError, match="grpo.router_aux_loss_coef: Unsloth cannot compute"):
+        model.check(load(tiny, ["grpo.router_aux_loss_coef=0.1"]))
+    monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
+    assert model.check(job) == []
+
+
 def test_unsloth_without_a_gpu_is_refused():
     import torch
 

@@ -1,6 +1,9 @@
 """plan.py and train.py --dry-run: what can be known before the weights are loaded."""
 
+import shutil
+
 import pytest
+from transformers import Qwen2Config
 
 import config
 import model
@@ -103,3 +106,69 @@ def test_the_plan_shows_what_an_algorithm_sets(chat):
     (line,) = [line for line in plan.make(job, chat).lines(job) if line.startswith("algorithm")]
     assert line.startswith("algorithm gspo: loss_type grpo, importance_sampling_level sequence, ")
     assert "epsilon 0.001, epsilon_high 0.0004" in line and "zero_std_groups keep" in line
+
+
+@pytest.mark.parametrize("processes", [2, 4, 8])
+def test_a_dry_run_for_processes_that_nobody_started(processes, run_job, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    monkeypatch.delenv("RANK", raising=False)
+    batch = ["grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=1"]
+    run = run_job("--dry-run", "--config", TINY, *batch, f"grpo.num_generations={processes}")
+    assert run.returncode == 0, run.stderr
+    assert f"{processes} completions of 1 prompt, " in run.stdout and f"each of {processes} devices" in run.stdout
+    assert "was changed to" not in run.stderr
+    run = run_job("--config", TINY, *batch, f"grpo.num_generations={processes}")
+    assert run.returncode == 2 and "there is no RANK: start it by torchrun" in run.stderr
+
+
+def test_a_template_variable_that_nothing_reads_is_named(run_job):
+    run = run_job("--dry-run", "--config", TINY, "grpo.chat_template_kwargs={enable_thinkin: false, model_identity: I}")
+    assert run.returncode == 0, run.stderr
+    assert "note: grpo.chat_template_kwargs.enable_thinkin: the chat template of tiny does not read it" in run.stdout
+    assert "model_identity:" not in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("lora.target_modules=[q_proj, k_prj]", "lora.target_modules: the model has no k_prj; did you mean k_proj?"),
+        ("lora.target_parameters=[mlp.expert.down_proj]", "did you mean mlp.experts.down_proj?"),
+        ("grpo.resume_from_checkpoint=/nowhere", "grpo.resume_from_checkpoint: /nowhere is neither"),
+        ("lora.bias=all", "lora.bias: all cannot be with grpo.beta above 0"),
+    ],
+)
+def test_a_dry_run_finds_what_the_model_cannot_have(override, says, run_job):
+    run = run_job("--dry-run", "--config", TINY, override)
+    assert run.returncode == 2 and says in run.stderr
+
+
+def test_a_dense_model_has_no_router_to_balance(tmp_path, run_job):
+    shutil.copytree(config.TINY_MODEL, tmp_path / "dense", ignore=shutil.ignore_patterns("*.safetensors"))
+    Qwen2Config(num_hidden_layers=1).save_pretrained(tmp_path / "dense")
+    job = ["--dry-run", "--config", TINY, "lora.target_parameters=null", "grpo.router_aux_loss_coef=0.1"]
+    assert run_job(*job).returncode == 0
+    run = run_job(*job, f"model.name={tmp_path / 'dense'}")
+    assert run.returncode == 2 and "grpo.router_aux_loss_coef: " in run.stderr and "no experts" in run.stderr
+    assert run_job(*job[:-1], f"model.name={tmp_path / 'dense'}").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"optim": "stable_adamw"}, "grpo.optim, optim_args: .*pip install"),
+        ({"optim_args": "fast"}, "grpo.optim, optim_args: "),
+        ({"lr_scheduler_type": "warmup_stable_decay"}, "grpo.lr_scheduler_type, .*num_decay_steps"),
+        ({"lr_scheduler_kwargs": {"foo": 1}}, "grpo.lr_scheduler_type, .*foo"),
+        ({"dataloader_num_workers": -1}, "grpo.dataloader_.*non-negative"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "grpo.accelerator_config: dispatch_batches"),
+        ({"torch_compile_mode": "fast"}, "grpo.torch_compile.*mode=fast"),
+        ({"cache_implementation": "fast"}, "grpo.cache_implementation: .*fast"),
+        ({"generation_kwargs": {"bad_word_ids": [[3]]}}, "no such key bad_word_ids; did you mean bad_words_ids"),
+    ],
+)
+def test_what_the_libraries_refuse_later_is_refused_in_the_rehearsal(values, says):
+    from trl import GRPOConfig
+
+    plan.rehearse(GRPOConfig(bf16=False, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 0.0}))
+    with pytest.raises(ConfigError, match=says):
+        plan.rehearse(GRPOConfig(bf16=False, **values))

@@ -153,6 +153,23 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path):
         assert all(problem in str(prompts[0]) for problem, prompts in zip(expected, asked, strict=True))
 
 
+def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path):
+    (tmp_path / "job.yaml").write_text(SCHEDULED)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    job = ["--config", str(tmp_path / "job.yaml"), "grpo.num_iterations=2", "grpo.save_steps=1"]
+    assert (first := run(whole, *job, fast=FAST[:2])).returncode == 0, first.stderr
+    (resumed / "checkpoint-1").parent.mkdir()
+    shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")
+    again = run(resumed, *job, "grpo.resume_from_checkpoint=auto", fast=FAST[:2])
+    assert again.returncode == 0, again.stderr
+    differing = [
+        {name for name in step if step[name] != other.get(name) and name != "step_time"}
+        for step, other in zip(metrics(whole)[1:], metrics(resumed), strict=True)
+    ]
+    assert differing == [set()] * 3
+    assert ["reward" in step for step in metrics(resumed)] == [False, True, False]  # generated at steps 1 and 3
+
+
 def test_resuming_a_finished_run_trains_no_further(finished, tmp_path):
     output, _ = finished
     again = tmp_path / "run"
@@ -189,7 +206,10 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_job):
         result = run_job(*command(tmp_path, "lora.target_parameters=null", *overrides)[2:])
         assert result.returncode == code, result.stderr
         assert checkpoint.is_dir() and not list(tmp_path.glob("previous-*"))
-    assert "error: lora.target_modules: Target modules {'q_prj'} not found" in result.stderr
+    assert "error: lora.target_modules: the model has no q_prj; did you mean q_proj?" in result.stderr
+    result = run_job(*command(tmp_path, "grpo.lr_scheduler_type=cosine_with_min_lr")[2:])
+    assert result.returncode == 2 and "error: grpo.lr_scheduler_type, lr_scheduler_kwargs: " in result.stderr
+    assert "sandbox:" not in result.stdout and checkpoint.is_dir()  # before anything is started or loaded
     result = run_job(*command(tmp_path, "grpo.resume_from_checkpoint=auto")[2:])
     assert result.returncode == 2 and f"lora.r: 8, but {checkpoint} was trained with 4" in result.stderr
 
