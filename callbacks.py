@@ -69,7 +69,7 @@ class Watch(TrainerCallback):
         self.watchdog = watchdog
         self.stopped_by: list[str] = []
 
-    def on_log(self, args, state, control, logs=None, model=None, **kwargs):
+    def on_log(self, args, state, control, logs=None, **kwargs):
         if self.watchdog.options.on == "off" or not is_step(logs):
             return
         started = self.watchdog.observe(state.global_step, logs)
@@ -82,11 +82,7 @@ class Watch(TrainerCallback):
         names = [diagnosis.name for diagnosis in started]
         if self.watchdog.options.on == "stop" and (names := agreed(names, args.world_size)):
             self.stopped_by = names
-            control.should_training_stop = True
-            # `auto` would resume from weights that are NaN; without them it finds the checkpoint of before
-            control.should_save = "nan" not in names or all_finite(model)
-            if not control.should_save and state.is_world_process_zero:
-                tqdm.write("no checkpoint is saved: the weights are not finite")
+            control.should_save = control.should_training_stop = True
 
 
 def agreed(names: list[str], world_size: int) -> list[str]:
@@ -97,10 +93,6 @@ def agreed(names: list[str], world_size: int) -> list[str]:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([names])[0]
-
-
-def all_finite(model: Any) -> bool:
-    return all(bool(weight.isfinite().all()) for weight in model.parameters() if weight.requires_grad)
 
 
 class RestoreAdapter(TrainerCallback):

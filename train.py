@@ -4,7 +4,7 @@
 
 Exit codes: 0 done, 1 unexpected, 2 configuration, 3 a reward function failed, 4 disk or output folder,
 5 the sandbox lacks a layer that `sandbox.require` names, 6 the rewards can be beaten (check.py),
-7 stopped by the watchdog (`watchdog.on: stop`) with a checkpoint saved,
+7 stopped by the watchdog (`watchdog.on: stop`) with a checkpoint saved, or weights that are NaN at the end,
 128 + n stopped by signal n (143 for SIGTERM) with a checkpoint saved.
 """
 
@@ -107,6 +107,9 @@ def run(config: Config) -> int:
     if names := diagnosed(trainer):
         print(f"stopped after step {trainer.state.global_step} by the watchdog: {', '.join(names)}")
         print("change what the diagnosis names; grpo.resume_from_checkpoint=auto then goes on from the last checkpoint")
+        return 7
+    if not trainer.weights_are_finite():
+        print("no final_model is written: the weights are not finite; the first diagnosis of the watchdog says when")
         return 7
     if trainer.is_world_process_zero():
         save_final(trainer, tokenizer, output)

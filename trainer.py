@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate.utils import gather, gather_object
+from tqdm.auto import tqdm
 from trl import GRPOTrainer
 
 import grpo
@@ -81,12 +82,22 @@ class Trainer(GRPOTrainer):
         """TRL counts backward passes from 0 again in a resumed run, and forgets what it generated. In the midst of a
         generated batch (num_iterations above 1, or steps_per_generation above gradient_accumulation_steps) all that
         follows would differ, so both are kept beside the weights, by each process for itself."""
+        if not self.weights_are_finite():  # `auto` would resume from them; so it finds the checkpoint of before
+            if self.is_world_process_zero():
+                tqdm.write("no checkpoint is saved: the weights are not finite")
+            return
         between_steps = self._step % self.args.gradient_accumulation_steps == 0  # not so where a failure is saved
         if between_steps and self._step % (self.args.steps_per_generation * self.num_iterations):
             file = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", self._rollout_file)
             file.parent.mkdir(exist_ok=True)
             torch.save({"step": self._step, "inputs": self._buffered_inputs}, file)
         super()._save_checkpoint(model, trial)  # writes trainer_state.json, which makes the checkpoint a whole one
+
+    def weights_are_finite(self) -> bool:
+        """Whether all that is trained is free of NaN and infinity, on every process."""
+        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
+        finite = torch.stack([weight.isfinite().all() for weight in trained]).all()
+        return bool(self.accelerator.gather(finite).all())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)

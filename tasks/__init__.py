@@ -226,13 +226,20 @@ def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[d
     What is evaluated on is the task's own eval_rows, or the last num_eval_rows. Of several tasks each gives its
     weight's share of all their rows, repeating its own if it has too few; a column that a task does not have is None
     in its rows.
+
+    Raises:
+        ValueError: if a row is none, or no row is left to train on.
     """
     training, evaluation = [], []
     for options in mixture:
         task = load(options.type)
         own = [labelled(row, options) for row in task.rows(options)]
         held_out = [labelled(row, options) for row in task.eval_rows(options)] if hasattr(task, "eval_rows") else []
-        split = max(len(own) - options.num_eval_rows, 1)
+        split = len(own) - options.num_eval_rows
+        if split < 1:
+            raise ValueError(
+                f"{options.type}: num_eval_rows {options.num_eval_rows} leaves none of its {len(own)} rows to train on"
+            )
         training.append(own[:split])
         evaluation += [*held_out, *own[split:]]
     if len(mixture) > 1:

@@ -54,6 +54,11 @@ def test_too_few_rows_for_a_batch(tmp_path, chat):
         plan.make(load(TINY, ["task.num_rows=1"]), chat)
 
 
+def test_no_row_is_left_to_train_on(tmp_path, chat):
+    with pytest.raises(ConfigError, match="jsonl: num_eval_rows 2 leaves none of its 2 rows to train on"):
+        plan.make(load(TINY, [*rows_of(tmp_path, "one", "two"), "task.num_eval_rows=2"]), chat)
+
+
 def test_no_row_is_left_to_evaluate_on(tmp_path, chat):
     dropping = ["task.num_eval_rows=1", "grpo.max_prompt_length=100", "grpo.overlong_prompts=drop"]
     with pytest.raises(ConfigError, match="task.num_eval_rows: .* leaves none of the 1 rows to evaluate on"):

@@ -293,17 +293,7 @@ def test_on_and_off_are_words_though_yaml_reads_booleans(tmp_path, text):
     assert config.load(None, ["watchdog.on=off"]).watchdog.on == "off"
 
 
-class Weights:
-    def __init__(self, *values):
-        self.values = values
-
-    def parameters(self):
-        import torch
-
-        return [torch.tensor(self.values, requires_grad=True)]
-
-
-def follow(tmp_path, on, logs, model=None, process_zero=True):
+def follow(tmp_path, on, logs, process_zero=True):
     """Two steps of these logs through the callbacks, in the order of train.py."""
     watch = Watch(Watchdog(dataclasses.replace(OPTIONS, on=on, window=2), WEIGHTS))
     file = MetricsFile(tmp_path / "metrics.jsonl")
@@ -312,7 +302,7 @@ def follow(tmp_path, on, logs, model=None, process_zero=True):
         state = SimpleNamespace(global_step=step, is_world_process_zero=process_zero)
         entry = dict(logs)
         for callback in (watch, file):
-            callback.on_log(SimpleNamespace(world_size=1), state, control, logs=entry, model=model)
+            callback.on_log(SimpleNamespace(world_size=1), state, control, logs=entry)
     lines = file.path.read_text().splitlines() if process_zero else []
     return watch, control, [json.loads(line).get("watchdog") for line in lines]
 
@@ -336,12 +326,6 @@ def test_off_is_silent_and_only_the_main_process_speaks(tmp_path, capsys):
 
 def test_what_is_no_training_step_is_not_looked_at(tmp_path):
     assert follow(tmp_path, "stop", {"train_loss": math.nan, "eval_loss": math.nan})[0].watchdog.active == []
-
-
-@pytest.mark.parametrize(("weight", "saved"), [(1.0, True), (math.nan, False)])
-def test_weights_that_are_nan_are_not_saved(tmp_path, weight, saved):
-    watch, control, _ = follow(tmp_path, "stop", CALM | {"loss": math.nan}, Weights(1.0, weight))
-    assert watch.stopped_by and control.should_training_stop and control.should_save is saved
 
 
 SCRIPTED = '''
@@ -449,7 +433,15 @@ def test_a_run_that_goes_wrong_stops_with_its_own_diagnosis(tmp_path, run, name,
     assert not (tmp_path / "run" / "final_model").exists()
 
 
-def test_weights_that_explode_are_diagnosed_though_they_cannot_be_sampled_from(tmp_path, run):
-    result, metrics = run("grpo.learning_rate=1e30", "grpo.max_completion_length=16")
-    assert result.returncode == 7 and metrics[-1]["watchdog"] == ["nan"] and metrics[-1]["loss"] is None
-    assert not list((tmp_path / "run").glob("checkpoint-*"))  # nothing worth resuming from
+EXPLODING = ["grpo.learning_rate=1e30", "grpo.max_completion_length=16", "grpo.save_steps=1"]
+
+
+@pytest.mark.parametrize("on", ["stop", "warn", "off"])
+def test_weights_that_explode_are_never_saved_though_they_cannot_be_sampled_from(tmp_path, run, on):
+    result, metrics = run(*EXPLODING, f"watchdog.on={on}", "grpo.max_steps=5")
+    assert result.returncode == 7 and metrics[-1]["loss"] is None
+    assert metrics[-1].get("watchdog") == (None if on == "off" else ["nan"])
+    assert "no checkpoint is saved: the weights are not finite" in result.stdout
+    saved = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json")]
+    assert all(state["log_history"][-1]["loss"] is not None for state in saved)
+    assert not (tmp_path / "run" / "final_model").exists()
