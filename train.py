@@ -93,27 +93,34 @@ def run(config: Config) -> int:
     output = Path(arguments.output_dir)
     checkpoint = checkpoint_to_resume(config, output)
     probe_output(output)
-    with claimed(output), Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
-        print(sandbox)
-        for options in config.tasks:
-            print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
-        model, tokenizer = model_room.load(config.model, config.lora)
-        prepare_output(config, output, fresh=checkpoint is None)  # what failed until here left an earlier run alone
-        trainer = build_trainer(config, arguments, model, tokenizer, sandbox, chat, plan)
-        stopped_by = train(trainer, output, checkpoint)
+    with claimed(output):
+        with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
+            print(sandbox)
+            for options in config.tasks:
+                print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
+            model, tokenizer = model_room.load(config.model, config.lora)
+            prepare_output(config, output, fresh=checkpoint is None)  # what failed until here left an earlier run alone
+            trainer = build_trainer(config, arguments, model, tokenizer, sandbox, chat, plan)
+            stopped_by = train(trainer, output, checkpoint)
+        if (code := exit_code(trainer, stopped_by)) == 0 and trainer.is_world_process_zero():
+            save_final(trainer, tokenizer, output)
+            report(config, trainer, output)
+    return code
+
+
+def exit_code(trainer: Any, stopped_by: int | None) -> int:
+    """0 if the run came to its end with weights that are worth keeping; else another, and the reason is printed."""
+    step = trainer.state.global_step
     if stopped_by is not None:
-        print(f"stopped after step {trainer.state.global_step}; grpo.resume_from_checkpoint=auto goes on from there")
+        print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto goes on from there")
         return 128 + stopped_by
     if names := diagnosed(trainer):
-        print(f"stopped after step {trainer.state.global_step} by the watchdog: {', '.join(names)}")
+        print(f"stopped after step {step} by the watchdog: {', '.join(names)}")
         print("change what the diagnosis names; grpo.resume_from_checkpoint=auto then goes on from the last checkpoint")
         return 7
     if not trainer.weights_are_finite():
         print("no final_model is written: the weights are not finite; the first diagnosis of the watchdog says when")
         return 7
-    if trainer.is_world_process_zero():
-        save_final(trainer, tokenizer, output)
-        report(config, trainer, output)
     return 0
 
 

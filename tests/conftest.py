@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import signal
 from pathlib import Path
@@ -36,3 +37,19 @@ def run_job(capfd, monkeypatch):
         )
 
     return run_job
+
+
+class QuickSandbox:
+    """The shared sandbox with one second for a call: the corpus holds many endless loops."""
+
+    def __init__(self, sandbox):
+        self.workers, self.processor, self.sandbox = sandbox.workers, sandbox.processor, sandbox
+        self.limits = dataclasses.replace(sandbox.limits, timeout_s=1.0)
+
+    def open(self, code, entry_point):
+        return self.sandbox.open(code, entry_point, self.limits)
+
+
+@pytest.fixture
+def quick_sandbox(sandbox):
+    return QuickSandbox(sandbox)

@@ -25,8 +25,8 @@ def job():
     return config.load(None, ["task.timing_pairs=1", "task.timing_min_size=20", "task.timing_max_size=32"])
 
 
-def test_the_default_rewards_hold(job, sandbox):
-    table, line = check.check(job.tasks[0], sandbox)
+def test_the_default_rewards_hold(job, quick_sandbox):
+    table, line = check.check(job.tasks[0], quick_sandbox)
     assert len(table.splitlines()) == 1 + 1 + len(matmul.SLOWER) + len(matmul.WRONG) + len(matmul.CHEAT) + 2
     assert "honest ones earn 1" in line
 
@@ -44,34 +44,34 @@ def test_a_wrong_answer_without_a_reason_is_not_called_correct(job, sandbox, mon
     assert lines and all(line.endswith("  not correct") for line in lines)
 
 
-def test_a_reward_that_pays_for_length_is_found_out(job, sandbox, monkeypatch):
+def test_a_reward_that_pays_for_length_is_found_out(job, quick_sandbox, monkeypatch):
     monkeypatch.setattr(reward_functions, "longer", longer, raising=False)
     greedy = dataclasses.replace(job.tasks[0], rewards=["longer"])
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
-        check.check(greedy, sandbox)
+        check.check(greedy, quick_sandbox)
 
 
-def test_a_weight_that_will_make_wrong_answers_pay_is_found_out_now(job, sandbox, monkeypatch):
+def test_a_weight_that_will_make_wrong_answers_pay_is_found_out_now(job, quick_sandbox, monkeypatch):
     monkeypatch.setattr(reward_functions, "longer", longer, raising=False)
     rewards = {name: 1.0 for name in matmul.REWARDS} | {"longer": {0: 0.0, 500: 1.0}}
     growing = dataclasses.replace(job.tasks[0], rewards=rewards)
     with pytest.raises(CheckError, match="step 0  *step 500") as caught:
-        check.check(growing, sandbox)
+        check.check(growing, quick_sandbox)
     assert "at step 500 an answer of kind 'wrong' earns" in str(caught.value)
     assert "at step 0 an answer" not in str(caught.value)
 
 
-def test_schedules_that_hold_are_reported_step_by_step(job, sandbox):
+def test_schedules_that_hold_are_reported_step_by_step(job, quick_sandbox):
     rewards = {name: 1.0 for name in matmul.REWARDS} | {"speed_check": {10: 0.0, 90: 1.0}}
-    table, line = check.check(dataclasses.replace(job.tasks[0], rewards=rewards), sandbox)
+    table, line = check.check(dataclasses.replace(job.tasks[0], rewards=rewards), quick_sandbox)
     assert all(f"at step {step} honest ones earn 1" in line for step in (0, 10, 90))
     reference = next(row.split() for row in table.splitlines() if row.startswith("reference"))
     assert float(reference[2]) == float(reference[3]) == 12.0 < float(reference[4])
 
 
-def test_a_stage_that_cannot_grade_is_found_out_before_training(job, sandbox, monkeypatch):
-    job, sandbox = dataclasses.replace(job.tasks[0], curriculum=[{"step": 9, "timing_pairs": 2}]), QuickSandbox(sandbox)
-    table, line = check.check(job, sandbox)
+def test_a_stage_that_cannot_grade_is_found_out_before_training(job, quick_sandbox, monkeypatch):
+    options = dataclasses.replace(job.tasks[0], curriculum=[{"step": 9, "timing_pairs": 2}])
+    table, line = check.check(options, quick_sandbox)
     assert "at step 0 honest ones earn 1" in line and "at step 9 honest ones earn 1" in line
     assert len(table.split("\n\n")) == 2
 
@@ -83,33 +83,33 @@ def test_a_stage_that_cannot_grade_is_found_out_before_training(job, sandbox, mo
     matmul_grade = matmul.grade
     monkeypatch.setattr(matmul, "grade", grade)
     with pytest.raises(CheckError, match="cannot be graded from step 9 on: MemoryError: no room"):
-        check.check(job, sandbox)
+        check.check(options, quick_sandbox)
 
 
-def test_a_stage_at_which_silence_pays_is_found_out_before_training(sandbox):
+def test_a_stage_at_which_silence_pays_is_found_out_before_training(quick_sandbox):
     rewards = {"correct_conclusion": 1.0, "length_penalty": 15.0}
     options = reasoning.Options(type="reasoning", rewards=rewards, curriculum=[{"step": 5, "free_characters": 1}])
     with pytest.raises(CheckError, match="at step 5 an answer of kind 'empty' earns -2.00, an honest one -5.00"):
-        check.check(options, sandbox)
+        check.check(options, quick_sandbox)
 
 
 def longer_later(completions, trainer_state, **kwargs):
     return [trainer_state.global_step * value for value in longer(completions)]
 
 
-def test_answers_are_compared_at_every_stage(job, sandbox, monkeypatch):
+def test_answers_are_compared_at_every_stage(job, quick_sandbox, monkeypatch):
     monkeypatch.setattr(reward_functions, "longer_later", longer_later, raising=False)
     rewards = [*matmul.REWARDS, "longer_later"]
     later = dataclasses.replace(job.tasks[0], rewards=rewards, curriculum=[{"step": 5, "timing_pairs": 2}])
     with pytest.raises(CheckError, match="at step 5 an answer of kind 'wrong' earns") as caught:
-        check.check(later, QuickSandbox(sandbox))
+        check.check(later, quick_sandbox)
     assert "at step 0" not in str(caught.value)
 
 
-def test_a_stage_at_which_honest_answers_lose_is_named(sandbox):
+def test_a_stage_at_which_honest_answers_lose_is_named(quick_sandbox):
     too_hard = [{"step": 5, "size": 2, "target": 2048}]
     game = game_2048.Options(type="game_2048", size=3, target=32, games=3, curriculum=too_hard)
-    _, line = check.check(game, QuickSandbox(sandbox))
+    _, line = check.check(game, quick_sandbox)
     assert "at step 0 honest ones earn" in line and "at step 5 no honest one is judged correct" in line
 
 
@@ -148,11 +148,11 @@ def takes_all(completions, prompts, completion_ids, trainer_state, log_metric, l
     return [trainer_state.global_step * len(ids) for ids in completion_ids]
 
 
-def test_custom_rewards_are_called_as_in_training(job, sandbox, monkeypatch):
+def test_custom_rewards_are_called_as_in_training(job, quick_sandbox, monkeypatch):
     for function in (takes_little, takes_all):
         monkeypatch.setattr(reward_functions, function.__name__, function, raising=False)
     rewards = ["correctness_check", "takes_little", "takes_all"]
-    check.check(dataclasses.replace(job.tasks[0], rewards=rewards), sandbox)
+    check.check(dataclasses.replace(job.tasks[0], rewards=rewards), quick_sandbox)
 
 
 def test_columns_of_a_row_do_not_replace_what_reward_functions_get(job, sandbox):
@@ -160,11 +160,11 @@ def test_columns_of_a_row_do_not_replace_what_reward_functions_get(job, sandbox)
     assert json.loads(next(grade_file([json.dumps(row)], job, sandbox, None)))["correct"]
 
 
-def test_a_program_that_fails_only_in_timed_calls_is_not_correct(job, sandbox):
+def test_a_program_that_fails_only_in_timed_calls_is_not_correct(job, quick_sandbox):
     size = matmul.answer("if len(A) > 40 and len(B) > 40:\n    return []\n" + matmul.LOOP)
     for text in [size, *matmul.WRONG]:
         line = json.dumps({"completion": text})
-        graded = json.loads(next(grade_file([line], config.load(), QuickSandbox(sandbox), None)))
+        graded = json.loads(next(grade_file([line], config.load(), quick_sandbox, None)))
         assert not graded["correct"], text
 
 
@@ -250,7 +250,7 @@ def acceptable(row, graded, reference_total):
     return True  # either, contained
 
 
-def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_path):
+def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, quick_sandbox, tmp_path):
     job = config.load(None, ["task.timing_pairs=2", "task.timing_max_size=60"])
     texts = {"@@OUT@@": str(tmp_path), "@@LEAK@@": str(tmp_path), "@@PORT@@": "9"}
     rows = [row for row in CORPUS if row["task"] == "matmul"]
@@ -260,7 +260,7 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_pat
     rows.sort(key=lambda row: row["expect"] in HONEST)
     hostile = sum(row["expect"] not in HONEST for row in rows)
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
-    graded = [*grade_file(lines[:hostile], job, QuickSandbox(sandbox), None)]
+    graded = [*grade_file(lines[:hostile], job, quick_sandbox, None)]
     graded = [json.loads(line) for line in (*graded, *grade_file(lines[hostile:], job, sandbox, None))]
     reference = json.loads(next(grade_file([json.dumps({"completion": matmul.REFERENCE})], job, sandbox, None)))
     assert [row["id"] for row in rows] == [row["id"] for row in graded]
@@ -288,14 +288,3 @@ def assert_totals_in_order(graded):
     ]
     for lower, higher in itertools.pairwise(order):
         assert lower and max(lower) < min(higher)
-
-
-class QuickSandbox:
-    """The shared sandbox with one second for a call: the corpus holds many endless loops."""
-
-    def __init__(self, sandbox):
-        self.workers, self.processor, self.sandbox = sandbox.workers, sandbox.processor, sandbox
-        self.limits = dataclasses.replace(sandbox.limits, timeout_s=1.0)
-
-    def open(self, code, entry_point):
-        return self.sandbox.open(code, entry_point, self.limits)

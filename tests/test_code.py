@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_check import CORPUS, QuickSandbox, acceptable
+from test_check import CORPUS, acceptable
 
 import config
 import reward_functions
@@ -31,12 +31,12 @@ def grade(sandbox, program, problem=ADD, **options):
     return code.grade(f"```python\n{program}\n```", {"problem": 0}, settings, sandbox, np.random.default_rng(0))
 
 
-def test_the_corpus_gets_acceptable_verdicts(sandbox):
+def test_the_corpus_gets_acceptable_verdicts(quick_sandbox):
     rows = [row for row in CORPUS if row["task"] == "code"]
     columns = ("id", "task", "completion", "entry_point", "tests")
     job = config.load(None, ["task.type=code"])
     lines = [json.dumps({name: row[name] for name in columns}) for row in rows]
-    graded = [json.loads(line) for line in grade_file(lines, job, QuickSandbox(sandbox), None)]
+    graded = [json.loads(line) for line in grade_file(lines, job, quick_sandbox, None)]
     reference = {"c_ok_sum": "sum_even", "c_ok_fib_lru": "fib"}
     totals = {row["entry_point"]: got["total"] for row, got in zip(rows, graded, strict=True) if row["id"] in reference}
     assert len(rows) >= 13 and set(totals) == {"sum_even", "fib"}
@@ -225,10 +225,10 @@ def test_every_problem_of_the_configuration_can_be_solved(sandbox, tmp_path):
     assert config.load(tmp_path / "saved.yaml") == job
 
 
-def test_tests_that_accept_anything_are_found_out(sandbox):
+def test_tests_that_accept_anything_are_found_out(quick_sandbox):
     job = config.load(None, ["task.type=code", "task.problems=[{task: does nothing, tests: ['assert f(1) is None']}]"])
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
-        check(job.tasks[0], sandbox)
+        check(job.tasks[0], quick_sandbox)
 
 
 TIDY = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return a + b'

@@ -31,6 +31,12 @@ def run(output, *overrides, fast=FAST, **kwargs):
     )
 
 
+@pytest.fixture
+def run_here(run_job):
+    """As `run`, without a process of its own."""
+    return lambda output, *overrides, fast=FAST: run_job(*command(output, *overrides, fast=fast)[2:])
+
+
 def metrics(output):
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
@@ -124,14 +130,14 @@ task:
 """
 
 
-def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path):
+def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_here):
     (tmp_path / "job.yaml").write_text(SCHEDULED)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     job = ["--config", str(tmp_path / "job.yaml")]
-    assert (first := run(whole, *job, fast=FAST[:2])).returncode == 0, first.stderr
+    assert (first := run_here(whole, *job, fast=FAST[:2])).returncode == 0, first.stderr
     (resumed / "checkpoint-2").parent.mkdir()
     shutil.copytree(whole / "checkpoint-2", resumed / "checkpoint-2")
-    again = run(resumed, *job, "grpo.resume_from_checkpoint=auto", fast=FAST[:2])
+    again = run_here(resumed, *job, "grpo.resume_from_checkpoint=auto", fast=FAST[:2])
     assert again.returncode == 0, again.stderr
 
     steps = metrics(whole)
@@ -153,14 +159,14 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path):
         assert all(problem in str(prompts[0]) for problem, prompts in zip(expected, asked, strict=True))
 
 
-def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path):
+def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, run_here):
     (tmp_path / "job.yaml").write_text(SCHEDULED)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     job = ["--config", str(tmp_path / "job.yaml"), "grpo.num_iterations=2", "grpo.save_steps=1"]
-    assert (first := run(whole, *job, fast=FAST[:2])).returncode == 0, first.stderr
+    assert (first := run_here(whole, *job, fast=FAST[:2])).returncode == 0, first.stderr
     (resumed / "checkpoint-1").parent.mkdir()
     shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")
-    again = run(resumed, *job, "grpo.resume_from_checkpoint=auto", fast=FAST[:2])
+    again = run_here(resumed, *job, "grpo.resume_from_checkpoint=auto", fast=FAST[:2])
     assert again.returncode == 0, again.stderr
     differing = [
         {name for name in step if step[name] != other.get(name) and name != "step_time"}
@@ -170,11 +176,11 @@ def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path):
     assert ["reward" in step for step in metrics(resumed)] == [False, True, False]  # generated at steps 1 and 3
 
 
-def test_resuming_a_finished_run_trains_no_further(finished, tmp_path):
+def test_resuming_a_finished_run_trains_no_further(finished, tmp_path, run_here):
     output, _ = finished
     again = tmp_path / "run"
     shutil.copytree(output, again, ignore=shutil.ignore_patterns("final_model"))
-    result = run(again, "grpo.max_steps=4", "grpo.learning_rate=0.5", "grpo.resume_from_checkpoint=auto")
+    result = run_here(again, "grpo.max_steps=4", "grpo.learning_rate=0.5", "grpo.resume_from_checkpoint=auto")
     assert result.returncode == 0 and "nothing is left to train" in result.stdout
     begin = f"note: since {again / 'checkpoint-4'} was written: "
     notes = [line.removeprefix(begin).partition(":")[0] for line in result.stderr.splitlines() if begin in line]
@@ -196,21 +202,21 @@ def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
     assert {path.name for path in output.iterdir()} == {"config.yaml", "notes.txt", aside.name}
 
 
-def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_job):
+def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_here):
     checkpoint = tmp_path / "checkpoint-9"
     checkpoint.mkdir()
     (checkpoint / "trainer_state.json").write_text('{"global_step": 9}')
     (checkpoint / "adapter_config.json").write_text('{"r": 4}')
     beaten = ["task.check=true", "task.rewards=[function_works]"]
     for overrides, code in ((beaten, 6), (["lora.target_modules=[q_prj]"], 2)):
-        result = run_job(*command(tmp_path, "lora.target_parameters=null", *overrides)[2:])
+        result = run_here(tmp_path, "lora.target_parameters=null", *overrides)
         assert result.returncode == code, result.stderr
         assert checkpoint.is_dir() and not list(tmp_path.glob("previous-*"))
     assert "error: lora.target_modules: the model has no q_prj; did you mean q_proj?" in result.stderr
-    result = run_job(*command(tmp_path, "grpo.lr_scheduler_type=cosine_with_min_lr")[2:])
+    result = run_here(tmp_path, "grpo.lr_scheduler_type=cosine_with_min_lr")
     assert result.returncode == 2 and "error: grpo.lr_scheduler_type, lr_scheduler_kwargs: " in result.stderr
     assert "sandbox:" not in result.stdout and checkpoint.is_dir()  # before anything is started or loaded
-    result = run_job(*command(tmp_path, "grpo.resume_from_checkpoint=auto")[2:])
+    result = run_here(tmp_path, "grpo.resume_from_checkpoint=auto")
     assert result.returncode == 2 and f"lora.r: 8, but {checkpoint} was trained with 4" in result.stderr
 
 
@@ -222,9 +228,9 @@ def test_auto_without_a_checkpoint_says_so(tmp_path, capsys):
     assert "no checkpoint in" in said and "previous-1/checkpoint-5" in said
 
 
-def test_evaluation_rows_are_held_out(tmp_path, run_job):
+def test_evaluation_rows_are_held_out(tmp_path, run_here):
     evaluation = ["grpo.eval_strategy=steps", "grpo.eval_steps=1", "task.num_eval_rows=4", "task.num_rows=12"]
-    result = run_job(*command(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)[2:])
+    result = run_here(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)
     assert result.returncode == 0, result.stderr
     step, evaluated = metrics(tmp_path)
     assert "eval_reward" in evaluated
@@ -296,16 +302,16 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
         (["sandbox.require=[landlok]"], 2, "sandbox: require: no layer 'landlok'; did you mean landlock?"),
     ],
 )
-def test_a_mistake_is_one_clear_line(tmp_path, run_job, overrides, code, expected):
-    result = run_job(*command(tmp_path / "run", *overrides)[2:])
+def test_a_mistake_is_one_clear_line(tmp_path, run_here, overrides, code, expected):
+    result = run_here(tmp_path / "run", *overrides)
     assert result.returncode == code, result.stderr
     assert f"error: {expected}" in result.stderr or expected in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_two_runs_do_not_share_an_output_folder(tmp_path, run_job):
+def test_two_runs_do_not_share_an_output_folder(tmp_path, run_here):
     with train.claimed(tmp_path):
-        result = run_job(*command(tmp_path, "grpo.max_steps=1")[2:])
+        result = run_here(tmp_path, "grpo.max_steps=1")
         assert result.returncode == 4
         assert f"another run is writing to {tmp_path}; name another folder" in result.stderr
     with train.claimed(tmp_path):  # free again
@@ -319,9 +325,9 @@ def test_a_checkpoint_is_sought_by_its_path_and_the_nearest_is_named(finished):
         train.checkpoint_to_resume(job, output)
 
 
-def test_an_output_folder_that_is_a_file(tmp_path):
+def test_an_output_folder_that_is_a_file(tmp_path, run_here):
     (tmp_path / "run").write_text("")
-    result = run(tmp_path / "run")
+    result = run_here(tmp_path / "run")
     assert result.returncode == 4 and "error: grpo.output_dir: cannot write" in result.stderr
 
 
@@ -348,9 +354,9 @@ def small_disk(tmp_path):
 
 @needs_root
 @pytest.mark.parametrize(("options", "expected"), [("size=9m", "only"), ("size=9m,ro", "Read-only file system")])
-def test_no_room_or_read_only_is_refused_at_the_start(small_disk, options, expected):
+def test_no_room_or_read_only_is_refused_at_the_start(small_disk, options, expected, run_here):
     began = time.monotonic()
-    result = run(small_disk(options))
+    result = run_here(small_disk(options))
     assert result.returncode == 4
     assert (
         "error: grpo.output_dir: " in result.stderr and expected in result.stderr and "Traceback" not in result.stderr
@@ -376,9 +382,9 @@ def test_a_disk_that_fills_up_during_the_run(small_disk):
 
 
 @pytest.mark.parametrize("name", [name for name in tasks.names() if name != "matmul"])
-def test_every_task_trains_on_the_tiny_model(tmp_path, run_job, name):
+def test_every_task_trains_on_the_tiny_model(tmp_path, run_here, name):
     overrides = [f"task.type={name}", "grpo.max_steps=1", "task.num_rows=8"]
-    result = run_job(*command(tmp_path, *overrides, fast=FAST[:2])[2:])
+    result = run_here(tmp_path, *overrides, fast=FAST[:2])
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "final_model" / "adapter_model.safetensors").is_file()
     assert set(tasks.load(name).REWARDS) <= {key.split("/")[1] for key in metrics(tmp_path)[0] if "rewards/" in key}
