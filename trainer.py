@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import gather, gather_object
+from accelerate.utils import gather, gather_object, send_to_device
 from tqdm.auto import tqdm
 from trl import GRPOTrainer
 
@@ -21,6 +21,11 @@ import grpo
 import watchdog
 from chat import Chat
 from reward_functions import Grader
+
+# To accelerate each of several processes on CPUs is on "cpu:0", where torch.load would not put what a run resumes from.
+torch.serialization.register_package(
+    priority=100, tagger=lambda storage: None, deserializer=lambda storage, place: storage if place == "cpu:0" else None
+)
 
 
 class Sample(NamedTuple):
@@ -90,7 +95,7 @@ class Trainer(GRPOTrainer):
         if between_steps and self._step % (self.args.steps_per_generation * self.num_iterations):
             file = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", self._rollout_file)
             file.parent.mkdir(exist_ok=True)
-            torch.save({"step": self._step, "inputs": self._buffered_inputs}, file)
+            torch.save({"shape": self._batch_shape, "step": self._step, "inputs": self._buffered_inputs}, file)
         super()._save_checkpoint(model, trial)  # writes trainer_state.json, which makes the checkpoint a whole one
 
     def weights_are_finite(self) -> bool:
@@ -102,8 +107,16 @@ class Trainer(GRPOTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (file := Path(checkpoint, self._rollout_file)).is_file():
-            kept = torch.load(file, map_location=self.accelerator.device, weights_only=True)
-            self._step, self._buffered_inputs = kept["step"], kept["inputs"]
+            kept = torch.load(file, map_location="cpu", weights_only=True)
+            if kept["shape"] == self._batch_shape:  # otherwise the run begins with a batch of its own shape
+                self._step = kept["step"]
+                self._buffered_inputs = send_to_device(kept["inputs"], self.accelerator.device)
+
+    @property
+    def _batch_shape(self) -> list[int]:
+        """What must be the same for a generated batch to be taken up where it was left."""
+        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "world_size")
+        return [self.num_generations, self.num_iterations, *(getattr(self.args, key) for key in keys)]
 
     @property
     def _rollout_file(self) -> str:

@@ -176,6 +176,15 @@ def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, ru
     assert ["reward" in step for step in metrics(resumed)] == [False, True, False]  # generated at steps 1 and 3
 
 
+def test_a_generated_batch_of_another_shape_is_not_taken_up(tmp_path, run_here):
+    job = ["task.type=reasoning", "grpo.num_iterations=2", "grpo.save_steps=1"]
+    assert run_here(tmp_path, *job, "grpo.max_steps=1", fast=FAST[:2]).returncode == 0
+    assert (tmp_path / "checkpoint-1" / "rollout_0.pt").is_file()
+    wider = [*job, "grpo.per_device_train_batch_size=8", "grpo.max_steps=2", "grpo.resume_from_checkpoint=auto"]
+    assert run_here(tmp_path, *wider, fast=FAST[1:2]).returncode == 0
+    assert ["reward" in step for step in metrics(tmp_path)] == [True, True]
+
+
 def test_resuming_a_finished_run_trains_no_further(finished, tmp_path, run_here):
     output, _ = finished
     again = tmp_path / "run"
@@ -258,18 +267,30 @@ def test_a_failing_reward_function_ends_the_run_with_a_checkpoint(tmp_path):
     assert not (tmp_path / "run" / "final_model").exists()
 
 
-def test_two_processes_train_one_model_and_resample_together(tmp_path):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    script = command(
-        tmp_path, "grpo.max_steps=2", "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2",
-        "grpo.max_completion_length=24",
-    )  # fmt: skip
-    result = subprocess.run(torchrun + script[1:], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert "8 completions of 2 prompts, 4 each; each of 2 devices takes 4 completions of 1 prompt" in result.stdout
-    assert result.stdout.count("an optimizer step: ") == result.stdout.count("step 1/2") == 1
-    assert all(entry["resampling/tries"] <= 2 for entry in metrics(tmp_path)) and len(metrics(tmp_path)) == 2
-    assert len(pandas.read_parquet(tmp_path / "completions" / "completions_00002.parquet")) == 8  # of both processes
+def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+
+    def run_two(output, *overrides):
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        script = command(
+            output, "grpo.max_steps=3", "grpo.save_steps=1", "grpo.zero_std_groups=resample", "grpo.num_iterations=2",
+            "grpo.max_resampling_tries=2", "grpo.max_completion_length=24", *overrides,
+        )  # fmt: skip
+        result = subprocess.run(torchrun + script[1:], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    said = run_two(whole)
+    assert "8 completions of 2 prompts, 4 each; each of 2 devices takes 4 completions of 1 prompt" in said
+    assert said.count("an optimizer step: ") == said.count("step 1/3") == 1
+    steps = metrics(whole)
+    assert len(steps) == 3 and all(entry.get("resampling/tries", 0) <= 2 for entry in steps)
+    assert len(pandas.read_parquet(whole / "completions" / "completions_00003.parquet")) == 8  # of both processes
+
+    shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")  # in the midst of a generated batch
+    run_two(resumed, "grpo.resume_from_checkpoint=auto")
+    for step, again in zip(steps[1:], metrics(resumed), strict=True):
+        assert {name for name in step if step[name] != again.get(name)} <= {"step_time"}
 
 
 def test_sigterm_saves_a_checkpoint(tmp_path):
