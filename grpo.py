@@ -59,7 +59,7 @@ class Options:
 
 PLAIN_SCHEDULERS = ("constant", "constant_with_warmup")  # transformers hands nothing on to these
 LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")  # of transformers
-CHECKPOINTING_KEYS = ("use_reentrant", "preserve_rng_state", "determinism_check", "early_stop")  # of torch
+CHECKPOINTING_KEYS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")  # of torch
 # What stands under grpo.generation_kwargs and does harm there, and why.
 GENERATION_KEYS = {
     **{key: f"write grpo.{key}, from which the loss is worked out, too" for key in
@@ -71,11 +71,11 @@ GENERATION_KEYS = {
 }  # fmt: skip
 OWN_KEYS = tuple(field.name for field in fields(Options))
 
-ABOVE_ZERO = ("delta", "repetition_penalty", "pad_to_multiple_of", "sapo_temperature_neg", "sapo_temperature_pos",
-              "vespo_lambda_neg", "vespo_lambda_pos")  # fmt: skip
+ABOVE_ZERO = ("delta", "repetition_penalty", "pad_to_multiple_of", "sapo_temperature_neg",
+              "sapo_temperature_pos")  # fmt: skip
 NOT_NEGATIVE = ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon",
                 "top_k", "neftune_noise_alpha", "eval_delay", "vespo_k_neg", "vespo_k_pos",
-                "router_aux_loss_coef")  # fmt: skip
+                "vespo_lambda_neg", "vespo_lambda_pos", "router_aux_loss_coef")  # fmt: skip
 ENUMERATIONS = ("loss_type", "importance_sampling_level", "multi_objective_aggregation", "scale_rewards",
                 "vllm_mode", "vllm_importance_sampling_mode")  # fmt: skip
 

@@ -117,7 +117,7 @@ def rehearse(arguments: Any) -> None:
     if not arguments.optim_target_modules:  # GaLore and APOLLO look for modules of the real model
         with naming("optim, optim_args"):
             optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
-            optimizer = optimizer(weight.parameters(), **options)
+            optimizer = optimizer(options.pop("model", None) or weight.parameters(), **options)  # LOMO takes the model
         with naming("lr_scheduler_type, lr_scheduler_kwargs"):
             steps = arguments.max_steps if arguments.max_steps > 0 else 1000
             warmup, options = arguments.get_warmup_steps(steps), arguments.lr_scheduler_kwargs
@@ -138,8 +138,10 @@ def rehearse(arguments: Any) -> None:
             torch.compile(weight, backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode)
     with naming("cache_implementation"):
         settings = GenerationConfig(cache_implementation=arguments.cache_implementation)
-    with naming("generation_kwargs"):
-        for key in settings.update(**arguments.generation_kwargs or {}):  # what it does not know
+    with naming("generation_kwargs"):  # vLLM has keys of its own: presence_penalty, stop, ...
+        for key in (
+            () if arguments.use_vllm else settings.update(**arguments.generation_kwargs or {})
+        ):  # what it does not know
             raise ValueError(f"no such key {key}{grpo.nearest(key, vars(settings))}")
 
 

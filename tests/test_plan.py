@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 from transformers import Qwen2Config
 
 import config
@@ -177,3 +178,24 @@ def test_what_the_libraries_refuse_later_is_refused_in_the_rehearsal(values, say
     plan.rehearse(GRPOConfig(bf16=False, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 0.0}))
     with pytest.raises(ConfigError, match=says):
         plan.rehearse(GRPOConfig(bf16=False, **values))
+
+
+def test_what_is_not_for_the_rehearsal_to_refuse(monkeypatch):
+    """vLLM's own sampling keys, and an optimizer that takes the model in place of its weights (LOMO)."""
+    from transformers import Trainer
+    from trl import GRPOConfig
+
+    arguments = GRPOConfig(bf16=False, generation_kwargs={"presence_penalty": 0.5, "stop": ["\n\n"]})
+    with pytest.raises(ConfigError, match="no such key presence_penalty"):
+        plan.rehearse(arguments)
+    arguments.use_vllm = True
+    plan.rehearse(arguments)
+
+    class Lomo(torch.optim.SGD):
+        def __init__(self, model, lr):
+            super().__init__(model.parameters(), lr)
+
+    monkeypatch.setattr(
+        Trainer, "get_optimizer_cls_and_kwargs", lambda arguments, model: (Lomo, {"lr": 0.1, "model": model})
+    )
+    plan.rehearse(arguments)
