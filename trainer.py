@@ -101,8 +101,10 @@ class Trainer(GRPOTrainer):
     def weights_are_finite(self) -> bool:
         """Whether all that is trained is free of NaN and infinity, on every process."""
         trained = (weight for weight in self.model.parameters() if weight.requires_grad)
-        finite = torch.stack([weight.isfinite().all() for weight in trained]).all()
-        return bool(self.accelerator.gather(finite).all())
+        shards = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)  # of FSDP
+        # One by one, since a model may be spread over several devices
+        finite = all(bool(shard.isfinite().all()) for shard in shards)
+        return bool(self.accelerator.gather(torch.tensor(finite, device=self.accelerator.device)).all())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
