@@ -116,22 +116,31 @@ def check_targets(config: Model, lora: Lora) -> None:
     if choose_backend(config) == "unsloth":
         return
     import torch
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
     from transformers import AutoConfig, AutoModelForCausalLM
 
     settings = from_first(AutoConfig.from_pretrained, config)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings)
-    except (ValueError, TypeError, ImportError, NotImplementedError, RuntimeError):
+    except Exception:  # of any type: it is the model's code
         return  # what cannot be built so may still be loaded
+    adapter = LoraConfig(target_modules=lora.target_modules, target_parameters=lora.target_parameters)
+    try:  # of Mixtral, Qwen3-MoE and their like PEFT takes the names of the experts' modules for the fused parameters
+        convert_peft_config_for_transformers(adapter, model, None)
+    except ValueError as error:
+        if config.backend == "auto":
+            return
+        raise ConfigError(f"lora.target_modules: {error}") from error
     modules = {name for name, _ in model.named_modules()}
     if config.backend == "auto":  # on another machine perhaps Unsloth, with its names of what is inside fused experts
         modules |= {"gate_proj", "up_proj", "down_proj"}
-    kinds = [("target_parameters", lora.target_parameters, {name for name, _ in model.named_parameters()})]
+    kinds = [("target_parameters", adapter.target_parameters, {name for name, _ in model.named_parameters()})]
     if not isinstance(lora.target_modules, str):  # all-linear, or a regular expression
-        kinds.append(("target_modules", lora.target_modules, modules))
+        kinds.append(("target_modules", adapter.target_modules, modules))
     for key, wanted, there in kinds:
-        for name in wanted or ():
+        for name in sorted(wanted or ()):
             if not any(other == name or other.endswith(f".{name}") for other in there):
                 ends = {".".join(other.split(".")[-1 - name.count(".") :]) for other in there}
                 raise ConfigError(f"lora.{key}: the model has no {name}{nearest(name, ends)}")
@@ -197,6 +206,7 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
     import transformers
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers.integrations import is_deepspeed_zero3_enabled
 
     transformers.utils.logging.disable_progress_bar()
     cuda = torch.cuda.is_available()
@@ -212,7 +222,8 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
     model = AutoModelForCausalLM.from_pretrained(
         config.path,
         dtype=dtype,
-        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if cuda else None,
+        # ZeRO-3, which GRPOConfig has switched on by now, places the weights itself
+        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if cuda and not is_deepspeed_zero3_enabled() else None,
         **({"quantization_config": quantization} if four_bit else {}),
     )
     if not cuda and model.num_parameters() < 50e6:
@@ -303,6 +314,16 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, "group"):
         settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"
     return settings
+
+
+def padding(config: Model) -> int | None:
+    """What Unsloth wants batches to be padded to a multiple of, tokens: whole blocks of the attention kernel that it
+    gives gpt-oss. Its GRPOConfig would set that by itself, but is made before loading the model tells it."""
+    if choose_backend(config) != "unsloth" or os.environ.get("UNSLOTH_ENABLE_FLEX_ATTENTION", "0") != "1":
+        return None
+    from unsloth_zoo.flex_attention import FLEX_ATTENTION_BLOCK_SIZE
+
+    return FLEX_ATTENTION_BLOCK_SIZE  # None without that kernel
 
 
 def quantize(config: Model) -> bool:

@@ -100,6 +100,7 @@ def run(config: Config) -> int:
                 print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
             model, tokenizer = model_room.load(config.model, config.lora)
             prepare_output(config, output, fresh=checkpoint is None)  # what failed until here left an earlier run alone
+            arguments.pad_to_multiple_of = arguments.pad_to_multiple_of or model_room.padding(config.model)
             trainer = build_trainer(config, arguments, model, tokenizer, sandbox, chat, plan)
             stopped_by = train(trainer, output, checkpoint)
         if (code := exit_code(trainer, stopped_by)) == 0 and trainer.is_world_process_zero():

@@ -6,8 +6,10 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from transformers import Qwen3MoeConfig
 
 import config
 import grpo
@@ -154,6 +156,42 @@ def test_keys_that_unsloth_ignores_are_named(monkeypatch):
         model.check(load(tiny, ["grpo.router_aux_loss_coef=0.1"]))
     monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
     assert model.check(job) == []
+
+
+def test_batches_are_padded_as_unsloth_asks_once_it_has_loaded_gpt_oss(monkeypatch):
+    monkeypatch.setitem(sys.modules, "unsloth_zoo", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "unsloth_zoo.flex_attention", SimpleNamespace(FLEX_ATTENTION_BLOCK_SIZE=128))
+    monkeypatch.setenv("UNSLOTH_ENABLE_FLEX_ATTENTION", "1")
+    assert model.padding(load().model) is None
+    monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
+    assert model.padding(load().model) == 128
+    monkeypatch.delenv("UNSLOTH_ENABLE_FLEX_ATTENTION")
+    assert model.padding(load().model) is None
+
+
+def mixture_of_experts(folder):
+    """config.json and tokenizer of a small Qwen3-MoE, whose experts are fused parameters."""
+    shutil.copytree(config.TINY_MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    Qwen3MoeConfig(
+        hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, num_experts=4, num_experts_per_tok=2,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+def test_modules_of_experts_that_peft_finds_in_fused_parameters_are_let_through(tmp_path):
+    fused = ["lora.target_parameters=null", f"model.name={mixture_of_experts(tmp_path / 'moe')}"]
+    tiny = config.ROOT / "configs" / "tiny.yaml"
+
+    def check(modules):
+        job = load(tiny, [*fused, "model.backend=transformers", f"lora.target_modules={modules}"])
+        model.check_targets(job.model, job.lora)
+
+    check("[q_proj, gate_proj, up_proj, down_proj]")
+    with pytest.raises(ConfigError, match="lora.target_modules: .*without also targeting up_proj"):
+        check("[gate_proj]")
+    with pytest.raises(ConfigError, match="lora.target_modules: the model has no k_prj; did you mean k_proj"):
+        check("[k_prj]")
 
 
 def test_unsloth_without_a_gpu_is_refused():
