@@ -52,6 +52,7 @@ PRODUCTS = {
     "runs": "TensorBoard",
     "config.yaml": "the resolved config",
 }
+FUSED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")  # of experts; PEFT saves some as parameters
 UNCHECKED = "warning: task.check is off for {}: nobody looked whether the rewards pay wrong or dishonest answers"
 MIN_FREE_MB = 200  # room for metrics, completions and one checkpoint of an adapter
 
@@ -113,7 +114,9 @@ def exit_code(trainer: Any, stopped_by: int | None) -> int:
     """0 if the run came to its end with weights that are worth keeping; else another, and the reason is printed."""
     step = trainer.state.global_step
     if stopped_by is not None:
-        print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto goes on from there")
+        saved = steps_done(Path(trainer.args.output_dir, f"checkpoint-{step}")) == step  # not weights that are NaN
+        place = "there" if saved else "the last checkpoint"
+        print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto goes on from {place}")
         return 128 + stopped_by
     if names := diagnosed(trainer):
         print(f"stopped after step {step} by the watchdog: {', '.join(names)}")
@@ -280,7 +283,8 @@ def check_adapter(checkpoint: Path, lora: Lora) -> None:
     for key in ("r", "target_modules", "target_parameters"):
         own, its = getattr(lora, key), saved.get(key)
         if isinstance(own, list) and isinstance(its, list):
-            own, its = sorted(own), sorted(its)
+            fused = FUSED if key == "target_modules" and saved.get("target_parameters") else ()
+            own, its = (sorted(name for name in names if name not in fused) for names in (own, its))
         if its is not None and type(own) is type(its) and own != its:  # Unsloth writes its own form of the modules
             raise ConfigError(f"lora.{key}: {own}, but {checkpoint} was trained with {its}; resume with that")
 

@@ -1,5 +1,6 @@
 """model.py: loading on the CPU backend without a network, and clear errors."""
 
+import dataclasses
 import json
 import os
 import re
@@ -9,11 +10,13 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from transformers import Qwen3MoeConfig
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
 import config
 import grpo
 import model
+import train
 from config import ConfigError, load
 
 
@@ -188,6 +191,13 @@ def test_modules_of_experts_that_peft_finds_in_fused_parameters_are_let_through(
         model.check_targets(job.model, job.lora)
 
     check("[q_proj, gate_proj, up_proj, down_proj]")
+    job = load(tiny, [*fused, "lora.target_modules=[q_proj, gate_proj, up_proj, down_proj]"])
+    adapter = LoraConfig(r=job.lora.r, target_modules=job.lora.target_modules)
+    built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.model.path))
+    get_peft_model(built, adapter).save_pretrained(tmp_path / "checkpoint")
+    train.check_adapter(tmp_path / "checkpoint", job.lora)  # such a run can be resumed
+    with pytest.raises(ConfigError, match="lora.target_modules: .*'k_proj'.* was trained with"):
+        train.check_adapter(tmp_path / "checkpoint", dataclasses.replace(job.lora, target_modules=["k_proj"]))
     with pytest.raises(ConfigError, match="lora.target_modules: .*without also targeting up_proj"):
         check("[gate_proj]")
     with pytest.raises(ConfigError, match="lora.target_modules: the model has no k_prj; did you mean k_proj"):
