@@ -69,6 +69,7 @@ GENERATION_KEYS = {
     "num_return_sequences": "write grpo.num_generations",
     "stop_strings": "TRL does not hand on the tokenizer that this needs",
 }  # fmt: skip
+NEUTRAL = {"do_sample": True, "num_beams": 1, "num_return_sequences": 1}  # what they are without being written
 OWN_KEYS = tuple(field.name for field in fields(Options))
 
 ABOVE_ZERO = ("delta", "repetition_penalty", "pad_to_multiple_of", "sapo_temperature_neg",
@@ -308,7 +309,7 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         yield "grpo.save_strategy: best needs metric_for_best_model and eval_strategy; steps needs neither"
     kwargs = get("generation_kwargs")
     for key in kwargs if isinstance(kwargs, Mapping) else ():
-        if key in GENERATION_KEYS:
+        if key in GENERATION_KEYS and kwargs[key] != NEUTRAL.get(key):
             yield f"grpo.generation_kwargs.{key}: {GENERATION_KEYS[key]}"
     if get("remove_unused_columns"):
         yield "grpo.remove_unused_columns: would take answer, task and reasoning_effort from every row; leave it out"
@@ -477,6 +478,7 @@ def schema() -> type:
     """GRPOConfig and Options as one dataclass whose every value of GRPOConfig may also be null."""
     simple = {"int": int | None, "float": float | None, "bool": bool | None, "str": str | None}
     plain = {name: annotation.removesuffix(" | None") for name, (annotation, _) in config_fields().items()}
+    plain["fsdp"] = "bool | str"  # annotated as text, which transformers calls deprecated: true is what it asks for
     return make_dataclass(
         "Grpo",
         [(name, simple.get(annotation, Any), MISSING) for name, annotation in plain.items()],

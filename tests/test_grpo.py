@@ -163,3 +163,18 @@ def test_what_a_schedule_or_a_loss_leaves_unread_is_named():
     assert noted(*schedule) == ["lr_scheduler_kwargs"]
     assert noted("grpo.delta=2", "grpo.loss_type=sapo") == ["delta"] and noted("grpo.delta=2") == []
     assert noted("grpo.loss_type=vespo", "grpo.importance_sampling_level=sequence") == ["importance_sampling_level"]
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("fsdp=true", True),
+        ("fsdp=full_shard", "full_shard"),
+        ("generation_kwargs={do_sample: true, num_beams: 1}", {"do_sample": True, "num_beams": 1}),
+        ("gradient_checkpointing_kwargs={debug: true}", {"debug": True}),
+        ("vespo_lambda_neg=0", 0),
+    ],
+)
+def test_what_the_libraries_take_is_let_through(override, value, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert load(config.ROOT / "configs" / "tiny.yaml", [f"grpo.{override}"]).grpo[override.partition("=")[0]] == value
