@@ -123,7 +123,7 @@ def exit_code(trainer: Any, stopped_by: int | None) -> int:
         print("change what the diagnosis names; grpo.resume_from_checkpoint=auto then goes on from the last checkpoint")
         return 7
     if not trainer.weights_are_finite():
-        print("no final_model is written: the weights are not finite; the first diagnosis of the watchdog says when")
+        print("no final_model is written: the weights are not finite; see where loss becomes null in metrics.jsonl")
         return 7
     return 0
 

@@ -442,6 +442,7 @@ def test_weights_that_explode_are_never_saved_though_they_cannot_be_sampled_from
     assert result.returncode == 7 and metrics[-1]["loss"] is None
     assert metrics[-1].get("watchdog") == (None if on == "off" else ["nan"])
     assert "no checkpoint is saved: the weights are not finite" in result.stdout
+    assert ("loss becomes null in metrics.jsonl" in result.stdout) == (on != "stop")
     saved = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json")]
     assert all(state["log_history"][-1]["loss"] is not None for state in saved)
     assert not (tmp_path / "run" / "final_model").exists()
