@@ -151,8 +151,9 @@ class Chat:
     @functools.cached_property
     def _dropped(self) -> set[int]:
         """Special tokens that are left out of an answer: all but the tags of thinking, which some tokenizers count
-        among them."""
-        names = [name for name in self.tokenizer.all_special_tokens if name not in (self.tags or ())]
+        among them, also where the template knows no thinking."""
+        tags = {tag for pair in TAGS for tag in pair}
+        names = [name for name in self.tokenizer.all_special_tokens if name not in tags]
         return set(self.tokenizer.convert_tokens_to_ids(names))
 
     @functools.cached_property

@@ -88,6 +88,7 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
         CheckError: with the table, if a wrong or dishonest answer earns what an honest one does at any step, or if an
             answer cannot be graded at a later stage (no memory for its inputs), which would end the run there.
         RewardError: if a reward function fails.
+        SandboxError: if the sandbox does.
     """
     task = tasks.load(options.type)
     row = tasks.labelled(task.rows(replace(options, num_rows=1))[0], options)
@@ -103,7 +104,7 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
         try:
             scored = score(grader, [text for _, text in answers], [row] * len(answers), steps[0])
         except Exception as error:
-            if steps[0] == 0 or isinstance(error, RewardError):
+            if steps[0] == 0 or isinstance(error, RewardError | SandboxError):
                 raise
             raise CheckError(
                 f"the known answers cannot be graded from step {steps[0]} on: {type(error).__name__}: {error}"

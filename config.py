@@ -183,6 +183,10 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
 
 
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def resolved(config: Config) -> Any:
     """The config as one OmegaConf tree, which `load` reads back to the same Config once it is written as YAML."""
     sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")}
@@ -228,7 +232,7 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         tabs = re.search(r"(?m)^ *\t", path.read_text(encoding="utf-8"))
         hint = "; YAML indents with spaces, not with tabs" if tabs else ""
-        mistakes.append(f"{path}: not valid YAML: {' '.join(str(error).split())}{hint}")
+        mistakes.append(f"{path}: not valid YAML: {one_line(error)}{hint}")
     else:
         if isinstance(content, dict):
             return content
@@ -253,7 +257,7 @@ def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, 
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
         except (YAMLError, OmegaConfBaseException, ValueError) as error:
-            mistakes.append(f"override {text!r}: the value is not valid YAML: {' '.join(str(error).split())}")
+            mistakes.append(f"override {text!r}: the value is not valid YAML: {one_line(error)}")
             continue
         # a: b inside a word is text, not a mapping; {a: b} is one
         is_text = isinstance(parsed, dict | list) and not value.lstrip().startswith(("{", "["))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import memory
-from config import Config, ConfigError, Lora, Model, world_size
+from config import Config, ConfigError, Lora, Model, one_line, world_size
 from grpo import nearest
 
 
@@ -147,7 +147,7 @@ def check_targets(config: Model, lora: Lora) -> None:
 
 
 def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:
-    text = " ".join(str(error).split())[:500]
+    text = one_line(error)[:500]
     if "Target modules" in text:  # PEFT's
         return ConfigError(f"lora.target_modules: {text}")
     ways = "; it is neither a folder (/path, ./path) nor to be had from the Hub under that name, or there is no network"
@@ -314,16 +314,6 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, "group"):
         settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"
     return settings
-
-
-def padding(config: Model) -> int | None:
-    """What Unsloth wants batches to be padded to a multiple of, tokens: whole blocks of the attention kernel that it
-    gives gpt-oss. Its GRPOConfig would set that by itself, but is made before loading the model tells it."""
-    if choose_backend(config) != "unsloth" or os.environ.get("UNSLOTH_ENABLE_FLEX_ATTENTION", "0") != "1":
-        return None
-    from unsloth_zoo.flex_attention import FLEX_ATTENTION_BLOCK_SIZE
-
-    return FLEX_ATTENTION_BLOCK_SIZE  # None without that kernel
 
 
 def quantize(config: Model) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import grpo
 import tasks
 from chat import Chat
-from config import Config, ConfigError, world_size
+from config import Config, ConfigError, one_line, world_size
 
 
 @dataclass(frozen=True)
@@ -139,9 +139,8 @@ def rehearse(arguments: Any) -> None:
     with naming("cache_implementation"):
         settings = GenerationConfig(cache_implementation=arguments.cache_implementation)
     with naming("generation_kwargs"):  # vLLM has keys of its own: presence_penalty, stop, ...
-        for key in (
-            () if arguments.use_vllm else settings.update(**arguments.generation_kwargs or {})
-        ):  # what it does not know
+        ours = {} if arguments.use_vllm else arguments.generation_kwargs or {}
+        for key in settings.update(**ours):  # what it does not know
             raise ValueError(f"no such key {key}{grpo.nearest(key, vars(settings))}")
 
 
@@ -151,4 +150,4 @@ def naming(keys: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ConfigError(f"grpo.{keys}: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"grpo.{keys}: {one_line(error)}") from error

@@ -29,7 +29,7 @@ import model as model_room
 import plan as plan_room
 import watchdog
 from chat import Chat
-from config import Config, ConfigError, Lora
+from config import Config, ConfigError, Lora, one_line
 from plan import Plan
 from reward_functions import Grader, RewardError
 from sandbox import Sandbox, SandboxError
@@ -89,9 +89,9 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: Config) -> int:
     if config_room.world_size() > 1 and "RANK" not in os.environ:
         raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there is no RANK: start it by torchrun")
-    chat, plan, arguments = prepare(config)
+    chat, plan = prepare(config)
     print(plan_room.shown(plan.rows[0], chat), flush=True)
-    output = Path(arguments.output_dir)
+    output = Path(config.grpo["output_dir"]).absolute()
     checkpoint = checkpoint_to_resume(config, output)
     probe_output(output)
     with claimed(output):
@@ -101,8 +101,7 @@ def run(config: Config) -> int:
                 print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
             model, tokenizer = model_room.load(config.model, config.lora)
             prepare_output(config, output, fresh=checkpoint is None)  # what failed until here left an earlier run alone
-            arguments.pad_to_multiple_of = arguments.pad_to_multiple_of or model_room.padding(config.model)
-            trainer = build_trainer(config, arguments, model, tokenizer, sandbox, chat, plan)
+            trainer = build_trainer(config, output, model, tokenizer, sandbox, chat, plan)
             stopped_by = train(trainer, output, checkpoint)
         if (code := exit_code(trainer, stopped_by)) == 0 and trainer.is_world_process_zero():
             save_final(trainer, tokenizer, output)
@@ -113,6 +112,7 @@ def run(config: Config) -> int:
 def exit_code(trainer: Any, stopped_by: int | None) -> int:
     """0 if the run came to its end with weights that are worth keeping; else another, and the reason is printed."""
     step = trainer.state.global_step
+    finite = trainer.weights_are_finite()  # asked by all processes, whichever of them got a signal
     if stopped_by is not None:
         saved = steps_done(Path(trainer.args.output_dir, f"checkpoint-{step}")) == step  # not weights that are NaN
         place = "there" if saved else "the last checkpoint"
@@ -122,7 +122,7 @@ def exit_code(trainer: Any, stopped_by: int | None) -> int:
         print(f"stopped after step {step} by the watchdog: {', '.join(names)}")
         print("change what the diagnosis names; grpo.resume_from_checkpoint=auto then goes on from the last checkpoint")
         return 7
-    if not trainer.weights_are_finite():
+    if not finite:
         print("no final_model is written: the weights are not finite; see where loss becomes null in metrics.jsonl")
         return 7
     return 0
@@ -130,8 +130,8 @@ def exit_code(trainer: Any, stopped_by: int | None) -> int:
 
 def dry_run(config: Config) -> int:
     """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
-    chat, plan, arguments = prepare(config)
-    checkpoint_to_resume(config, Path(arguments.output_dir))  # for what it refuses
+    chat, plan = prepare(config)
+    checkpoint_to_resume(config, Path(config.grpo["output_dir"]).absolute())  # for what it refuses
     for row in plan_room.first_of_each_kind(plan.rows):
         print(plan_room.shown(row, chat))
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
@@ -139,9 +139,9 @@ def dry_run(config: Config) -> int:
     return 0
 
 
-def prepare(config: Config) -> tuple[Chat, Plan, Any]:
-    """The prompts as the model will read them, the plan of the run and its GRPOConfig, with what there is to say of
-    them printed; before any weights are fetched."""
+def prepare(config: Config) -> tuple[Chat, Plan]:
+    """The prompts as the model will read them and the plan of the run, printed; before any weights are fetched. What
+    the libraries would refuse later is refused here."""
     for notice in config.notices:
         print(f"note: {notice}", file=sys.stderr)
     chat = Chat(
@@ -153,14 +153,16 @@ def prepare(config: Config) -> tuple[Chat, Plan, Any]:
         print(f"note: grpo.chat_template_kwargs.{key}: the chat template of {config.model.name} does not read it")
     plan = plan_room.make(config, chat)
     print(*plan.lines(config), sep="\n")
-    for notice in model_room.check(config):
+    ignored = model_room.check(config)
+    arguments, changes = grpo_config(config, plan)
+    for notice in ignored + changes:
         print(f"note: {notice}", file=sys.stderr)
-    arguments = grpo_config(config, plan)
     plan_room.rehearse(arguments)
-    return chat, plan, arguments
+    return chat, plan
 
 
-def grpo_config(config: Config, plan: Plan) -> Any:
+def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
+    """The arguments of the trainer, and in words what the library made of them otherwise."""
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
     from trl import GRPOConfig
 
@@ -184,13 +186,11 @@ def grpo_config(config: Config, plan: Plan) -> Any:
         raise ConfigError(f"grpo: {one_line(error)}") from error
     finally:
         os.environ |= {"WORLD_SIZE": planned} if planned else {}
-    for change in grpo.changes(settings, arguments):
-        print(f"note: {change}", file=sys.stderr)
-    return arguments
+    return arguments, grpo.changes(settings, arguments)
 
 
 def build_trainer(
-    config: Config, arguments: Any, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
+    config: Config, output: Path, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
 ) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
@@ -199,6 +199,7 @@ def build_trainer(
     from trainer import Trainer
 
     grader = Grader(config.tasks, sandbox)
+    arguments, _ = grpo_config(config, plan)  # anew: Unsloth's pads as the model that has been loaded wants it
     try:
         trainer = Trainer(
             model=model,
@@ -209,7 +210,7 @@ def build_trainer(
             eval_dataset=Dataset.from_list(plan.eval_rows) if plan.eval_rows else None,
             callbacks=[  # in this order: the watchdog adds to what MetricsFile writes
                 callbacks.Watch(watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)),
-                callbacks.MetricsFile(Path(arguments.output_dir) / "metrics.jsonl"),
+                callbacks.MetricsFile(output / "metrics.jsonl"),
                 callbacks.Progress(),
                 callbacks.StopOnSignal(),
             ],
@@ -379,10 +380,6 @@ def report(config: Config, trainer: Any, output: Path) -> None:
         if any(output.glob(name)):
             path = output / name
             print(f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}  {what}")
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def fail(code: int, lines: list[str]) -> int:

@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from peft import LoraConfig, get_peft_model
@@ -159,17 +158,6 @@ def test_keys_that_unsloth_ignores_are_named(monkeypatch):
         model.check(load(tiny, ["grpo.router_aux_loss_coef=0.1"]))
     monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
     assert model.check(job) == []
-
-
-def test_batches_are_padded_as_unsloth_asks_once_it_has_loaded_gpt_oss(monkeypatch):
-    monkeypatch.setitem(sys.modules, "unsloth_zoo", SimpleNamespace())
-    monkeypatch.setitem(sys.modules, "unsloth_zoo.flex_attention", SimpleNamespace(FLEX_ATTENTION_BLOCK_SIZE=128))
-    monkeypatch.setenv("UNSLOTH_ENABLE_FLEX_ATTENTION", "1")
-    assert model.padding(load().model) is None
-    monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
-    assert model.padding(load().model) == 128
-    monkeypatch.delenv("UNSLOTH_ENABLE_FLEX_ATTENTION")
-    assert model.padding(load().model) is None
 
 
 def mixture_of_experts(folder):

@@ -42,8 +42,8 @@ def build(tmp_path, monkeypatch):
                 f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
                 "grpo.max_completion_length=12", "grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}", *overrides,
             ])  # fmt: skip
-            chat, plan, arguments = train.prepare(job)
-            made = train.build_trainer(job, arguments, *model.load(job.model, job.lora), sandbox, chat, plan)
+            chat, plan = train.prepare(job)
+            made = train.build_trainer(job, tmp_path / "run", *model.load(job.model, job.lora), sandbox, chat, plan)
             made.model.train()
             return made
 
