@@ -15,7 +15,7 @@ import reward_functions
 from check import CheckError, grade_file
 from reward_functions import Grader
 from sandbox import Status
-from tasks import Grade, game_2048, matmul, reasoning
+from tasks import Grade, matmul, reasoning
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,10 +106,15 @@ def test_answers_are_compared_at_every_stage(job, quick_sandbox, monkeypatch):
     assert "at step 0" not in str(caught.value)
 
 
-def test_a_stage_at_which_honest_answers_lose_is_named(quick_sandbox):
-    too_hard = [{"step": 5, "size": 2, "target": 2048}]
-    game = game_2048.Options(type="game_2048", size=3, target=32, games=3, curriculum=too_hard)
-    _, line = check.check(game, quick_sandbox)
+def test_a_stage_at_which_honest_answers_are_not_right_is_named(job, quick_sandbox, monkeypatch):
+    def grade(completion, row, options, sandbox, rng):
+        grade = matmul_grade(completion, row, options, sandbox, rng)
+        return dataclasses.replace(grade, correct=False) if options.timing_pairs == 2 else grade
+
+    matmul_grade = matmul.grade
+    monkeypatch.setattr(matmul, "grade", grade)
+    too_hard = dataclasses.replace(job.tasks[0], curriculum=[{"step": 5, "timing_pairs": 2}])
+    _, line = check.check(too_hard, quick_sandbox)
     assert "at step 0 honest ones earn" in line and "at step 5 no honest one is judged correct" in line
 
 
