@@ -199,6 +199,7 @@ def resolved(config: Config) -> Any:
 
 
 def save(config: Config, path: str | os.PathLike) -> None:
+    """Write the resolved config as YAML."""
     OmegaConf.save(resolved(config), path)
 
 

@@ -72,13 +72,24 @@ GENERATION_KEYS = {
 NEUTRAL = {"do_sample": True, "num_beams": 1, "num_return_sequences": 1}  # what they are without being written
 OWN_KEYS = tuple(field.name for field in fields(Options))
 
-ABOVE_ZERO = ("delta", "repetition_penalty", "pad_to_multiple_of", "sapo_temperature_neg",
-              "sapo_temperature_pos")  # fmt: skip
-NOT_NEGATIVE = ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon",
-                "top_k", "neftune_noise_alpha", "eval_delay", "vespo_k_neg", "vespo_k_pos",
-                "vespo_lambda_neg", "vespo_lambda_pos", "router_aux_loss_coef")  # fmt: skip
 ENUMERATIONS = ("loss_type", "importance_sampling_level", "multi_objective_aggregation", "scale_rewards",
                 "vllm_mode", "vllm_importance_sampling_mode")  # fmt: skip
+
+
+# What numbers must be: the test, the same in words, and the keys.
+RANGES: tuple[tuple[Callable[[float], bool], str, tuple[str, ...]], ...] = (
+    (lambda x: 0 <= x < 1, "be at least 0 and below 1", ("adam_beta1", "adam_beta2")),
+    (lambda x: 0 <= x <= 1, "lie between 0 and 1", ("top_p", "min_p", "top_entropy_quantile")),
+    (lambda x: 0 <= x < 2**32, f"lie between 0 and {2**32 - 1}", ("seed", "data_seed")),
+    (math.isfinite, "be finite",
+     ("entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target")),
+    (lambda x: 0 < x < math.inf, "be above 0 and finite",
+     ("delta", "repetition_penalty", "pad_to_multiple_of", "sapo_temperature_neg", "sapo_temperature_pos")),
+    (lambda x: 0 <= x < math.inf, "be 0 or more, and finite",
+     ("beta", "epsilon", "epsilon_high", "weight_decay", "warmup_steps", "max_grad_norm", "adam_epsilon", "top_k",
+      "neftune_noise_alpha", "eval_delay", "vespo_k_neg", "vespo_k_pos", "vespo_lambda_neg", "vespo_lambda_pos",
+      "router_aux_loss_coef")),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,7 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
             )
     if get("fsdp") and world_size == 1:
         yield "grpo.fsdp: shards a model over several processes; leave it out, or start them by torchrun"
-    if (get("eval_strategy") or "no") != "no" or get("eval_on_start"):
+    if evaluates(get) or get("eval_on_start"):
         group = get("num_generations_eval") or num_generations
         per_device_eval = get("per_device_eval_batch_size") or 8
         if per_device_eval * world_size % group:
@@ -211,10 +222,15 @@ def batch_mistakes(get: Callable[[str], Any], world_size: int) -> Iterator[str]:
             )
 
 
+def evaluates(get: Callable[[str], Any]) -> bool:
+    """Whether the run stops now and then to evaluate; `get` as in batch_mistakes."""
+    return (get("eval_strategy") or "no") != "no"
+
+
 def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
     """A notice for each key that is set and, beside the others, does nothing."""
     loss, scheduler = section.get("loss_type"), section.get("lr_scheduler_type", "linear")
-    evaluates = (section.get("eval_strategy") or "no") != "no"
+    evaluating = evaluates(section.get)
     own_level = section.get("importance_sampling_level") == "token"
     warms_up, constant = section.get("warmup_steps"), scheduler == "constant"
     targets = any(name in section.get("optim", "") for name in ("galore", "apollo"))
@@ -227,9 +243,12 @@ def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
         ("entropy_coef_", "without use_adaptive_entropy", section.get("use_adaptive_entropy")),
         ("entropy_target", "without use_adaptive_entropy", section.get("use_adaptive_entropy")),
         ("ref_model_", "without sync_ref_model", section.get("sync_ref_model")),
-        *((key, "without eval_strategy", evaluates) for key in ("eval_steps", "eval_delay", "eval_accumulation_steps")),
-        ("per_device_eval_batch_size", "without eval_strategy", evaluates or section.get("eval_on_start")),
-        ("num_generations_eval", "without eval_strategy", evaluates or section.get("eval_on_start")),
+        *(
+            (key, "without eval_strategy", evaluating)
+            for key in ("eval_steps", "eval_delay", "eval_accumulation_steps")
+        ),
+        ("per_device_eval_batch_size", "without eval_strategy", evaluating or section.get("eval_on_start")),
+        ("num_generations_eval", "without eval_strategy", evaluating or section.get("eval_on_start")),
         ("delta", f"with loss_type {loss}", loss not in ("cispo", "sapo", "vespo")),
         ("importance_sampling_level", "with loss_type vespo, which weighs sequences", loss != "vespo" or own_level),
         ("warmup_steps", "with lr_scheduler_type constant; constant_with_warmup has one", not (warms_up and constant)),
@@ -304,8 +323,7 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
             yield f"grpo.gradient_checkpointing_kwargs.{key}: no such key{hint}; there are {list(CHECKPOINTING_KEYS)}"
     if get("sync_ref_model"):
         yield "grpo.sync_ref_model: TRL has no reference model to move beside a LoRA adapter; leave it out"
-    evaluates = (get("eval_strategy") or "no") != "no"
-    if get("save_strategy") == "best" and not (get("metric_for_best_model") and evaluates):
+    if get("save_strategy") == "best" and not (get("metric_for_best_model") and evaluates(get)):
         yield "grpo.save_strategy: best needs metric_for_best_model and eval_strategy; steps needs neither"
     kwargs = get("generation_kwargs")
     for key in kwargs if isinstance(kwargs, Mapping) else ():
@@ -321,30 +339,11 @@ def value_mistakes(get: Callable[[str], Any]) -> Iterator[str]:
         yield "grpo.bf16: set either this or fp16, not both; model.dtype sets the right one"
     if get("auto_find_batch_size"):
         yield "grpo.auto_find_batch_size: a smaller batch would cut groups; lower per_device_train_batch_size instead"
-    for key in ("adam_beta1", "adam_beta2"):
-        value = get(key)
-        if value is not None and not 0 <= value < 1:
-            yield f"grpo.{key}: must be at least 0 and below 1, not {value}"
-    for key in ("entropy_coef", "entropy_coef_min", "entropy_coef_max", "entropy_coef_delta", "entropy_target"):
-        value = get(key)
-        if value is not None and not math.isfinite(value):
-            yield f"grpo.{key}: must be finite, not {value}"
-    for key in ("seed", "data_seed"):
-        value = get(key)
-        if value is not None and not 0 <= value < 2**32:
-            yield f"grpo.{key}: must lie between 0 and {2**32 - 1}, not {value}"
-    for key in ABOVE_ZERO:
-        value = get(key)
-        if value is not None and not 0 < value < math.inf:
-            yield f"grpo.{key}: must be above 0 and finite, not {value}"
-    for key in ("top_p", "min_p", "top_entropy_quantile"):
-        value = get(key)
-        if isinstance(value, int | float) and not 0 <= value <= 1:
-            yield f"grpo.{key}: must lie between 0 and 1, not {value}"
-    for key in NOT_NEGATIVE:
-        value = get(key)
-        if isinstance(value, int | float) and not 0 <= value < math.inf:
-            yield f"grpo.{key}: must be 0 or more, and finite, not {value}"
+    for fits, words, keys in RANGES:
+        for key in keys:
+            value = get(key)
+            if isinstance(value, int | float) and not fits(value):
+                yield f"grpo.{key}: must {words}, not {value}"
     tries = get("max_resampling_tries")
     if tries is not None and tries < 1:
         yield f"grpo.max_resampling_tries: must be above 0, not {tries}; to resample nothing, zero_std_groups: keep"

@@ -91,7 +91,7 @@ def run(config: Config) -> int:
         raise ConfigError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but there is no RANK: start it by torchrun")
     chat, plan = prepare(config)
     print(plan_room.shown(plan.rows[0], chat), flush=True)
-    output = Path(config.grpo["output_dir"]).absolute()
+    output = output_of(config)
     checkpoint = checkpoint_to_resume(config, output)
     probe_output(output)
     with claimed(output):
@@ -131,7 +131,7 @@ def exit_code(trainer: Any, stopped_by: int | None) -> int:
 def dry_run(config: Config) -> int:
     """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
     chat, plan = prepare(config)
-    checkpoint_to_resume(config, Path(config.grpo["output_dir"]).absolute())  # for what it refuses
+    checkpoint_to_resume(config, output_of(config))  # for what it refuses
     for row in plan_room.first_of_each_kind(plan.rows):
         print(plan_room.shown(row, chat))
     print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
@@ -176,7 +176,7 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
         **config.grpo,
         **{key: config.grpo.get(key, 8) * int(planned) for key in batches},
         "max_completion_length": plan.completion_tokens,
-        "output_dir": os.path.abspath(config.grpo["output_dir"]),
+        "output_dir": str(output_of(config)),
     }
     if not config.grpo.get("use_vllm"):  # sampling from weights that are NaN would raise before the watchdog saw them
         settings["generation_kwargs"] = {"remove_invalid_values": True} | (config.grpo.get("generation_kwargs") or {})
@@ -296,6 +296,10 @@ def steps_done(checkpoint: Path) -> int:
         return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
+
+
+def output_of(config: Config) -> Path:
+    return Path(config.grpo["output_dir"]).absolute()
 
 
 def probe_output(output: Path) -> None:
