@@ -21,7 +21,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,17 +29,15 @@ from typing import Any
 
 import config as config_room
 import tasks
-from config import Config, ConfigError
-from reward_functions import Grader, RewardError, checked, resolve
+from config import Config
+from job.errors import CheckError, ConfigError, RewardError, exit_code_of, one_line
+from reward_functions import Grader, checked, resolve
 from sandbox import Sandbox, SandboxError, Status
 from tasks import Grade
 
 HONEST = ("reference", "slower", "unverified")  # the kinds of known answers that nothing else may out-earn
+BEATEN = "the rewards can be beaten; task.check=false trains anyway"
 BATCH = 64  # rows graded together; what is held in memory of a file of any length
-
-
-class CheckError(Exception):
-    """The rewards pay a wrong or dishonest answer as much as an honest one."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def check(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
             if steps[0] == 0 or isinstance(error, RewardError | SandboxError):
                 raise
             raise CheckError(
-                f"the known answers cannot be graded from step {steps[0]} on: {type(error).__name__}: {error}"
+                f"{BEATEN}\nthe known answers cannot be graded from step {steps[0]} on: {type(error).__name__}: {error}"
             ) from error
         table, pays = compare(answers, scored, {step: grader.weights_at(step) for step in steps}, all_steps != [[0]])
         tables.append(table)
@@ -161,7 +159,7 @@ def compare(
         ]
     table = "\n".join(lines)
     if overpaid:
-        raise CheckError("\n".join((table, *overpaid)))
+        raise CheckError("\n".join((BEATEN, table, *overpaid)))
     return table, earned
 
 
@@ -229,49 +227,47 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--step", metavar="N", type=int, default=0, help="of training, for weights and curriculum")
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     words = arguments.words
-    file = words[1] if words[:1] == ["grade"] and len(words) > 1 else None
-    if words[:1] == ["grade"] and file is None:
+    grading = words[:1] == ["grade"]
+    if grading and len(words) < 2:
         parser.error("grade needs a FILE.jsonl")
     if arguments.step < 0:
         parser.error("--step: must be 0 or more")
+    if grading:
+        return exit_code_of(lambda: grade_command(words[1], words[2:], arguments))
+    return exit_code_of(lambda: check_command(words, arguments))
+
+
+def check_command(overrides: Sequence[str], arguments: argparse.Namespace) -> int:
+    config = config_room.load(arguments.config, overrides)
+    with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
+        for options in config.tasks:
+            print(*check(options, sandbox), sep="\n\n")
+    return 0
+
+
+def grade_command(file: str, overrides: Sequence[str], arguments: argparse.Namespace) -> int:
+    config = config_room.load(arguments.config, overrides)
+    if arguments.task and arguments.task not in tasks.names():
+        raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
+    if arguments.out and Path(arguments.out).resolve() == Path(file).resolve():
+        raise ConfigError("--out: the same file as the one to grade")
+    counts: Counter[str] = Counter(rows=0, correct=0, cheating=0, bad_row=0)
     try:
-        config = config_room.load(arguments.config, words[2:] if file else words)
-        with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
-            if file is None:
-                for options in config.tasks:
-                    print(*check(options, sandbox), sep="\n\n")
-                return 0
-            if arguments.task and arguments.task not in tasks.names():
-                raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
-            if arguments.out and Path(arguments.out).resolve() == Path(file).resolve():
-                raise ConfigError("--out: the same file as the one to grade")
-            with (
-                open(file, encoding="utf-8", errors="replace") as lines,
-                open(arguments.out, "w", encoding="utf-8") if arguments.out else nullcontext(sys.stdout) as out,
-            ):
-                counts = Counter()
-                for result in grade_file(lines, config, sandbox, arguments.task, arguments.step):
-                    print(result, file=out, flush=True)
-                    graded = json.loads(result)
-                    unread = graded["status"] == Status.BAD_ROW
-                    counts += Counter(rows=1, correct=graded["correct"], cheating=graded["cheating"], bad_row=unread)
-            print(
-                ", ".join(f"{counts[name]} {name}" for name in ("rows", "correct", "cheating", "bad_row")),
-                file=sys.stderr,
-            )
-            return 0
-    except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except RewardError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
-    except SandboxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 5
-    except CheckError as error:
-        print(f"error: the rewards can be beaten\n{error}", file=sys.stderr)
-        return 6
+        with ExitStack() as stack:
+            lines = stack.enter_context(open(file, encoding="utf-8", errors="replace"))
+            out = sys.stdout
+            if arguments.out:
+                out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))
+            sandbox = stack.enter_context(Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require))
+            for verdict_line in grade_file(lines, config, sandbox, arguments.task, arguments.step):
+                print(verdict_line, file=out, flush=True)
+                result = json.loads(verdict_line)
+                unread = result["status"] == Status.BAD_ROW
+                counts.update(rows=1, correct=result["correct"], cheating=result["cheating"], bad_row=unread)
+    except OSError as error:
+        raise ConfigError(one_line(error)) from error
+    print(", ".join(f"{count} {name}" for name, count in counts.items()), file=sys.stderr)
+    return 0
 
 
 if __name__ == "__main__":

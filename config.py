@@ -23,18 +23,10 @@ import reward_functions
 import sandbox
 import tasks
 import watchdog
-from grpo import nearest
+from job.errors import ConfigError, nearest, one_line
 
 ROOT = Path(__file__).resolve().parent
 TINY_MODEL = ROOT / "tiny_model"
-
-
-class ConfigError(Exception):
-    """The user's fault: one line a mistake, found before the GPU is touched."""
-
-    def __init__(self, mistakes: str | Sequence[str]):
-        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
-        super().__init__("\n".join(self.mistakes))
 
 
 @dataclass(frozen=True)
@@ -181,10 +173,6 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     notices += grpo_room.in_vain(grpo)
     mixture = tuple(sections.pop(name) for name in tasks_keys)
     return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def resolved(config: Config) -> Any:

@@ -6,16 +6,17 @@ should cost a moment.
 """
 
 import ast
-import difflib
 import functools
 import importlib.util
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import MISSING
+
+from job.errors import nearest
 
 # Each algorithm sets all of these keys, so that a change from one to another leaves nothing of the first behind.
 COMMON = {
@@ -273,13 +274,6 @@ def in_vain(section: Mapping[str, Any]) -> Iterator[str]:
         for beginning, reason, does_something in reasons:
             if key.startswith(beginning) and not does_something:
                 yield f"grpo.{key}: has no effect {reason}"
-
-
-def nearest(word: str, allowed: Iterable[str], prefix: str = "") -> str:
-    """The spelling that was probably meant, in words; empty if none is near."""
-    spellings = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{spellings[close[0]]}?" if close else ""
 
 
 def nearest_multiple(number: int, unit: int) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import memory
-from config import Config, ConfigError, Lora, Model, one_line, world_size
-from grpo import nearest
+from config import Config, Lora, Model, world_size
+from job.errors import ConfigError, nearest, one_line
 
 
 def load(config: Model, lora: Lora) -> tuple[Any, Any]:

@@ -8,7 +8,8 @@ from typing import Any
 import grpo
 import tasks
 from chat import Chat
-from config import Config, ConfigError, one_line, world_size
+from config import Config, world_size
+from job.errors import ConfigError, nearest, one_line
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ def rehearse(arguments: Any) -> None:
     with naming("generation_kwargs"):  # vLLM has keys of its own: presence_penalty, stop, ...
         ours = {} if arguments.use_vllm else arguments.generation_kwargs or {}
         for key in settings.update(**ours):  # what it does not know
-            raise ValueError(f"no such key {key}{grpo.nearest(key, vars(settings))}")
+            raise ValueError(f"no such key {key}{nearest(key, vars(settings))}")
 
 
 @contextlib.contextmanager

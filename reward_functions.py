@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import tasks
+from job.errors import RewardError
 from sandbox import Sandbox, Status
 from tasks import Grade
 
@@ -148,10 +149,6 @@ def length_penalty(completions, grades: Sequence[Grade], **kwargs) -> list[float
 @functools.cache
 def say_once(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
-
-
-class RewardError(Exception):
-    """A reward function failed; the message names it and the completion. Ends the run."""
 
 
 def resolve(name: str) -> Callable[..., list[float | None]]:

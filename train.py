@@ -29,10 +29,11 @@ import model as model_room
 import plan as plan_room
 import watchdog
 from chat import Chat
-from config import Config, ConfigError, Lora, one_line
+from config import Config, Lora
+from job.errors import ConfigError, OutputError, exit_code_of, one_line
 from plan import Plan
-from reward_functions import Grader, RewardError
-from sandbox import Sandbox, SandboxError
+from reward_functions import Grader
+from sandbox import Sandbox
 
 DISK_ERRORS = {
     errno.ENOENT,
@@ -57,10 +58,6 @@ UNCHECKED = "warning: task.check is off for {}: nobody looked whether the reward
 MIN_FREE_MB = 200  # room for metrics, completions and one checkpoint of an adapter
 
 
-class OutputError(Exception):
-    """The output folder cannot be written, or its disk is full."""
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Train a model with GRPO as config.yaml says.", allow_abbrev=False)
     parser.add_argument("--config", metavar="FILE", action="append", help="its keys replace those of config.yaml")
@@ -71,19 +68,12 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     if os.environ.get("RANK", "0") != "0":
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - of several processes the first one talks; errors do all
-    try:
-        config = config_room.load(arguments.config, arguments.overrides)
-        return dry_run(config) if arguments.dry_run else run(config)
-    except ConfigError as error:
-        return fail(2, error.mistakes)
-    except RewardError as error:
-        return fail(3, [str(error)])
-    except OutputError as error:
-        return fail(4, [str(error)])
-    except SandboxError as error:
-        return fail(5, [str(error)])
-    except check.CheckError as error:
-        return fail(6, [f"the rewards can be beaten (task.check=false trains all the same)\n{error}"])
+    return exit_code_of(lambda: train_command(arguments))
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    config = config_room.load(arguments.config, arguments.overrides)
+    return dry_run(config) if arguments.dry_run else run(config)
 
 
 def run(config: Config) -> int:
@@ -384,12 +374,6 @@ def report(config: Config, trainer: Any, output: Path) -> None:
         if any(output.glob(name)):
             path = output / name
             print(f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}  {what}")
-
-
-def fail(code: int, lines: list[str]) -> int:
-    for line in lines:
-        print(f"error: {line}", file=sys.stderr)
-    return code
 
 
 if __name__ == "__main__":

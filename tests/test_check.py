@@ -12,7 +12,8 @@ import pytest
 import check
 import config
 import reward_functions
-from check import CheckError, grade_file
+from check import grade_file
+from job.errors import CheckError
 from reward_functions import Grader
 from sandbox import Status
 from tasks import Grade, matmul, reasoning

@@ -12,7 +12,8 @@ from test_check import CORPUS, acceptable
 
 import config
 import reward_functions
-from check import CheckError, check, grade_file
+from check import check, grade_file
+from job.errors import CheckError, ConfigError
 from sandbox import Status
 from tasks import Grade, code
 from tasks.code import Options, read_assert, read_problem, ruff_verdicts, same
@@ -200,9 +201,9 @@ def test_mistakes_in_problems(problem, message):
 
 
 def test_mistakes_are_config_errors_with_their_place():
-    with pytest.raises(config.ConfigError, match=re.escape("problems[1]: tests[0]:")):
+    with pytest.raises(ConfigError, match=re.escape("problems[1]: tests[0]:")):
         config.load(None, ["task.type=code", "task.problems=[sorts, {task: x, tests: ['assert f(y) == 1']}]"])
-    with pytest.raises(config.ConfigError, match="prompt_template: {task} must stand in it"):
+    with pytest.raises(ConfigError, match="prompt_template: {task} must stand in it"):
         config.load(None, ["task.type=code", "task.prompt_template=Write a function"])
 
 

@@ -10,7 +10,8 @@ import yaml
 
 import config
 import tasks
-from config import ConfigError, load
+from config import load
+from job.errors import ConfigError
 
 CONFIGS = sorted([config.ROOT / "config.yaml", *(config.ROOT / "configs").glob("*.yaml")])
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import check
 import config
 import tasks
+from job.errors import ConfigError
 from reward_functions import Grader, resolve
 from sandbox import Status
 from tasks import Grade, extract_code, game_2048
@@ -338,7 +339,7 @@ def test_curriculum(sandbox, step, game):
     ],
 )
 def test_impossible_options_are_refused(override, message):
-    with pytest.raises(config.ConfigError) as refused:
+    with pytest.raises(ConfigError) as refused:
         config.load(None, ["task.type=game_2048", f"task.{override}"])
     assert message in str(refused.value)
 

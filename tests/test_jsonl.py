@@ -15,6 +15,7 @@ import config
 import reward_functions
 import tasks
 from check import check
+from job.errors import ConfigError
 from reward_functions import Grader
 from tasks import jsonl
 from tasks.jsonl import Options, check_rows
@@ -131,7 +132,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path, row, message):
 
 def test_mistakes_come_together_up_to_twenty_and_as_a_config_error(tmp_path):
     path = write(tmp_path / "a.jsonl", *["nope"] * 30)
-    with pytest.raises(config.ConfigError) as error:
+    with pytest.raises(ConfigError) as error:
         config.load(None, ["task.type=jsonl", f"task.data={path}"])
     assert str(error.value).count("not JSON") == 20
 

@@ -16,7 +16,8 @@ import config
 import grpo
 import model
 import train
-from config import ConfigError, load
+from config import load
+from job.errors import ConfigError
 
 
 @pytest.fixture(scope="module")

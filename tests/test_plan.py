@@ -10,7 +10,8 @@ import config
 import model
 import plan
 from chat import Chat
-from config import ConfigError, load
+from config import load
+from job.errors import ConfigError
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import check
 import config
+from job.errors import ConfigError
 from reward_functions import Grader, injection_score
 from sandbox import Status
 from tasks import prompt_injection
@@ -75,7 +76,7 @@ def test_the_first_opponent_can_be_beaten(sandbox, policies):
 )
 def test_bad_options_are_mistakes_of_the_config(tmp_path, text, expected):
     (tmp_path / "job.yaml").write_text(f"task:\n  type: prompt_injection\n  {text}\n")
-    with pytest.raises(config.ConfigError, match=expected):
+    with pytest.raises(ConfigError, match=expected):
         config.load(tmp_path / "job.yaml")
 
 

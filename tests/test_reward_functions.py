@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import reward_functions
 import tasks
-from reward_functions import Grader, RewardError, checked, resolve, shares, speed_score
+from job.errors import RewardError
+from reward_functions import Grader, checked, resolve, shares, speed_score
 from sandbox import Sandbox, Status
 from tasks import Grade, game_2048, matmul
 

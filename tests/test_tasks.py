@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import config
 import tasks
+from job.errors import ConfigError
 from reward_functions import Grader, resolve, shares
 from sandbox import Status
 from tasks import code_blocks, extract_code, matmul
@@ -340,7 +341,7 @@ def test_a_file_that_is_no_task_is_a_config_error(tmp_path, monkeypatch, text, m
     (tmp_path / "broken.py").write_text(text.replace("class Options", "class Options: pass"))
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "tasks.broken", raising=False)
-    with pytest.raises(config.ConfigError, match=f"^task.type: .*{message}"):
+    with pytest.raises(ConfigError, match=f"^task.type: .*{message}"):
         config.load(None, ["task.type=broken"])
 
 

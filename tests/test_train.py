@@ -15,6 +15,7 @@ import pytest
 import config
 import tasks
 import train
+from job.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 FAST = ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1", "task.check=false"]
@@ -342,7 +343,7 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path, run_here):
 def test_a_checkpoint_is_sought_by_its_path_and_the_nearest_is_named(finished):
     output, _ = finished
     job = config.load(None, ["grpo.resume_from_checkpoint=checkpoint-2"])
-    with pytest.raises(config.ConfigError, match=f"checkpoint-2 is neither .*; did you mean {output}/checkpoint-2?"):
+    with pytest.raises(ConfigError, match=f"checkpoint-2 is neither .*; did you mean {output}/checkpoint-2?"):
         train.checkpoint_to_resume(job, output)
 
 

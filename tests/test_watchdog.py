@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import config
 import tasks
 from callbacks import MetricsFile, Watch
+from job.errors import ConfigError
 from watchdog import CHECKS, EXPLAINED_BY, Watchdog, distinct_share, repetitive_share
 
 ROOT = Path(__file__).parent.parent
@@ -278,7 +279,7 @@ def test_honest_answers_are_not_repetitive():
     ],
 )
 def test_mistakes_in_its_section_are_named(override, expected):
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         config.load(None, [f"watchdog.{override}"])
     assert len(caught.value.mistakes) == 1 and caught.value.mistakes[0].startswith(expected)
 

@@ -1,0 +1,50 @@
+"""One exit code for each error, and one place that prints them."""
+
+import re
+
+import pytest
+
+from job import errors
+from job.errors import CheckError, ConfigError, JobError, OutputError, RewardError, exit_code_of
+from sandbox import SandboxError
+
+
+def raising(error):
+    def command():
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    "error, exit_code",
+    [
+        (ConfigError("wrong"), 2),
+        (RewardError("wrong"), 3),
+        (OutputError("wrong"), 4),
+        (SandboxError("wrong"), 5),
+        (CheckError("wrong"), 6),
+    ],
+)
+def test_each_error_is_one_line_and_its_exit_code(error, exit_code, capsys):
+    assert exit_code_of(raising(error)) == exit_code
+    assert capsys.readouterr().err == "error: wrong\n"
+    table = dict(re.findall(r"^    (\d) +(\w+Error)", errors.__doc__, re.MULTILINE))
+    assert table[str(exit_code)] == type(error).__name__
+
+
+def test_every_error_class_has_its_own_exit_code():
+    codes = [kind.exit_code for kind in JobError.__subclasses__()] + [errors.SANDBOX_FAILED]
+    assert len(set(codes)) == len(codes)
+    assert not {errors.DONE, 1, errors.STOPPED_BY_WATCHDOG}.intersection(codes)
+
+
+def test_each_mistake_of_a_config_is_a_line_of_its_own(capsys):
+    exit_code_of(raising(ConfigError(["first", "second"])))
+    assert capsys.readouterr().err == "error: first\nerror: second\n"
+
+
+def test_a_result_is_passed_on_and_what_nobody_foresaw_is_not_hidden():
+    assert exit_code_of(lambda: 7) == 7
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(lambda: 1 // 0)
