@@ -29,7 +29,7 @@ def raising(error):
 def test_each_error_is_one_line_and_its_exit_code(error, exit_code, capsys):
     assert exit_code_of(raising(error)) == exit_code
     assert capsys.readouterr().err == "error: wrong\n"
-    table = dict(re.findall(r"^    (\d) +(\w+Error)", errors.__doc__, re.MULTILINE))
+    table = dict(re.findall(r"^ *(\d) +(\w+Error)", errors.__doc__, re.MULTILINE))
     assert table[str(exit_code)] == type(error).__name__
 
 
