@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from job.distributed import agreed
 from watchdog import Watchdog
 
 
@@ -83,16 +84,6 @@ class Watch(TrainerCallback):
         if self.watchdog.options.on == "stop" and (names := agreed(names, args.world_size)):
             self.stopped_by = names
             control.should_save = control.should_training_stop = True
-
-
-def agreed(names: list[str], world_size: int) -> list[str]:
-    """The first process's names on all of them: the logs are gathered, so they should be equal, but processes that
-    differ by a rounding would wait for each other for ever."""
-    if world_size == 1:
-        return names
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([names])[0]
 
 
 class RestoreAdapter(TrainerCallback):

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ import reward_functions
 import sandbox
 import tasks
 import watchdog
+from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
 
 ROOT = Path(__file__).resolve().parent
@@ -173,6 +175,11 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     notices += grpo_room.in_vain(grpo)
     mixture = tuple(sections.pop(name) for name in tasks_keys)
     return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
+
+
+def note(text: str) -> None:
+    """Tell the user something that is worth knowing and stops nothing."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def resolved(config: Config) -> Any:
@@ -460,8 +467,3 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
 
 def is_texts(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(item, str) for item in value)
-
-
-def world_size() -> int:
-    """Number of processes that train together, as torchrun and accelerate tell each of them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import memory
-from config import Config, Lora, Model, world_size
+from config import Config, Lora, Model
+from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
+
+# Modules of experts. PEFT saves some of them as parameters.
+FUSED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
 def load(config: Model, lora: Lora) -> tuple[Any, Any]:
@@ -146,6 +150,19 @@ def check_targets(config: Model, lora: Lora) -> None:
                 raise ConfigError(f"lora.{key}: the model has no {name}{nearest(name, ends)}")
 
 
+def check_adapter(checkpoint: Path, lora: Lora) -> None:
+    """Refuses a checkpoint whose adapter has another shape than the one that the config asks for."""
+    file = checkpoint / "adapter_config.json"
+    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for key in ("r", "target_modules", "target_parameters"):
+        own, its = getattr(lora, key), saved.get(key)
+        if isinstance(own, list) and isinstance(its, list):
+            fused = FUSED if key == "target_modules" and saved.get("target_parameters") else ()
+            own, its = (sorted(name for name in names if name not in fused) for names in (own, its))
+        if its is not None and type(own) is type(its) and own != its:  # Unsloth writes its own form of the modules
+            raise ConfigError(f"lora.{key}: {own}, but {checkpoint} was trained with {its}; resume with that")
+
+
 def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:
     text = one_line(error)[:500]
     if "Target modules" in text:  # PEFT's
@@ -223,7 +240,7 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
         config.path,
         dtype=dtype,
         # ZeRO-3, which GRPOConfig has switched on by now, places the weights itself
-        device_map={"": int(os.environ.get("LOCAL_RANK", "0"))} if cuda and not is_deepspeed_zero3_enabled() else None,
+        device_map={"": local_rank()} if cuda and not is_deepspeed_zero3_enabled() else None,
         **({"quantization_config": quantization} if four_bit else {}),
     )
     if not cuda and model.num_parameters() < 50e6:

@@ -8,7 +8,8 @@ from typing import Any
 import grpo
 import tasks
 from chat import Chat
-from config import Config, world_size
+from config import Config
+from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
 
 

@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 import config
 import grpo
 import model
-import train
 from config import load
 from job.errors import ConfigError
 
@@ -184,9 +183,9 @@ def test_modules_of_experts_that_peft_finds_in_fused_parameters_are_let_through(
     adapter = LoraConfig(r=job.lora.r, target_modules=job.lora.target_modules)
     built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.model.path))
     get_peft_model(built, adapter).save_pretrained(tmp_path / "checkpoint")
-    train.check_adapter(tmp_path / "checkpoint", job.lora)  # such a run can be resumed
+    model.check_adapter(tmp_path / "checkpoint", job.lora)  # such a run can be resumed
     with pytest.raises(ConfigError, match="lora.target_modules: .*'k_proj'.* was trained with"):
-        train.check_adapter(tmp_path / "checkpoint", dataclasses.replace(job.lora, target_modules=["k_proj"]))
+        model.check_adapter(tmp_path / "checkpoint", dataclasses.replace(job.lora, target_modules=["k_proj"]))
     with pytest.raises(ConfigError, match="lora.target_modules: .*without also targeting up_proj"):
         check("[gate_proj]")
     with pytest.raises(ConfigError, match="lora.target_modules: the model has no k_prj; did you mean k_proj"):

@@ -14,8 +14,9 @@ import pytest
 
 import config
 import tasks
-import train
+from job import run_folder
 from job.errors import ConfigError
+from job.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 FAST = ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1", "task.check=false"]
@@ -206,7 +207,8 @@ def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
     (output / "checkpoint-9").mkdir(parents=True)
     (output / "metrics.jsonl").write_text("{}\n")
     (output / "notes.txt").write_text("the user's own")
-    train.prepare_output(config.load(None, [f"grpo.output_dir={output}"]), output, fresh=True)
+    job = config.load(None, [f"grpo.output_dir={output}"])
+    RunFolder(job).begin(job, fresh=True)
     (aside,) = output.glob("previous-*")
     assert {path.name for path in aside.iterdir()} == {"checkpoint-9", "metrics.jsonl"}
     assert {path.name for path in output.iterdir()} == {"config.yaml", "notes.txt", aside.name}
@@ -232,8 +234,8 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_here)
 
 def test_auto_without_a_checkpoint_says_so(tmp_path, capsys):
     (tmp_path / "previous-1" / "checkpoint-5").mkdir(parents=True)
-    job = config.load(None, ["grpo.resume_from_checkpoint=auto"])
-    assert train.checkpoint_to_resume(job, tmp_path) is None
+    job = config.load(None, ["grpo.resume_from_checkpoint=auto", f"grpo.output_dir={tmp_path}"])
+    assert RunFolder(job).checkpoint_to_resume(job) is None
     said = capsys.readouterr().out
     assert "no checkpoint in" in said and "previous-1/checkpoint-5" in said
 
@@ -332,19 +334,20 @@ def test_a_mistake_is_one_clear_line(tmp_path, run_here, overrides, code, expect
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path, run_here):
-    with train.claimed(tmp_path):
+    folder = RunFolder(config.load(None, [f"grpo.output_dir={tmp_path}"]))
+    with folder:
         result = run_here(tmp_path, "grpo.max_steps=1")
         assert result.returncode == 4
         assert f"another run is writing to {tmp_path}; name another folder" in result.stderr
-    with train.claimed(tmp_path):  # free again
+    with folder:  # free again
         pass
 
 
 def test_a_checkpoint_is_sought_by_its_path_and_the_nearest_is_named(finished):
     output, _ = finished
-    job = config.load(None, ["grpo.resume_from_checkpoint=checkpoint-2"])
+    job = config.load(None, ["grpo.resume_from_checkpoint=checkpoint-2", f"grpo.output_dir={output}"])
     with pytest.raises(ConfigError, match=f"checkpoint-2 is neither .*; did you mean {output}/checkpoint-2?"):
-        train.checkpoint_to_resume(job, output)
+        RunFolder(job).checkpoint_to_resume(job)
 
 
 def test_an_output_folder_that_is_a_file(tmp_path, run_here):
@@ -388,7 +391,7 @@ def test_no_room_or_read_only_is_refused_at_the_start(small_disk, options, expec
 
 @needs_root
 def test_a_disk_that_fills_up_during_the_run(small_disk):
-    disk = small_disk(f"size={train.MIN_FREE_MB + 4}m")
+    disk = small_disk(f"size={run_folder.MIN_FREE_MB + 4}m")
     process = subprocess.Popen(
         command(disk / "run", "grpo.max_steps=1000", "grpo.save_steps=1"), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -1,0 +1,195 @@
+"""The output folder of a run: the names in it, its lock, its checkpoints, and what an earlier run left there."""
+
+import contextlib
+import errno
+import fcntl
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import config as config_module
+import model
+from config import Config
+from job.distributed import is_first_process
+from job.errors import ConfigError, OutputError, one_line
+
+PRODUCTS = {
+    "final_model": "adapter and tokenizer",
+    "checkpoint-*": "to resume from",
+    "metrics.jsonl": "one line a logged step",
+    "completions": "every completion with its rewards, Parquet",
+    "runs": "TensorBoard",
+    "config.yaml": "the resolved config",
+}
+MIN_FREE_MB = 200  # enough for metrics, completions and one checkpoint of an adapter
+FULL_MB = 20  # below this a failed write is blamed on the full disk
+DISK_ERRORS = {
+    errno.ENOENT,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+
+
+class RunFolder:
+    """The folder that `grpo.output_dir` names. Nothing is written before `with`.
+
+        with RunFolder(config) as folder:  # makes it, sees that it can be written, and locks it
+            folder.begin(config, fresh=True)
+
+    Raises:
+        OutputError: from each method that writes, if the folder cannot be written or its disk is full.
+    """
+
+    def __init__(self, config: Config):
+        self.path = Path(config.grpo["output_dir"]).absolute()
+        self._closing = contextlib.ExitStack()
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def final_model(self) -> Path:
+        return self.path / "final_model"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.path / f"checkpoint-{step}"
+
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether there is a whole checkpoint of this step."""
+        return steps_done(self.checkpoint(step)) == step
+
+    def __enter__(self) -> "RunFolder":
+        self._probe()
+        if is_first_process():
+            self._lock()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._closing.close()
+
+    def _probe(self) -> None:
+        """Make the folder and see that it can be written and that its disk has space."""
+        with self.saving():
+            self.path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self.path).close()
+        free_mb = shutil.disk_usage(self.path).free >> 20
+        if free_mb < MIN_FREE_MB:
+            raise OutputError(
+                f"grpo.output_dir: only {free_mb} MB free on the disk of {self.path}; {MIN_FREE_MB} MB are needed"
+            )
+
+    def _lock(self) -> None:
+        """Keep other runs out: they would move this run's files aside while it writes them."""
+        with self.saving():
+            lock = self._closing.enter_context((self.path / ".lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self._closing.close()
+            raise OutputError(f"grpo.output_dir: another run is writing to {self.path}; name another folder") from error
+        except OSError:  # a file system without locks
+            pass
+
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Turns what a full disk or a read-only folder makes the libraries raise into one clear OutputError."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                raise OutputError(f"grpo.output_dir: cannot write to {self.path}: {one_line(error)}") from error
+            # safetensors and torch.save raise types of their own when the disk is full, and may have removed their file
+            if self.path.is_dir() and shutil.disk_usage(self.path).free < FULL_MB << 20:
+                raise OutputError(f"grpo.output_dir: the disk of {self.path} is full: {one_line(error)}") from error
+            raise
+
+    def begin(self, config: Config, fresh: bool) -> None:
+        """Write the resolved config. A fresh run puts aside what an earlier one left, so that no later run resumes
+        from it by mistake."""
+        if not is_first_process():
+            return
+        with self.saving():
+            earlier = [path for path, _ in self.products()]
+            if fresh and earlier:
+                aside = self.path / time.strftime("previous-%Y%m%d-%H%M%S")
+                aside.mkdir(exist_ok=True)
+                for path in earlier:
+                    path.rename(aside / path.name)
+                print(f"what an earlier run left in {self.path} is now in {aside.name}/")
+            config_module.save(config, self.path / "config.yaml")
+
+    def products(self) -> list[tuple[Path, str]]:
+        """(path, what it is) of everything that a run has left here."""
+        return [(path, what) for name, what in PRODUCTS.items() for path in self.path.glob(name)]
+
+    def save_final(self, model: Any, tokenizer: Any) -> None:
+        """Write the trained adapter and the tokenizer to final_model.
+
+        Args:
+            model: a PeftModel.
+        """
+        with self.saving():
+            shutil.rmtree(self.final_model, ignore_errors=True)  # of an earlier run
+            # TRL keeps the starting adapter beside the trained one, as the reference of the KL penalty; it stays behind
+            model.save_pretrained(self.final_model, selected_adapters=["default"])
+            tokenizer.save_pretrained(self.final_model)
+            (self.final_model / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+
+    def report(self) -> str:
+        """What the run left, one line each, with paths as short as they can be."""
+        lines = []
+        for name, what in PRODUCTS.items():
+            if any(self.path.glob(name)):
+                path = self.path / name
+                if path.is_relative_to(Path.cwd()):
+                    path = path.relative_to(Path.cwd())
+                lines.append(f"{path}  {what}")
+        return "\n".join(lines)
+
+    def checkpoint_to_resume(self, config: Config) -> str | None:
+        """The checkpoint that `grpo.resume_from_checkpoint` asks for: `auto` is the last whole one of this folder, or
+        None; anything else is a path. What has changed since it was written is printed.
+
+        Raises:
+            ConfigError: if there is no such checkpoint, or its adapter has another shape than the config asks for.
+        """
+        wanted = config.grpo.get("resume_from_checkpoint")
+        if wanted == "auto":
+            wanted = self._last_checkpoint()
+        elif wanted is not None and steps_done(Path(wanted)) < 0:
+            near = self.path / str(wanted)
+            hint = f"; did you mean {near}?" if steps_done(near) >= 0 else ""
+            raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder{hint}")
+        if wanted is None:
+            return None
+        model.check_adapter(Path(wanted), config.lora)
+        for change in config_module.changed_since(config, Path(wanted).parent / "config.yaml"):
+            config_module.note(f"since {wanted} was written: {change}")
+        return wanted
+
+    def _last_checkpoint(self) -> str | None:
+        whole = [folder for folder in self.path.glob("checkpoint-*") if steps_done(folder) >= 0]
+        if whole:
+            return str(max(whole, key=steps_done))
+        aside = sorted(self.path.glob("previous-*/checkpoint-*"))
+        hint = f"; an earlier run left {aside[-1]}, to be named instead of auto" if aside else ""
+        print(f"no checkpoint in {self.path}: starting from the model{hint}")
+        return None
+
+
+def steps_done(checkpoint: Path) -> int:
+    """The step of a checkpoint; -1 if it is not whole. trainer_state.json is written last."""
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
