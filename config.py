@@ -20,12 +20,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 import grpo as grpo_room
-import reward_functions
 import sandbox
 import tasks
 import watchdog
+from job import grading
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
+from job.schedules import corners as corners_of
 
 ROOT = Path(__file__).resolve().parent
 TINY_MODEL = ROOT / "tiny_model"
@@ -450,11 +451,11 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
             if logged_as.setdefault(str(reward).rpartition(":")[2], reward) != reward:
                 yield f"{task}.rewards: {reward} would be logged under the name of another function; rename it"
             try:
-                reward_functions.resolve(str(reward))
+                grading.resolve(str(reward))
             except ValueError as error:
-                yield f"{task}.rewards: {error}{nearest(str(reward), reward_functions.names())}"
+                yield f"{task}.rewards: {error}{nearest(str(reward), grading.names())}"
             try:
-                corners = tasks.schedule(weight)
+                corners = corners_of(weight)
             except ValueError as error:
                 yield f"{task}.rewards.{reward}: {error}"
             else:

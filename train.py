@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import check
 import config as config_room
 import grpo
 import model as model_room
@@ -23,9 +22,10 @@ from chat import Chat
 from config import Config
 from job import distributed
 from job.errors import DONE, STOPPED_BY_SIGNAL, STOPPED_BY_WATCHDOG, ConfigError, exit_code_of, one_line
+from job.grading import Grader
+from job.reward_check import check_rewards
 from job.run_folder import RunFolder, steps_done
 from plan import Plan
-from reward_functions import Grader
 from sandbox import Sandbox
 
 UNCHECKED = "warning: task.check is off for {}: nobody looked whether the rewards pay wrong or dishonest answers"
@@ -58,7 +58,7 @@ def run(config: Config) -> int:
         with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
             print(sandbox)
             for options in config.tasks:
-                print(check.check(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
+                print(check_rewards(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
             model, tokenizer = model_room.load(config.model, config.lora)
             folder.begin(config, fresh=checkpoint is None)  # what failed until here left an earlier run alone
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)

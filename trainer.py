@@ -20,7 +20,7 @@ from trl import GRPOTrainer
 import grpo
 import watchdog
 from chat import Chat
-from reward_functions import Grader
+from job.grading import Grader
 
 # To accelerate each of several processes on CPUs is on "cpu:0", where torch.load would not put what a run resumes from.
 torch.serialization.register_package(
@@ -58,7 +58,8 @@ class Trainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         training = self.model.training
-        self.reward_weights = torch.tensor(self.grader.weights_at(self.state.global_step), dtype=torch.float32)
+        weights = self.grader.weights.at(self.state.global_step)
+        self.reward_weights = torch.tensor(list(weights.values()), dtype=torch.float32)
         if training and self.rollout.zero_std_groups == "resample":
             self._chosen = self._resample(inputs)
             inputs = [sample.row for sample in self._chosen]

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from omegaconf import MISSING
 
-import tasks
+from job.schedules import RewardWeights
 
 CERTAIN_SE = 4.0  # a rise of the reward counts from so many standard errors on
 MOSTLY_CORRECT = 0.5  # share of correct completions from which other rewards may carry a rise: speed, style
@@ -79,14 +79,13 @@ class Watchdog:
 
     Args:
         options: the thresholds.
-        weights: the reward functions that TRL adds up, each with its weight or the schedule of it, {step: weight};
-            "module:function" counts as "function".
+        weights: of the reward functions that TRL adds up; "module:function" counts as "function".
         float16: whether a gradient scaler is at work. It skips a step whose gradient overflows, which is harmless, so
             only a gradient that stays so over `window` logged steps counts then.
     """
 
-    def __init__(self, options: Options, weights: Mapping[str, Any], float16: bool = False):
-        self.options, self.float16, self._schedules = options, float16, weights
+    def __init__(self, options: Options, weights: RewardWeights, float16: bool = False):
+        self.options, self.float16, self._schedule = options, float16, weights
         self.weights: dict[str, float] = {}  # in force, without those that count for nothing
         self.active: list[str] = []
         self._signals: dict[str, deque[float]] = {}
@@ -119,7 +118,7 @@ class Watchdog:
 
     def _weigh(self, step: int) -> None:
         """A reward that is weighed otherwise cannot be compared with what it was: start the comparison anew."""
-        weights = {name.rpartition(":")[2]: tasks.weight_at(w, step) for name, w in self._schedules.items()}
+        weights = {name.rpartition(":")[2]: weight for name, weight in self._schedule.at(step).items()}
         weights = {name: weight for name, weight in weights.items() if weight}
         moved = weights.keys() != self.weights.keys() or any(
             abs(weight - self.weights[name]) > MOVED * abs(self.weights[name]) for name, weight in weights.items()

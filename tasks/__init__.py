@@ -26,6 +26,7 @@ import itertools
 import os
 import pkgutil
 import re
+import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,13 +34,10 @@ from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
 
-import numpy as np
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sandbox import Status
-
-MAX_WEIGHT = float(np.finfo(np.float32).max)  # TRL holds the weights in 32 bits
 
 
 @dataclass(frozen=True)
@@ -121,34 +119,6 @@ def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
     return dict(chosen.items()) if hasattr(chosen, "items") else dict.fromkeys(chosen, 1.0)
 
 
-def schedule(weight: Any) -> list[tuple[int, float]]:
-    """The corners (step, weight) of a reward function's weight, by rising step. A plain number has one, at step 0.
-
-    Raises:
-        ValueError: if a step is no whole number from 0 on or is named twice (5 and "5"), or a weight is not finite.
-    """
-    if not isinstance(weight, Mapping):
-        weight = {0: weight}
-    corners: dict[int, float] = {}
-    for step, value in weight.items():
-        if isinstance(step, bool) or not (isinstance(step, int) or isinstance(step, str) and step.isdecimal()):
-            raise ValueError(f"a step must be a whole number from 0 on, not {step!r}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_WEIGHT <= value <= MAX_WEIGHT:
-            raise ValueError(f"must be a finite number, or a schedule {{step: number}}, not {value!r:.80}")
-        if int(step) < 0 or int(step) in corners:
-            raise ValueError(f"steps must be 0 or more, each named once, not {step!r}")
-        corners[int(step)] = float(value)
-    if not corners:
-        raise ValueError("a schedule must name at least one step, as in {0: 0.5, 100: 1.0}")
-    return sorted(corners.items())
-
-
-def weight_at(weight: Any, step: int) -> float:
-    """A reward function's weight when `step` optimizer steps are done: linear between the corners of its schedule,
-    constant before the first and after the last. It depends on nothing else, so a resumed run has the same."""
-    return float(np.interp(step, *zip(*schedule(weight), strict=True)))
-
-
 def at_step(options: Options, step: int) -> Options:
     """`options` when `step` optimizer steps are done: with the keys of the last stage that has begun. Each stage
     starts from the task's own values, not from the stage before; before the first stage they are the task's own."""
@@ -195,6 +165,12 @@ def curriculum_mistakes(options: Options) -> Iterator[str]:
             except ValueError as error:  # from the task's own __post_init__
                 refused[""] = error
         yield from (f"curriculum[{i}]{key}: {error}" for key, error in refused.items())
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """Tell the user something that is worth knowing; the same text only once in a process."""
+    print(f"note: {text}", file=sys.stderr)
 
 
 def problem_mistakes(options: Any, read_problem: Callable[[Any], Any]) -> list[str]:

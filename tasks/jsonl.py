@@ -17,7 +17,6 @@ import hashlib
 import itertools
 import json
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ import pyarrow as pa
 
 import tasks
 from sandbox import Sandbox
-from tasks import Grade, reasoning
+from tasks import Grade, note_once, reasoning
 from tasks import Options as SharedOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,18 +76,13 @@ def rows(options: Options) -> list[dict[str, Any]]:
     training, _ = split_rows(options)
     wanted = options.num_rows or len(training)
     if wanted < len(training) and wanted > 1:  # one row is what check.py asks for
-        say_once(f"task.num_rows: the first {wanted} of {len(training)} rows are used")
+        note_once(f"task.num_rows: the first {wanted} of {len(training)} rows are used")
     return list(itertools.islice(itertools.cycle(training), wanted))
 
 
 def eval_rows(options: Options) -> list[dict[str, Any]]:
     """The rows that are held out, each once."""
     return split_rows(options)[1]
-
-
-@functools.cache
-def say_once(text: str) -> None:
-    print(f"note: {text}", file=sys.stderr)
 
 
 def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import check
 import config
 import reward_functions
-from check import grade_file
 from job.errors import CheckError
-from reward_functions import Grader
+from job.grade_file import grade_file
+from job.grading import Grader
+from job.reward_check import check_rewards, steps_of_stages
 from sandbox import Status
 from tasks import Grade, matmul, reasoning
 
@@ -27,7 +27,7 @@ def job():
 
 
 def test_the_default_rewards_hold(job, quick_sandbox):
-    table, line = check.check(job.tasks[0], quick_sandbox)
+    table, line = check_rewards(job.tasks[0], quick_sandbox)
     assert len(table.splitlines()) == 1 + 1 + len(matmul.SLOWER) + len(matmul.WRONG) + len(matmul.CHEAT) + 2
     assert "honest ones earn 1" in line
 
@@ -40,7 +40,7 @@ def test_a_wrong_answer_without_a_reason_is_not_called_correct(job, sandbox, mon
     found_wrong = Grade(Status.OK, code="pass")  # a task need not say why
     monkeypatch.setattr(Grader, "grade", lambda self, texts, *others: [found_wrong] * len(texts))
     with pytest.raises(CheckError) as caught:
-        check.check(job.tasks[0], sandbox)
+        check_rewards(job.tasks[0], sandbox)
     lines = [line for line in str(caught.value).splitlines() if line.startswith("wrong ")]
     assert lines and all(line.endswith("  not correct") for line in lines)
 
@@ -49,7 +49,7 @@ def test_a_reward_that_pays_for_length_is_found_out(job, quick_sandbox, monkeypa
     monkeypatch.setattr(reward_functions, "longer", longer, raising=False)
     greedy = dataclasses.replace(job.tasks[0], rewards=["longer"])
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
-        check.check(greedy, quick_sandbox)
+        check_rewards(greedy, quick_sandbox)
 
 
 def test_a_weight_that_will_make_wrong_answers_pay_is_found_out_now(job, quick_sandbox, monkeypatch):
@@ -57,14 +57,14 @@ def test_a_weight_that_will_make_wrong_answers_pay_is_found_out_now(job, quick_s
     rewards = {name: 1.0 for name in matmul.REWARDS} | {"longer": {0: 0.0, 500: 1.0}}
     growing = dataclasses.replace(job.tasks[0], rewards=rewards)
     with pytest.raises(CheckError, match="step 0  *step 500") as caught:
-        check.check(growing, quick_sandbox)
+        check_rewards(growing, quick_sandbox)
     assert "at step 500 an answer of kind 'wrong' earns" in str(caught.value)
     assert "at step 0 an answer" not in str(caught.value)
 
 
 def test_schedules_that_hold_are_reported_step_by_step(job, quick_sandbox):
     rewards = {name: 1.0 for name in matmul.REWARDS} | {"speed_check": {10: 0.0, 90: 1.0}}
-    table, line = check.check(dataclasses.replace(job.tasks[0], rewards=rewards), quick_sandbox)
+    table, line = check_rewards(dataclasses.replace(job.tasks[0], rewards=rewards), quick_sandbox)
     assert all(f"at step {step} honest ones earn 1" in line for step in (0, 10, 90))
     reference = next(row.split() for row in table.splitlines() if row.startswith("reference"))
     assert float(reference[2]) == float(reference[3]) == 12.0 < float(reference[4])
@@ -72,7 +72,7 @@ def test_schedules_that_hold_are_reported_step_by_step(job, quick_sandbox):
 
 def test_a_stage_that_cannot_grade_is_found_out_before_training(job, quick_sandbox, monkeypatch):
     options = dataclasses.replace(job.tasks[0], curriculum=[{"step": 9, "timing_pairs": 2}])
-    table, line = check.check(options, quick_sandbox)
+    table, line = check_rewards(options, quick_sandbox)
     assert "at step 0 honest ones earn 1" in line and "at step 9 honest ones earn 1" in line
     assert len(table.split("\n\n")) == 2
 
@@ -84,14 +84,14 @@ def test_a_stage_that_cannot_grade_is_found_out_before_training(job, quick_sandb
     matmul_grade = matmul.grade
     monkeypatch.setattr(matmul, "grade", grade)
     with pytest.raises(CheckError, match="cannot be graded from step 9 on: MemoryError: no room"):
-        check.check(options, quick_sandbox)
+        check_rewards(options, quick_sandbox)
 
 
 def test_a_stage_at_which_silence_pays_is_found_out_before_training(quick_sandbox):
     rewards = {"correct_conclusion": 1.0, "length_penalty": 15.0}
     options = reasoning.Options(type="reasoning", rewards=rewards, curriculum=[{"step": 5, "free_characters": 1}])
     with pytest.raises(CheckError, match="at step 5 an answer of kind 'empty' earns -2.00, an honest one -5.00"):
-        check.check(options, quick_sandbox)
+        check_rewards(options, quick_sandbox)
 
 
 def longer_later(completions, trainer_state, **kwargs):
@@ -103,7 +103,7 @@ def test_answers_are_compared_at_every_stage(job, quick_sandbox, monkeypatch):
     rewards = [*matmul.REWARDS, "longer_later"]
     later = dataclasses.replace(job.tasks[0], rewards=rewards, curriculum=[{"step": 5, "timing_pairs": 2}])
     with pytest.raises(CheckError, match="at step 5 an answer of kind 'wrong' earns") as caught:
-        check.check(later, quick_sandbox)
+        check_rewards(later, quick_sandbox)
     assert "at step 0" not in str(caught.value)
 
 
@@ -115,7 +115,7 @@ def test_a_stage_at_which_honest_answers_are_not_right_is_named(job, quick_sandb
     matmul_grade = matmul.grade
     monkeypatch.setattr(matmul, "grade", grade)
     too_hard = dataclasses.replace(job.tasks[0], curriculum=[{"step": 5, "timing_pairs": 2}])
-    _, line = check.check(too_hard, quick_sandbox)
+    _, line = check_rewards(too_hard, quick_sandbox)
     assert "at step 0 honest ones earn" in line and "at step 5 no honest one is judged correct" in line
 
 
@@ -131,7 +131,7 @@ def test_a_stage_at_which_honest_answers_are_not_right_is_named(job, quick_sandb
 )
 def test_the_steps_at_which_each_stage_is_tried(begins, corners, expected):
     options = matmul.Options(type="matmul", curriculum=[{"step": step} for step in begins])
-    assert list(check.steps_of_stages(options, corners)) == expected
+    assert list(steps_of_stages(options, corners)) == expected
 
 
 def test_completions_are_scored_as_at_a_step(job, sandbox):
@@ -158,7 +158,7 @@ def test_custom_rewards_are_called_as_in_training(job, quick_sandbox, monkeypatc
     for function in (takes_little, takes_all):
         monkeypatch.setattr(reward_functions, function.__name__, function, raising=False)
     rewards = ["correctness_check", "takes_little", "takes_all"]
-    check.check(dataclasses.replace(job.tasks[0], rewards=rewards), quick_sandbox)
+    check_rewards(dataclasses.replace(job.tasks[0], rewards=rewards), quick_sandbox)
 
 
 def test_columns_of_a_row_do_not_replace_what_reward_functions_get(job, sandbox):

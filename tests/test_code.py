@@ -12,8 +12,10 @@ from test_check import CORPUS, acceptable
 
 import config
 import reward_functions
-from check import check, grade_file
+import tasks
 from job.errors import CheckError, ConfigError
+from job.grade_file import grade_file
+from job.reward_check import check_rewards
 from sandbox import Status
 from tasks import Grade, code
 from tasks.code import Options, read_assert, read_problem, ruff_verdicts, same
@@ -69,12 +71,12 @@ def test_the_seed_configuration_without_tests(sandbox, tmp_path):
         f"Write a Python function that {what}"
         for what in ("sorts a list of numbers", "finds the factorial of n", "sorts a list of numbers")
     ]
-    table, line = check(job.tasks[0], sandbox)
+    table, line = check_rewards(job.tasks[0], sandbox)
     assert "unverified" in table and "honest ones earn" in line
 
 
 def test_without_tests_a_program_is_seen_to_run_and_no_more(sandbox, capsys):
-    reward_functions.say_once.cache_clear()
+    tasks.note_once.cache_clear()
     runs, fails = (
         grade(sandbox, "def anything(x):\n    return x", "adds"),
         grade(sandbox, "def f(x):\n    return (", "adds"),
@@ -229,7 +231,7 @@ def test_every_problem_of_the_configuration_can_be_solved(sandbox, tmp_path):
 def test_tests_that_accept_anything_are_found_out(quick_sandbox):
     job = config.load(None, ["task.type=code", "task.problems=[{task: does nothing, tests: ['assert f(1) is None']}]"])
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
-        check(job.tasks[0], quick_sandbox)
+        check_rewards(job.tasks[0], quick_sandbox)
 
 
 TIDY = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return a + b'

@@ -12,6 +12,7 @@ import config
 import tasks
 from config import load
 from job.errors import ConfigError
+from job.schedules import RewardWeights
 
 CONFIGS = sorted([config.ROOT / "config.yaml", *(config.ROOT / "configs").glob("*.yaml")])
 
@@ -87,7 +88,7 @@ def test_schedules_and_curricula_load_back_the_same(tmp_path):
     config.save(first, tmp_path / "resolved.yaml")
     again = load(tmp_path / "resolved.yaml")
     assert again == first and again.tasks[0].rewards == first.tasks[0].rewards
-    assert tasks.weight_at(again.tasks[0].rewards["style"], 50) == 0.5
+    assert RewardWeights(again.tasks[0].rewards).at(50)["style"] == 0.5
     assert tasks.at_step(again.tasks[0], 0).timing_pairs == 2
 
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import check
 import config
 import tasks
 from job.errors import ConfigError
-from reward_functions import Grader, resolve
+from job.grade_file import grade_file
+from job.grading import Grader, resolve
+from job.reward_check import check_rewards
 from sandbox import Status
 from tasks import Grade, extract_code, game_2048
 from tasks.game_2048 import HELD_OUT_SEEDS, GameBoard, Outcome, State, evaluate, shift, slide, wilson_interval
@@ -355,7 +356,7 @@ def test_the_config(sandbox, tmp_path):
     config.save(job, tmp_path / "resolved.yaml")
     assert config.load(tmp_path / "resolved.yaml").tasks == (task,)
     assert task.games * task.game_timeout_s + job.sandbox.timeout_s <= job.sandbox.total_timeout_s
-    assert "honest ones earn 22" in check.check(task, sandbox)[1]
+    assert "honest ones earn 22" in check_rewards(task, sandbox)[1]
 
 
 def test_evaluate(sandbox):
@@ -436,7 +437,7 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_pat
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
     answers = (game_2048.REFERENCE, *game_2048.WRONG, *game_2048.CHEAT)
     lines += [json.dumps({"completion": text}) for text in answers]
-    verdicts = [json.loads(line) for line in check.grade_file(lines, job, sandbox, None)]
+    verdicts = [json.loads(line) for line in grade_file(lines, job, sandbox, None)]
     reference = verdicts[len(rows)]
     assert len(rows) > 30 and reference["correct"]
     for row, verdict in zip(rows, verdicts[: len(rows)], strict=True):

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import config
 import reward_functions
 import tasks
-from check import check
 from job.errors import ConfigError
-from reward_functions import Grader
+from job.grading import Grader
+from job.reward_check import check_rewards
 from tasks import jsonl
 from tasks.jsonl import Options, check_rows
 
@@ -65,7 +65,7 @@ def test_every_column_reaches_the_reward_functions(tmp_path, sandbox, monkeypatc
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
     completions = [[{"role": "assistant", "content": "about cats"}]]
     assert reward(completions=completions, prompts=[row["prompt"]], completion_ids=[[]], **columns) == [1.0]
-    assert "no right and wrong answers are known" in check(job.tasks[0], sandbox)[1]
+    assert "no right and wrong answers are known" in check_rewards(job.tasks[0], sandbox)[1]
 
 
 def test_the_default_reward_compares_with_the_answer(sandbox):
@@ -176,7 +176,7 @@ def test_rows_held_out_are_not_trained_on(tmp_path):
 
 
 def test_cut_rows_are_told_once(tmp_path, capsys):
-    jsonl.say_once.cache_clear()
+    tasks.note_once.cache_clear()
     path = write(tmp_path / "a.jsonl", *({"prompt": f"q{i}", "answer": i} for i in range(10)))
     for _ in range(2):
         assert len(jsonl.rows(options(path, num_rows=4))) == 4
@@ -209,7 +209,7 @@ def test_the_configuration(sandbox, tmp_path):
     assert job.tasks[0].num_rows is None
     rows = jsonl.rows(job.tasks[0]) + jsonl.eval_rows(job.tasks[0])
     assert len(rows) == len((ROOT / job.tasks[0].data).read_text().splitlines()) and jsonl.eval_rows(job.tasks[0])
-    assert check(job.tasks[0], sandbox)
+    assert check_rewards(job.tasks[0], sandbox)
     config.save(job, tmp_path / "saved.yaml")
     assert config.load(tmp_path / "saved.yaml") == job
 

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import check
 import config
 from job.errors import ConfigError
-from reward_functions import Grader, injection_score
+from job.grading import Grader
+from job.reward_check import check_rewards
+from reward_functions import injection_score
 from sandbox import Status
 from tasks import prompt_injection
 from tasks.prompt_injection import POLICIES, Options, Outcome, disguise_of, opponent_reply, read_rows, rows
@@ -60,7 +61,7 @@ def test_the_seed_decides():
 def test_the_first_opponent_can_be_beaten(sandbox, policies):
     task = Options(type="prompt_injection", policies=policies, seed=8)
     assert sorted(row["opponent_policy"] for row in rows(task)[: len(policies)]) == sorted(policies)
-    assert "check:" in check.check(task, sandbox)[1]
+    assert "check:" in check_rewards(task, sandbox)[1]
 
 
 @pytest.mark.parametrize(

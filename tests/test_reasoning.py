@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 import config
 import reward_functions
+import tasks
 import verifier
-from check import check
-from reward_functions import resolve
+from job.grading import resolve
+from job.reward_check import check_rewards
 from sandbox import Status
 from tasks import Grade, reasoning
 from tasks.reasoning import Options, clarity, judge, split, step_by_step
@@ -183,7 +184,7 @@ def test_no_wrong_conclusion_earns_what_a_right_one_does():
 
 
 def test_without_an_answer_nothing_is_claimed(capsys):
-    reward_functions.say_once.cache_clear()
+    tasks.note_once.cache_clear()
     grade = judge("1. Roses are flowers.\nAnswer: no", None, 100)
     assert not grade.correct and grade.status is Status.OK
     for _ in range(2):
@@ -200,7 +201,7 @@ def test_the_seed_configuration(sandbox, tmp_path):
     job = config.load(tmp_path / "seed.yaml")
     row = reasoning.rows(job.tasks[0])[0]
     assert row["prompt"][0]["content"] == f"Think step-by-step to answer: {question}" and row["answer"] is None
-    assert "unverified" in check(job.tasks[0], sandbox)[0]
+    assert "unverified" in check_rewards(job.tasks[0], sandbox)[0]
 
 
 def test_the_configuration(tmp_path, sandbox):
@@ -211,7 +212,7 @@ def test_the_configuration(tmp_path, sandbox):
     assert all(judge(f"Answer: {answer}", answer, 100).correct for answer in answers)
     config.save(job, tmp_path / "saved.yaml")
     assert config.load(tmp_path / "saved.yaml") == job
-    assert check(job.tasks[0], sandbox)
+    assert check_rewards(job.tasks[0], sandbox)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 import reward_functions
 import tasks
 from job.errors import RewardError
-from reward_functions import Grader, checked, resolve, shares, speed_score
+from job.grading import Grader, checked, resolve, shares
+from reward_functions import speed_score
 from sandbox import Sandbox, Status
 from tasks import Grade, game_2048, matmul
 
@@ -148,7 +149,7 @@ def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_p
     echo = tasks.Options(type="echo_task")
     matrices = matmul.Options(type="matmul", rewards={"function_works": 1.0, "correctness_check": 2.0})
     mixture = Grader([matrices, echo], CountingSandbox(), seed=0)
-    assert mixture.weights == {"function_works": 1.0, "correctness_check": 2.0}
+    assert mixture.weights.at(0) == {"function_works": 1.0, "correctness_check": 2.0}
     works, correct = mixture.reward_functions()
     metrics = {}
     batch = dict(
@@ -179,13 +180,13 @@ def test_weights_follow_the_step_and_are_logged_where_they_are_scheduled(monkeyp
     monkeypatch.setattr(matmul, "grade", lambda *rest: Grade(Status.OK))
     rewards = {"function_works": 2, "reward_functions:no_cheating": {"0": 1.0, 4: 0.0}, "style": {2: -1.0}}
     grader = Grader([matmul.Options(type="matmul", rewards=rewards)], CountingSandbox(), seed=0)
-    assert [grader.weights_at(step) for step in (0, 1, 4, 9)] == [
+    assert [list(grader.weights.at(step).values()) for step in (0, 1, 4, 9)] == [
         [2.0, 1.0, -1.0],
         [2.0, 0.75, -1.0],
         [2.0, 0.0, -1.0],
         [2.0, 0.0, -1.0],
     ]
-    assert grader.schedule_steps() == [0, 2, 4]
+    assert grader.weights.steps() == [0, 2, 4]
     metrics = {}
     grader.reward_functions()[0](
         completions=[completion("x")], prompts=[[]],
@@ -199,7 +200,7 @@ def test_without_a_schedule_no_weight_is_logged(grader):
     metrics = {}
     grader.reward_functions()[0](completions=[completion("x")], prompts=[[]], log_metric=metrics.__setitem__)
     assert metrics and not [name for name in metrics if "weight" in name]
-    assert grader.schedule_steps() == [0] and grader.weights_at(5) == [1.0, 1.0]
+    assert grader.weights.steps() == [0] and list(grader.weights.at(5).values()) == [1.0, 1.0]
 
 
 def test_each_task_is_graded_as_its_own_curriculum_has_it_at_the_step(monkeypatch):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import config
 import tasks
 from job.errors import ConfigError
-from reward_functions import Grader, resolve, shares
+from job.grading import Grader, resolve, shares
 from sandbox import Status
 from tasks import code_blocks, extract_code, matmul
 
@@ -83,54 +83,6 @@ class TestEveryTask:
         code = f"import sys, tasks.{name}; print('torch' in sys.modules)"
         run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
         assert run.stdout.strip() == "False"
-
-
-SCHEDULES = st.dictionaries(st.integers(0, 10_000), st.floats(-100, 100), min_size=1, max_size=6)
-
-
-@given(SCHEDULES, st.integers(0, 20_000))
-def test_a_scheduled_weight_lies_on_the_line_between_its_neighbours(corners, step):
-    weight = tasks.weight_at(corners, step)
-    earlier, later = [s for s in corners if s <= step], [s for s in corners if s >= step]
-    if not earlier or not later:
-        assert weight == corners[min(corners) if not earlier else max(corners)]
-    elif step in corners:
-        assert weight == corners[step]
-    else:
-        a, b = max(earlier), min(later)
-        assert weight == pytest.approx(((b - step) * corners[a] + (step - a) * corners[b]) / (b - a), abs=1e-9)
-
-
-@given(SCHEDULES, st.integers(0, 20_000), st.randoms())
-def test_how_a_schedule_is_written_does_not_matter(corners, step, shuffle):
-    written = [(shuffle.choice([key, str(key)]), value) for key, value in corners.items()]
-    shuffle.shuffle(written)
-    assert tasks.weight_at(dict(written), step) == tasks.weight_at(corners, step)
-    assert tasks.weight_at(corners[min(corners)], step) == corners[min(corners)]  # a constant
-
-
-@pytest.mark.parametrize(
-    ("weight", "message"),
-    [
-        ({}, "at least one step"),
-        ({-1: 1.0}, "0 or more"),
-        ({1.5: 1.0}, "whole number"),
-        ({True: 1.0}, "whole number"),
-        ({"x": 1.0}, "whole number"),
-        ({5: 1.0, "05": 1.0}, "named once"),
-        ({0: "1"}, "finite number"),
-        ({0: float("nan")}, "finite number"),
-        ({0: True}, "finite number"),
-        ({0: {0: 1.0}}, "finite number"),
-        (10**400, "finite number"),
-        (1e39, "finite number"),  # infinite in 32 bits
-        (None, "finite number"),
-        ([1.0], "finite number"),
-    ],
-)
-def test_weights_that_cannot_be(weight, message):
-    with pytest.raises(ValueError, match=message):
-        tasks.schedule(weight)
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import reward_functions
 import tasks
-from reward_functions import Grader
+from job import grading
+from job.grading import Grader
 
 FOLDER = Path(__file__).parents[1] / "tiny_model"
 sys.path.insert(0, str(FOLDER))
@@ -61,7 +61,7 @@ def shares(tokenizer, model, sandbox, task: str) -> dict[str, float]:
             final = re.search(r"<\|channel\|>final<\|message\|>(.*?)<\|return\|>", text, re.DOTALL)
             answers.append(final[1] if final else "")
             columns.append({name: value for name, value in row.items() if name != "prompt"})
-    return reward_functions.shares(Grader([options], sandbox, seed=0).grade(answers, columns))
+    return grading.shares(Grader([options], sandbox, seed=0).grade(answers, columns))
 
 
 @torch.no_grad()

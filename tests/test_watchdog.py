@@ -17,6 +17,7 @@ import config
 import tasks
 from callbacks import MetricsFile, Watch
 from job.errors import ConfigError
+from job.schedules import RewardWeights
 from watchdog import CHECKS, EXPLAINED_BY, Watchdog, distinct_share, repetitive_share
 
 ROOT = Path(__file__).parent.parent
@@ -52,7 +53,7 @@ TRIGGERS = {
 
 def watch(*stretches, options=OPTIONS, weights=WEIGHTS, **kwargs):
     """Feed (count, changed metrics) stretches; returns what started, as (step, name), and what is active at the end."""
-    dog, started, step = Watchdog(options, weights, **kwargs), [], 0
+    dog, started, step = Watchdog(options, RewardWeights(weights), **kwargs), [], 0
     for count, changed in stretches:
         for _ in range(count):
             step += 1
@@ -105,7 +106,7 @@ def test_nothing_is_said_before_the_window_is_full(name):
 @pytest.mark.parametrize("name", set(TRIGGERS) - {"nan", "one_component"})
 def test_steps_that_do_not_log_a_signal_are_passed_over(name):
     (signal,) = TRIGGERS[name]
-    dog, started = Watchdog(OPTIONS, WEIGHTS), []
+    dog, started = Watchdog(OPTIONS, RewardWeights(WEIGHTS)), []
     for step in range(1, 2 * WINDOW + 1):
         logs = {key: value for key, value in CALM.items() if key != signal}
         logs |= TRIGGERS[name] if step % 2 == 0 else {signal: None} if step % 4 == 1 else {}
@@ -153,12 +154,20 @@ RISING_STYLE = {"reward": 5.0, "rewards/style/mean": 5.0}
     [
         ({}, RISING_STYLE | {"grades/correct": 0.4}, WEIGHTS),  # correctness rises too
         ({}, {"reward": -5.0, "rewards/style/mean": -5.0}, WEIGHTS),  # it falls
-        ({}, {"reward": 5.0, "rewards/style/mean": 3.0, "rewards/correctness_check/mean": 2.0}, WEIGHTS),  # shared
-        ({"grades/correct": 0.9}, RISING_STYLE | {"grades/correct": 0.9}, WEIGHTS),  # no room left: faster, not righter
+        (
+            {},
+            {"reward": 5.0, "rewards/style/mean": 3.0, "rewards/correctness_check/mean": 2.0},
+            RewardWeights(WEIGHTS),
+        ),  # shared
+        (
+            {"grades/correct": 0.9},
+            RISING_STYLE | {"grades/correct": 0.9},
+            RewardWeights(WEIGHTS),
+        ),  # no room left: faster, not righter
         ({}, RISING_STYLE, {"style": 1.0}),  # the only function
         ({}, RISING_STYLE, {"style": 1.0, "other": 0.0}),
         ({}, {"reward": 5.0, "rewards/no_cheating/mean": 5.0}, {"no_cheating": 1.0, "style": 1.0}),
-        ({}, RISING_STYLE | {"grades/correct": None}, WEIGHTS),  # nobody knows
+        ({}, RISING_STYLE | {"grades/correct": None}, RewardWeights(WEIGHTS)),  # nobody knows
     ],
 )
 def test_a_rise_that_is_not_one_functions_alone_or_no_bad_news(before, after, weights):
@@ -216,7 +225,7 @@ good_steps = st.fixed_dictionaries(
 @given(st.lists(good_steps, max_size=40), st.integers(2, 6))
 def test_good_streams_are_never_diagnosed(steps, window):
     """The reward follows the share of correct completions, whatever a small second function does."""
-    dog = Watchdog(dataclasses.replace(OPTIONS, window=window), WEIGHTS)
+    dog = Watchdog(dataclasses.replace(OPTIONS, window=window), RewardWeights(WEIGHTS))
     for step, logs in enumerate(steps, start=1):
         works = 12 * logs["grades/correct"] - 2
         logs |= {"rewards/correctness_check/mean": works, "reward": works}
@@ -228,7 +237,7 @@ wild = st.none() | st.floats(width=32) | st.just(0.0)
 
 @given(st.lists(st.dictionaries(st.sampled_from(sorted(CALM)), wild), max_size=30))
 def test_no_stream_makes_it_raise_and_a_diagnosis_that_starts_is_active(steps):
-    dog = Watchdog(OPTIONS, WEIGHTS)
+    dog = Watchdog(OPTIONS, RewardWeights(WEIGHTS))
     for step, logs in enumerate(steps, start=1):
         assert {diagnosis.name for diagnosis in dog.observe(step, logs)} <= set(dog.active) <= set(CHECKS)
 
@@ -296,7 +305,7 @@ def test_on_and_off_are_words_though_yaml_reads_booleans(tmp_path, text):
 
 def follow(tmp_path, on, logs, process_zero=True):
     """Two steps of these logs through the callbacks, in the order of train.py."""
-    watch = Watch(Watchdog(dataclasses.replace(OPTIONS, on=on, window=2), WEIGHTS))
+    watch = Watch(Watchdog(dataclasses.replace(OPTIONS, on=on, window=2), RewardWeights(WEIGHTS)))
     file = MetricsFile(tmp_path / "metrics.jsonl")
     control = SimpleNamespace(should_save=False, should_training_stop=False)
     for step in (1, 2):
