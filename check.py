@@ -22,8 +22,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import config as config_room
 import tasks
+from job.config import load_config
 from job.errors import ConfigError, exit_code_of, one_line
 from job.grade_file import grade_file
 from job.reward_check import check_rewards
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check_command(overrides: Sequence[str], arguments: argparse.Namespace) -> int:
-    config = config_room.load(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
         for options in config.tasks:
             print(*check_rewards(options, sandbox), sep="\n\n")
@@ -58,7 +58,7 @@ def check_command(overrides: Sequence[str], arguments: argparse.Namespace) -> in
 
 
 def grade_command(file: str, overrides: Sequence[str], arguments: argparse.Namespace) -> int:
-    config = config_room.load(arguments.config, overrides)
+    config = load_config(arguments.config, overrides)
     if arguments.task and arguments.task not in tasks.names():
         raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
     if arguments.out and Path(arguments.out).resolve() == Path(file).resolve():

@@ -13,19 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import config as config_room
-import grpo
-import model as model_room
-import plan as plan_room
-import watchdog
-from chat import Chat
-from config import Config
-from job import distributed
+from job import distributed, grpo_keys, watchdog
+from job.chat import Chat
+from job.config import Config, load_config, note
 from job.errors import DONE, STOPPED_BY_SIGNAL, STOPPED_BY_WATCHDOG, ConfigError, exit_code_of, one_line
 from job.grading import Grader
+from job.model import as_written, check_model, estimate_memory, load_model, load_tokenizer, trainer_settings
+from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.reward_check import check_rewards
 from job.run_folder import RunFolder, steps_done
-from plan import Plan
 from sandbox import Sandbox
 
 UNCHECKED = "warning: task.check is off for {}: nobody looked whether the rewards pay wrong or dishonest answers"
@@ -44,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def train_command(arguments: argparse.Namespace) -> int:
-    config = config_room.load(arguments.config, arguments.overrides)
+    config = load_config(arguments.config, arguments.overrides)
     return dry_run(config) if arguments.dry_run else run(config)
 
 
@@ -52,14 +48,14 @@ def run(config: Config) -> int:
     distributed.check_started()
     folder = RunFolder(config)
     chat, plan = prepare(config)
-    print(plan_room.shown(plan.rows[0], chat), flush=True)
+    print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
     with folder:
         with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
             print(sandbox)
             for options in config.tasks:
                 print(check_rewards(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
-            model, tokenizer = model_room.load(config.model, config.lora)
+            model, tokenizer = load_model(config.model, config.lora)
             folder.begin(config, fresh=checkpoint is None)  # what failed until here left an earlier run alone
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
             stopped_by = train(trainer, folder, checkpoint)
@@ -92,9 +88,9 @@ def dry_run(config: Config) -> int:
     """Everything that can be known without the weights: the checked config, the prompts, the batches, the memory."""
     chat, plan = prepare(config)
     RunFolder(config).checkpoint_to_resume(config)  # for what it refuses
-    for row in plan_room.first_of_each_kind(plan.rows):
-        print(plan_room.shown(row, chat))
-    print(model_room.estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
+    for row in first_of_each_kind(plan.rows):
+        print(shown(row, chat))
+    print(estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
 
@@ -103,21 +99,19 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     """The prompts as the model will read them and the plan of the run, printed; before any weights are fetched. What
     the libraries would refuse later is refused here."""
     for notice in config.notices:
-        config_room.note(notice)
-    chat = Chat(
-        model_room.load_tokenizer(config.model), config.model.prompt_date, config.grpo.get("chat_template_kwargs")
-    )
+        note(notice)
+    chat = Chat(load_tokenizer(config.model), config.model.prompt_date, config.grpo.get("chat_template_kwargs"))
     if not chat.has_effort:
         print(f"note: {config.model.name} has no notion of a reasoning effort; task.reasoning_effort is ignored")
     for key in chat.unknown_kwargs:
         print(f"note: grpo.chat_template_kwargs.{key}: the chat template of {config.model.name} does not read it")
-    plan = plan_room.make(config, chat)
+    plan = make_plan(config, chat)
     print(*plan.lines(config), sep="\n")
-    ignored = model_room.check(config)
+    ignored = check_model(config)
     arguments, changes = grpo_config(config, plan)
     for notice in ignored + changes:
-        config_room.note(notice)
-    plan_room.rehearse(arguments)
+        note(notice)
+    rehearse(arguments)
     return chat, plan
 
 
@@ -126,25 +120,21 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
     # Imported here because Unsloth, if it is the backend, must come first: it patches TRL and transformers.
     from trl import GRPOConfig
 
-    settings = {
-        "disable_tqdm": True,  # callbacks.Progress shows the bar
-        "logging_nan_inf_filter": False,  # would log a loss that is NaN as the mean of the ones before
-        **model_room.trainer_settings(config.model, config.lora),
-        **config.grpo,
-        "max_completion_length": plan.completion_tokens,
-        "output_dir": str(RunFolder(config).path),
-    }
-    if not config.grpo.get("use_vllm"):  # sampling from weights that are NaN would raise before the watchdog saw them
-        settings["generation_kwargs"] = {"remove_invalid_values": True} | (config.grpo.get("generation_kwargs") or {})
     with distributed.planned_processes() as processes:
+        settings = trainer_settings(config.model, config.lora) | dict(config.grpo)
+        settings |= {"max_completion_length": plan.completion_tokens, "output_dir": str(RunFolder(config).path)}
+        if not config.grpo.get("use_vllm"):
+            # Sampling from weights that are NaN would raise before the watchdog sees them.
+            own = config.grpo.get("generation_kwargs") or {}
+            settings["generation_kwargs"] = {"remove_invalid_values": True} | own
         if processes > 1:
             for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
                 settings[key] = config.grpo.get(key, 8) * processes
         try:
-            arguments = GRPOConfig(**model_room.as_written(config.model, settings))
+            arguments = GRPOConfig(**as_written(config.model, settings))
         except Exception as error:  # of any type: what it is given are the user's values
             raise ConfigError(f"grpo: {one_line(error)}") from error
-    return arguments, grpo.changes(settings, arguments)
+    return arguments, grpo_keys.changes(settings, arguments)
 
 
 def build_trainer(
@@ -153,8 +143,8 @@ def build_trainer(
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
 
-    import callbacks
-    from trainer import Trainer
+    from job import callbacks
+    from job.trainer import Trainer
 
     grader = Grader(config.tasks, sandbox)
     arguments, _ = grpo_config(config, plan)  # anew: Unsloth's pads as the model that has been loaded wants it
@@ -187,7 +177,7 @@ def build_trainer(
 
 def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:
     """Train to the end. Returns the signal that stopped it early, if one did; a failure saves a checkpoint first."""
-    from callbacks import RestoreAdapter, StopOnSignal
+    from job.callbacks import RestoreAdapter, StopOnSignal
 
     trainer.add_callback(RestoreAdapter(checkpoint))
     with folder.saving():
@@ -209,13 +199,13 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None
 
 def diagnosed(trainer: Any) -> list[str]:
     """What the watchdog stopped the run for; empty if it did not."""
-    from callbacks import Watch
+    from job.callbacks import Watch
 
     return next(callback.stopped_by for callback in trainer.callback_handler.callbacks if isinstance(callback, Watch))
 
 
 def report(config: Config, trainer: Any, folder: RunFolder) -> None:
-    import callbacks
+    from job import callbacks
 
     print(f"\n{callbacks.summary(trainer.state.log_history)}\n" if trainer.state.log_history else "")
     for options in config.tasks:

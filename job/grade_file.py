@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import tasks
-from config import Config
+from job.config import Config
 from job.grading import Grader, Scored
 from sandbox import Sandbox, Status
 from tasks import Grade

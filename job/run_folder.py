@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import config as config_module
-import model
-from config import Config
+from job import config as config_module
+from job import model
+from job.config import Config
 from job.distributed import is_first_process
 from job.errors import ConfigError, OutputError, one_line
 

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-import verifier
-from sandbox import Sandbox, Status
+from sandbox import Sandbox, Status, verifier
 from tasks import Grade, problem_mistakes
 from tasks import Options as SharedOptions
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from callbacks import MetricsFile, Progress, StopOnSignal, step_line, summary
+from job.callbacks import MetricsFile, Progress, StopOnSignal, step_line, summary
 
 LOGS = {"loss": 0.5, "reward": 2.0, "reward_std": 1.0, "grades/correct": 0.25, "kl": float("nan")}
 

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from chat import Chat
-from config import TINY_MODEL
+from job.chat import Chat
+from job.config import TINY_MODEL
 
 ROOT = Path(__file__).parent.parent
 TEMPLATES = Path(trl.__file__).parent / "chat_templates"

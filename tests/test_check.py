@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import config
 import reward_functions
+from job import config
 from job.errors import CheckError
 from job.grade_file import grade_file
 from job.grading import Grader
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def job():
-    return config.load(None, ["task.timing_pairs=1", "task.timing_min_size=20", "task.timing_max_size=32"])
+    return config.load_config(None, ["task.timing_pairs=1", "task.timing_min_size=20", "task.timing_max_size=32"])
 
 
 def test_the_default_rewards_hold(job, quick_sandbox):
@@ -170,7 +170,7 @@ def test_a_program_that_fails_only_in_timed_calls_is_not_correct(job, quick_sand
     size = matmul.answer("if len(A) > 40 and len(B) > 40:\n    return []\n" + matmul.LOOP)
     for text in [size, *matmul.WRONG]:
         line = json.dumps({"completion": text})
-        graded = json.loads(next(grade_file([line], config.load(), quick_sandbox, None)))
+        graded = json.loads(next(grade_file([line], config.load_config(), quick_sandbox, None)))
         assert not graded["correct"], text
 
 
@@ -257,7 +257,7 @@ def acceptable(row, graded, reference_total):
 
 
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, quick_sandbox, tmp_path):
-    job = config.load(None, ["task.timing_pairs=2", "task.timing_max_size=60"])
+    job = config.load_config(None, ["task.timing_pairs=2", "task.timing_max_size=60"])
     texts = {"@@OUT@@": str(tmp_path), "@@LEAK@@": str(tmp_path), "@@PORT@@": "9"}
     rows = [row for row in CORPUS if row["task"] == "matmul"]
     for row in rows:

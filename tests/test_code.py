@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_check import CORPUS, acceptable
 
-import config
 import reward_functions
 import tasks
+from job import config
 from job.errors import CheckError, ConfigError
 from job.grade_file import grade_file
 from job.reward_check import check_rewards
@@ -37,7 +37,7 @@ def grade(sandbox, program, problem=ADD, **options):
 def test_the_corpus_gets_acceptable_verdicts(quick_sandbox):
     rows = [row for row in CORPUS if row["task"] == "code"]
     columns = ("id", "task", "completion", "entry_point", "tests")
-    job = config.load(None, ["task.type=code"])
+    job = config.load_config(None, ["task.type=code"])
     lines = [json.dumps({name: row[name] for name in columns}) for row in rows]
     graded = [json.loads(line) for line in grade_file(lines, job, quick_sandbox, None)]
     reference = {"c_ok_sum": "sum_even", "c_ok_fib_lru": "fib"}
@@ -65,7 +65,7 @@ def test_the_seed_configuration_without_tests(sandbox, tmp_path):
         "task:\n  type: code\n  prompt_template: |\n    Write a Python function that {task}\n"
         "  problems:\n    - sorts a list of numbers\n    - finds the factorial of n\n"
     )
-    job = config.load(tmp_path / "seed.yaml")
+    job = config.load_config(tmp_path / "seed.yaml")
     contents = [row["prompt"][0]["content"] for row in code.rows(job.tasks[0])[:3]]
     assert contents == [
         f"Write a Python function that {what}"
@@ -204,32 +204,34 @@ def test_mistakes_in_problems(problem, message):
 
 def test_mistakes_are_config_errors_with_their_place():
     with pytest.raises(ConfigError, match=re.escape("problems[1]: tests[0]:")):
-        config.load(None, ["task.type=code", "task.problems=[sorts, {task: x, tests: ['assert f(y) == 1']}]"])
+        config.load_config(None, ["task.type=code", "task.problems=[sorts, {task: x, tests: ['assert f(y) == 1']}]"])
     with pytest.raises(ConfigError, match="prompt_template: {task} must stand in it"):
-        config.load(None, ["task.type=code", "task.prompt_template=Write a function"])
+        config.load_config(None, ["task.type=code", "task.prompt_template=Write a function"])
 
 
 def test_a_row_of_a_file_may_be_broken(sandbox):
     lines = [json.dumps({"task": "code", "completion": "", **row}) for row in (
         {"problem": 99}, {"problem": [1]}, {"tests": [3]}, {"entry_point": 5}, {"entry_point": "f", "tests": "no"}, {},
     )]  # fmt: skip
-    graded = [json.loads(line) for line in grade_file(lines, config.load(None), sandbox, None)]
+    graded = [json.loads(line) for line in grade_file(lines, config.load_config(None), sandbox, None)]
     assert [row["status"] for row in graded] == ["bad_row"] * 5 + ["no_function"]
 
 
 def test_every_problem_of_the_configuration_can_be_solved(sandbox, tmp_path):
-    job = config.load(ROOT / "configs" / "code.yaml")
+    job = config.load_config(ROOT / "configs" / "code.yaml")
     rows = code.rows(job.tasks[0])[: len(job.tasks[0].problems)] + code.eval_rows(job.tasks[0])
     assert [row["problem"] for row in rows] == list(range(len(job.tasks[0].problems) + len(job.tasks[0].eval_problems)))
     for row in rows:
         reference = dict(reversed(code.known_answers(row, job.tasks[0])))["reference"]
         assert code.grade(reference, row, job.tasks[0], sandbox, np.random.default_rng(0)).correct
     config.save(job, tmp_path / "saved.yaml")
-    assert config.load(tmp_path / "saved.yaml") == job
+    assert config.load_config(tmp_path / "saved.yaml") == job
 
 
 def test_tests_that_accept_anything_are_found_out(quick_sandbox):
-    job = config.load(None, ["task.type=code", "task.problems=[{task: does nothing, tests: ['assert f(1) is None']}]"])
+    job = config.load_config(
+        None, ["task.type=code", "task.problems=[{task: does nothing, tests: ['assert f(1) is None']}]"]
+    )
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
         check_rewards(job.tasks[0], quick_sandbox)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-import config
 import tasks
-from config import load
+from job import config
+from job.config import load_config as load
 from job.errors import ConfigError
 from job.schedules import RewardWeights
 
@@ -49,7 +49,8 @@ def test_settled_defaults():
 
 
 def test_loading_imports_no_torch():
-    code = "import sys, config; config.load(); print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
+    code = "import sys; from job.config import load_config; load_config()"
+    code += "; print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 

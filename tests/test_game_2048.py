@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import config
 import tasks
+from job import config
 from job.errors import ConfigError
 from job.grade_file import grade_file
 from job.grading import Grader, resolve
@@ -341,20 +341,20 @@ def test_curriculum(sandbox, step, game):
 )
 def test_impossible_options_are_refused(override, message):
     with pytest.raises(ConfigError) as refused:
-        config.load(None, ["task.type=game_2048", f"task.{override}"])
+        config.load_config(None, ["task.type=game_2048", f"task.{override}"])
     assert message in str(refused.value)
 
 
 def test_the_config(sandbox, tmp_path):
     path = ROOT / "configs" / "game_2048.yaml"
-    job = config.load(path)
+    job = config.load_config(path)
     assert "bash train.sh --config configs/game_2048.yaml" in "".join(path.open().readlines()[:3])
     task = job.tasks[0]
     last = tasks.at_step(task, 10**6)
     assert (last.size, last.target) == (task.size, task.target) == (6, 2048)
     assert tasks.at_step(task, 0).size < 6 and job.grpo["max_steps"] > task.curriculum[-1]["step"]
     config.save(job, tmp_path / "resolved.yaml")
-    assert config.load(tmp_path / "resolved.yaml").tasks == (task,)
+    assert config.load_config(tmp_path / "resolved.yaml").tasks == (task,)
     assert task.games * task.game_timeout_s + job.sandbox.timeout_s <= job.sandbox.total_timeout_s
     assert "honest ones earn 22" in check_rewards(task, sandbox)[1]
 
@@ -431,7 +431,7 @@ def test_strategy_succeeds(grade, score):
 
 
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_path):
-    job = config.load(None, ["task.type=game_2048"])
+    job = config.load_config(None, ["task.type=game_2048"])
     corpus = [row for row in CORPUS if row["task"] == "game_2048"]
     rows = [{**row, "completion": row["completion"].replace("@@LEAK@@", str(tmp_path))} for row in corpus]
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]

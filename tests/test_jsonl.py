@@ -11,9 +11,9 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
 import reward_functions
 import tasks
+from job import config
 from job.errors import ConfigError
 from job.grading import Grader
 from job.reward_check import check_rewards
@@ -59,7 +59,7 @@ def test_every_column_reaches_the_reward_functions(tmp_path, sandbox, monkeypatc
 
     monkeypatch.setattr(reward_functions, "topic_named", topic_named, raising=False)
     path = write(tmp_path / "a.jsonl", {"prompt": "x", "answer": ["a", "b"], "topic": "cats"})
-    job = config.load(None, ["task.type=jsonl", f"task.data={path}", "task.rewards=[topic_named]"])
+    job = config.load_config(None, ["task.type=jsonl", f"task.data={path}", "task.rewards=[topic_named]"])
     (row,) = Dataset.from_list(tasks.mixed_rows(job.tasks)[0][:1]).to_list()
     reward = Grader(job.tasks, sandbox, 0).reward_functions()[0]
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
@@ -133,7 +133,7 @@ def test_a_mistake_is_told_with_its_line(tmp_path, row, message):
 def test_mistakes_come_together_up_to_twenty_and_as_a_config_error(tmp_path):
     path = write(tmp_path / "a.jsonl", *["nope"] * 30)
     with pytest.raises(ConfigError) as error:
-        config.load(None, ["task.type=jsonl", f"task.data={path}"])
+        config.load_config(None, ["task.type=jsonl", f"task.data={path}"])
     assert str(error.value).count("not JSON") == 20
 
 
@@ -205,13 +205,13 @@ def test_a_dataset_that_cannot_be_had_is_told():
 
 
 def test_the_configuration(sandbox, tmp_path):
-    job = config.load(ROOT / "configs" / "jsonl.yaml")
+    job = config.load_config(ROOT / "configs" / "jsonl.yaml")
     assert job.tasks[0].num_rows is None
     rows = jsonl.rows(job.tasks[0]) + jsonl.eval_rows(job.tasks[0])
     assert len(rows) == len((ROOT / job.tasks[0].data).read_text().splitlines()) and jsonl.eval_rows(job.tasks[0])
     assert check_rewards(job.tasks[0], sandbox)
     config.save(job, tmp_path / "saved.yaml")
-    assert config.load(tmp_path / "saved.yaml") == job
+    assert config.load_config(tmp_path / "saved.yaml") == job
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-import memory
-from config import Lora
+from job import memory
+from job.config import Lora
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = json.loads((ROOT / "tests/data/gpu_memory.json").read_text(encoding="utf-8"))

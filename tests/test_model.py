@@ -12,17 +12,15 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
-import config
-import grpo
-import model
-from config import load
+from job import config, grpo_keys, model
+from job.config import load_config as load
 from job.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
 def tiny():
     job = load(config.ROOT / "configs" / "tiny.yaml")
-    return job, *model.load(job.model, job.lora)
+    return job, *model.load_model(job.model, job.lora)
 
 
 def test_the_adapter_alone_is_trained(tiny):
@@ -45,9 +43,9 @@ def refuse(*args, **kwargs):
     print("a network address was looked up or connected to", flush=True)
     os._exit(1)  # the Hub's client would try again for a minute
 socket.socket.connect = socket.getaddrinfo = refuse
-import config, model
-job = config.load("configs/tiny.yaml", sys.argv[1:])
-print(model.load(job.model, job.lora)[0].config.model_type)
+from job import config, model
+job = config.load_config("configs/tiny.yaml", sys.argv[1:])
+print(model.load_model(job.model, job.lora)[0].config.model_type)
 """
 
 
@@ -97,7 +95,7 @@ def test_all_shards_are_needed(tmp_path):
 
 
 SHAPES = json.loads((config.ROOT / "tests" / "data" / "gpu_memory.json").read_text(encoding="utf-8"))["shapes"]
-DRY_RUN = NO_NETWORK.split("import config, model")[0] + "import train; sys.exit(train.main(sys.argv[1:]))"
+DRY_RUN = NO_NETWORK.split("from job import config, model")[0] + "import train; sys.exit(train.main(sys.argv[1:]))"
 
 
 def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path):
@@ -125,11 +123,11 @@ def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path
 def test_missing_models_are_one_clear_line(tmp_path):
     job = load(config.ROOT / "configs" / "tiny.yaml", ["model.name=someone/not-there"])
     with pytest.raises(ConfigError, match="model.name: someone/not-there cannot be loaded"):
-        model.load(job.model, job.lora)
+        model.load_model(job.model, job.lora)
     (tmp_path / "config.json").write_text('{"model_type": "gpt_oss"}')
     job = load(config.ROOT / "configs" / "tiny.yaml", [f"model.name={tmp_path}"])
     with pytest.raises(ConfigError, match="model.name: .* cannot be loaded"):
-        model.load(job.model, job.lora)
+        model.load_model(job.model, job.lora)
 
 
 def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
@@ -138,7 +136,7 @@ def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
     told = model.as_written(job.model, {"loss_type": "dapo", "beta": 0.1})
     spelled_out = {"loss_type": "dapo", "beta": 0.1, "mask_truncated_completions": False, "epsilon_high": 0.2}
     assert spelled_out.items() <= told.items()
-    plan, size = grpo.batch_plan({}, world_size=1), told["per_device_eval_batch_size"]
+    plan, size = grpo_keys.batch_plan({}, world_size=1), told["per_device_eval_batch_size"]
     assert told["per_device_train_batch_size"] == plan.per_device_batch and size == 8
     assert told["gradient_accumulation_steps"] == plan.accumulation
     told = model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "group", "epsilon": 0.1})
@@ -153,11 +151,11 @@ def test_keys_that_unsloth_ignores_are_named(monkeypatch):
     job = load(tiny, ["grpo.top_entropy_quantile=0.2", "grpo.entropy_coef=0.0", "grpo.use_adaptive_entropy=true"])
     monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
     ignored = ["grpo.top_entropy_quantile", "grpo.use_adaptive_entropy"]
-    assert [notice.split(":")[0] for notice in model.check(job)] == ignored
+    assert [notice.split(":")[0] for notice in model.check_model(job)] == ignored
     with pytest.raises(ConfigError, match="grpo.router_aux_loss_coef: Unsloth cannot compute"):
-        model.check(load(tiny, ["grpo.router_aux_loss_coef=0.1"]))
+        model.check_model(load(tiny, ["grpo.router_aux_loss_coef=0.1"]))
     monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
-    assert model.check(job) == []
+    assert model.check_model(job) == []
 
 
 def mixture_of_experts(folder):
@@ -199,7 +197,7 @@ def test_unsloth_without_a_gpu_is_refused():
         pytest.skip("a CUDA GPU is visible")
     job = load(config.ROOT / "configs" / "tiny.yaml", ["model.backend=unsloth"])
     with pytest.raises(ConfigError, match="unsloth needs a CUDA GPU"):
-        model.load(job.model, job.lora)
+        model.load_model(job.model, job.lora)
 
 
 def test_a_16_bit_gpt_oss_is_never_half_quantised():

@@ -6,11 +6,9 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
-import config
-import model
-import plan
-from chat import Chat
-from config import load
+from job import config, model, plan
+from job.chat import Chat
+from job.config import load_config as load
 from job.errors import ConfigError
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
@@ -37,46 +35,46 @@ def test_long_prompts_are_refused_or_dropped(tmp_path, chat):
     longest = len(chat.prompt_ids([{"role": "user", "content": "three " * 30}], "low"))
     limit = ["grpo.max_prompt_length=100"]
     with pytest.raises(ConfigError, match=rf"100 leaves 100 tokens .* 1 of 3 rows .* \(the longest {longest}\)"):
-        plan.make(load(TINY, overrides + limit), chat)
-    made = plan.make(load(TINY, [*overrides, *limit, "grpo.overlong_prompts=drop"]), chat)
+        plan.make_plan(load(TINY, overrides + limit), chat)
+    made = plan.make_plan(load(TINY, [*overrides, *limit, "grpo.overlong_prompts=drop"]), chat)
     assert len(made.rows) == 2 and made.dropped == 1 and made.prompt_tokens < 100
     assert "2 prompts of up to" in made.lines(load(TINY))[0] and "(1 longer ones dropped)" in made.lines(load(TINY))[0]
 
 
 def test_the_longest_prompt_leaves_the_room_for_completions(tmp_path, chat):
     job = load(TINY, [*rows_of(tmp_path, "one", "two words"), "grpo.max_completion_length=null"])
-    made = plan.make(job, chat)
+    made = plan.make_plan(job, chat)
     assert made.completion_tokens == job.model.max_seq_length - made.prompt_tokens - 1
     with pytest.raises(ConfigError, match="model.max_seq_length 200 less grpo.max_completion_length 112 leaves 87"):
-        plan.make(load(TINY, ["model.max_seq_length=200"]), chat)
+        plan.make_plan(load(TINY, ["model.max_seq_length=200"]), chat)
 
 
 def test_too_few_rows_for_a_batch(tmp_path, chat):
     with pytest.raises(ConfigError, match="task.num_rows: 1 rows are fewer than the 2 prompts"):
-        plan.make(load(TINY, ["task.num_rows=1"]), chat)
+        plan.make_plan(load(TINY, ["task.num_rows=1"]), chat)
 
 
 def test_no_row_is_left_to_train_on(tmp_path, chat):
     with pytest.raises(ConfigError, match="jsonl: num_eval_rows 2 leaves none of its 2 rows to train on"):
-        plan.make(load(TINY, [*rows_of(tmp_path, "one", "two"), "task.num_eval_rows=2"]), chat)
+        plan.make_plan(load(TINY, [*rows_of(tmp_path, "one", "two"), "task.num_eval_rows=2"]), chat)
 
 
 def test_no_row_is_left_to_evaluate_on(tmp_path, chat):
     dropping = ["task.num_eval_rows=1", "grpo.max_prompt_length=100", "grpo.overlong_prompts=drop"]
     with pytest.raises(ConfigError, match="task.num_eval_rows: .* leaves none of the 1 rows to evaluate on"):
-        plan.make(load(TINY, [*rows_of(tmp_path, "one", "two", "three " * 30), *dropping]), chat)
+        plan.make_plan(load(TINY, [*rows_of(tmp_path, "one", "two", "three " * 30), *dropping]), chat)
 
 
 def test_the_total_of_a_run_by_epochs(tmp_path, chat):
     job = load(TINY, [*rows_of(tmp_path, "one", "two"), "grpo.max_steps=-1", "grpo.num_train_epochs=2"])
-    made = plan.make(job, chat)
+    made = plan.make_plan(job, chat)
     tokens = 32 * (made.prompt_tokens + 112)
     assert made.lines(job)[-1] == f"all 2 epochs: 32 completions, at most {tokens:,} tokens with prompts"
 
 
 def test_the_plan_says_what_resampling_may_add(chat):
     job = load(TINY, ["grpo.zero_std_groups=resample", "grpo.max_resampling_tries=5"])
-    assert "up to 5 generate calls" in plan.make(job, chat).lines(job)[-1]
+    assert "up to 5 generate calls" in plan.make_plan(job, chat).lines(job)[-1]
 
 
 def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path, run_job):
@@ -103,14 +101,14 @@ def test_a_dry_run_finds_mistakes(run_job):
     "override", ["grpo.save_steps=2.5", "grpo.load_best_model_at_end=true", "grpo.deepspeed=/no/such/file.json"]
 )
 def test_what_only_grpo_config_knows_is_found_before_the_weights_are_fetched(override, mode, run_job, monkeypatch):
-    monkeypatch.setattr(model, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(model, "load_model", lambda *_: pytest.fail("the model was loaded"))
     run = run_job(*mode, "--config", TINY, override)
     assert run.returncode == 2 and "error: grpo: " in run.stderr and "Traceback" not in run.stderr
 
 
 def test_the_plan_shows_what_an_algorithm_sets(chat):
     job = load(TINY, ["grpo.algorithm=gspo", "grpo.epsilon=0.001"])
-    (line,) = [line for line in plan.make(job, chat).lines(job) if line.startswith("algorithm")]
+    (line,) = [line for line in plan.make_plan(job, chat).lines(job) if line.startswith("algorithm")]
     assert line.startswith("algorithm gspo: loss_type grpo, importance_sampling_level sequence, ")
     assert "epsilon 0.001, epsilon_high 0.0004" in line and "zero_std_groups keep" in line
 

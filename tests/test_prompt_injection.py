@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
+from job import config
 from job.errors import ConfigError
 from job.grading import Grader
 from job.reward_check import check_rewards
@@ -78,11 +78,11 @@ def test_the_first_opponent_can_be_beaten(sandbox, policies):
 def test_bad_options_are_mistakes_of_the_config(tmp_path, text, expected):
     (tmp_path / "job.yaml").write_text(f"task:\n  type: prompt_injection\n  {text}\n")
     with pytest.raises(ConfigError, match=expected):
-        config.load(tmp_path / "job.yaml")
+        config.load_config(tmp_path / "job.yaml")
 
 
 def test_the_config_is_the_seed_job(tmp_path):
-    job = config.load(config.ROOT / "configs" / "prompt_injection.yaml")
+    job = config.load_config(config.ROOT / "configs" / "prompt_injection.yaml")
     assert (job.model.name, job.model.max_seq_length, job.model.load_in_4bit) == (
         "Qwen/Qwen2.5-32B-Instruct",
         2048,
@@ -106,7 +106,7 @@ def test_the_config_is_the_seed_job(tmp_path):
     assert {key: job.grpo[key] for key in seed_job} == seed_job
     assert job.grpo["output_dir"].endswith("/qwen2.5-32b-prompt-injection-grpo")
     config.save(job, tmp_path / "resolved.yaml")
-    assert config.load(tmp_path / "resolved.yaml").tasks == job.tasks
+    assert config.load_config(tmp_path / "resolved.yaml").tasks == job.tasks
 
 
 # ---- rows of the seed ----

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import config
-import grpo
 import reward_functions
 import tasks
-import watchdog
+from job import config, grpo_keys, watchdog
 from sandbox import Status
 from tasks import Grade
 
@@ -40,7 +38,7 @@ def example_functions(monkeypatch):
 @pytest.mark.parametrize("block", blocks("yaml"))
 def test_every_yaml_block_is_a_config(block, example_functions, tmp_path):
     (tmp_path / "block.yaml").write_text(block)
-    config.load(tmp_path / "block.yaml")
+    config.load_config(tmp_path / "block.yaml")
 
 
 def test_the_example_reward_function(example_functions):
@@ -49,16 +47,18 @@ def test_the_example_reward_function(example_functions):
 
 
 def test_every_key_of_the_config_is_explained():
-    job = config.load()
+    job = config.load_config()
     sections = {"model": job.model, "lora": job.lora, "sandbox": job.sandbox}
     keys = {f"{section}.{key}" for section, options in sections.items() for key in options.__dataclass_fields__}
-    keys |= {f"task.{key}" for key in tasks.Options.__dataclass_fields__} | {f"grpo.{key}" for key in grpo.OWN_KEYS}
+    keys |= {f"task.{key}" for key in tasks.Options.__dataclass_fields__} | {
+        f"grpo.{key}" for key in grpo_keys.OWN_KEYS
+    }
     rarely_touched = {"lora.lora_dropout", "lora.bias", "lora.target_parameters", "lora.random_state"}
     assert {key for key in keys - rarely_touched if f"`{key}`" not in README} == set()
 
 
 def test_every_algorithm_stands_in_the_table_as_it_is():
-    for name, keys in grpo.ALGORITHMS.items():
+    for name, keys in grpo_keys.ALGORITHMS.items():
         row = re.search(rf"^\| `{name}` \|(.*)$", README, re.MULTILINE)[1].split("|")
         _, loss_type, level, scale, beta, epsilon, others = (cell.strip() for cell in row[:7])
         assert loss_type.split("`")[1] == keys["loss_type"] and level == keys["importance_sampling_level"]
@@ -67,7 +67,7 @@ def test_every_algorithm_stands_in_the_table_as_it_is():
         low, shown_high = epsilon.split(", ")
         assert float(low) == keys["epsilon"] and (shown_high == "-" if high is None else float(shown_high) == high)
         special = ("mask_truncated_completions", "zero_std_groups", "multi_objective_aggregation")
-        different = [key for key in special if keys[key] != grpo.COMMON[key]]
+        different = [key for key in special if keys[key] != grpo_keys.COMMON[key]]
         assert re.findall(r"`(\w+): ", others) == different
 
 

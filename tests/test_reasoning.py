@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
 import reward_functions
 import tasks
-import verifier
+from job import config
 from job.grading import resolve
 from job.reward_check import check_rewards
-from sandbox import Status
+from sandbox import Status, verifier
 from tasks import Grade, reasoning
 from tasks.reasoning import Options, clarity, judge, split, step_by_step
 
@@ -198,20 +197,20 @@ def test_the_seed_configuration(sandbox, tmp_path):
         "task:\n  type: reasoning\n  prompt_template: |\n    Think step-by-step to answer: {question}\n"
         f'  problems:\n    - "{question}"\n'
     )
-    job = config.load(tmp_path / "seed.yaml")
+    job = config.load_config(tmp_path / "seed.yaml")
     row = reasoning.rows(job.tasks[0])[0]
     assert row["prompt"][0]["content"] == f"Think step-by-step to answer: {question}" and row["answer"] is None
     assert "unverified" in check_rewards(job.tasks[0], sandbox)[0]
 
 
 def test_the_configuration(tmp_path, sandbox):
-    job = config.load(ROOT / "configs" / "reasoning.yaml")
+    job = config.load_config(ROOT / "configs" / "reasoning.yaml")
     answers = [row["answer"] for row in reasoning.rows(job.tasks[0])[: len(job.tasks[0].problems)]]
     assert {"no", "345", "$x^2 - 2$"} <= set(answers) and None not in answers
     assert [row["answer"] for row in reasoning.eval_rows(job.tasks[0])] == ["408", "yes", "5/6"]
     assert all(judge(f"Answer: {answer}", answer, 100).correct for answer in answers)
     config.save(job, tmp_path / "saved.yaml")
-    assert config.load(tmp_path / "saved.yaml") == job
+    assert config.load_config(tmp_path / "saved.yaml") == job
     assert check_rewards(job.tasks[0], sandbox)
 
 

@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jail  # noqa: E402
-import sandbox as room  # noqa: E402
-from sandbox import Limits, Sandbox, SandboxError, Status, clean, parse_json, parse_reply  # noqa: E402
+from sandbox import jail  # noqa: E402
+from sandbox import sandbox as room  # noqa: E402
+from sandbox.sandbox import Limits, Sandbox, SandboxError, Status, clean, parse_json, parse_reply  # noqa: E402
 
 DATA = Path(__file__).parent / "data"
 FUZZ = int(os.environ.get("SANDBOX_FUZZ", "0"))

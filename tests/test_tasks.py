@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
 import tasks
+from job import config
 from job.errors import ConfigError
 from job.grading import Grader, resolve, shares
 from sandbox import Status
@@ -294,7 +294,7 @@ def test_a_file_that_is_no_task_is_a_config_error(tmp_path, monkeypatch, text, m
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "tasks.broken", raising=False)
     with pytest.raises(ConfigError, match=f"^task.type: .*{message}"):
-        config.load(None, ["task.type=broken"])
+        config.load_config(None, ["task.type=broken"])
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,8 @@ from pathlib import Path
 import pandas
 import pytest
 
-import config
 import tasks
-from job import run_folder
+from job import config, run_folder
 from job.errors import ConfigError
 from job.run_folder import RunFolder
 
@@ -61,7 +60,7 @@ def test_the_whole_job(finished):
     assert not (output / "final_model" / "ref").exists()
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     assert list((output / "runs").rglob("events.out.tfevents.*"))
-    assert config.load(output / "config.yaml").grpo["max_steps"] == 4
+    assert config.load_config(output / "config.yaml").grpo["max_steps"] == 4
     assert "first 2 steps" in result.stdout and "final_model" in result.stdout
     assert len([line for line in result.stdout.splitlines() if line.startswith("step ")]) == 4
 
@@ -153,7 +152,7 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_h
     for name in [name for name in steps[0] if name.startswith(("reward", "completions/"))]:
         assert [step[name] for step in metrics(resumed)] == [step[name] for step in steps[2:]], name
 
-    problems = config.load(job[1]).tasks[0].problems  # rows in their order, one a step
+    problems = config.load_config(job[1]).tasks[0].problems  # rows in their order, one a step
     for output, expected in ((whole, problems), (resumed, problems[2:])):
         table = pandas.read_parquet(output / "completions")
         asked = [step["prompt"].unique() for _, step in table.groupby("step")]
@@ -207,7 +206,7 @@ def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
     (output / "checkpoint-9").mkdir(parents=True)
     (output / "metrics.jsonl").write_text("{}\n")
     (output / "notes.txt").write_text("the user's own")
-    job = config.load(None, [f"grpo.output_dir={output}"])
+    job = config.load_config(None, [f"grpo.output_dir={output}"])
     RunFolder(job).begin(job, fresh=True)
     (aside,) = output.glob("previous-*")
     assert {path.name for path in aside.iterdir()} == {"checkpoint-9", "metrics.jsonl"}
@@ -234,7 +233,7 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_here)
 
 def test_auto_without_a_checkpoint_says_so(tmp_path, capsys):
     (tmp_path / "previous-1" / "checkpoint-5").mkdir(parents=True)
-    job = config.load(None, ["grpo.resume_from_checkpoint=auto", f"grpo.output_dir={tmp_path}"])
+    job = config.load_config(None, ["grpo.resume_from_checkpoint=auto", f"grpo.output_dir={tmp_path}"])
     assert RunFolder(job).checkpoint_to_resume(job) is None
     said = capsys.readouterr().out
     assert "no checkpoint in" in said and "previous-1/checkpoint-5" in said
@@ -334,7 +333,7 @@ def test_a_mistake_is_one_clear_line(tmp_path, run_here, overrides, code, expect
 
 
 def test_two_runs_do_not_share_an_output_folder(tmp_path, run_here):
-    folder = RunFolder(config.load(None, [f"grpo.output_dir={tmp_path}"]))
+    folder = RunFolder(config.load_config(None, [f"grpo.output_dir={tmp_path}"]))
     with folder:
         result = run_here(tmp_path, "grpo.max_steps=1")
         assert result.returncode == 4
@@ -345,7 +344,7 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path, run_here):
 
 def test_a_checkpoint_is_sought_by_its_path_and_the_nearest_is_named(finished):
     output, _ = finished
-    job = config.load(None, ["grpo.resume_from_checkpoint=checkpoint-2", f"grpo.output_dir={output}"])
+    job = config.load_config(None, ["grpo.resume_from_checkpoint=checkpoint-2", f"grpo.output_dir={output}"])
     with pytest.raises(ConfigError, match=f"checkpoint-2 is neither .*; did you mean {output}/checkpoint-2?"):
         RunFolder(job).checkpoint_to_resume(job)
 

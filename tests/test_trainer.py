@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-import config
-import model
 import reward_functions
 import train
-from config import load
+from job import config, model
+from job.config import load_config as load
+from job.run_folder import RunFolder
 from sandbox import Sandbox
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
@@ -43,7 +43,7 @@ def build(tmp_path, monkeypatch):
                 "grpo.max_completion_length=12", "grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}", *overrides,
             ])  # fmt: skip
             chat, plan = train.prepare(job)
-            made = train.build_trainer(job, tmp_path / "run", *model.load(job.model, job.lora), sandbox, chat, plan)
+            made = train.build_trainer(job, RunFolder(job), *model.load_model(job.model, job.lora), sandbox, chat, plan)
             made.model.train()
             return made
 

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import config
 import tasks
-from callbacks import MetricsFile, Watch
+from job import config
+from job.callbacks import MetricsFile, Watch
 from job.errors import ConfigError
 from job.schedules import RewardWeights
-from watchdog import CHECKS, EXPLAINED_BY, Watchdog, distinct_share, repetitive_share
+from job.watchdog import CHECKS, EXPLAINED_BY, Watchdog, distinct_share, repetitive_share
 
 ROOT = Path(__file__).parent.parent
-DEFAULTS = config.load().watchdog
+DEFAULTS = config.load_config().watchdog
 WINDOW = 4
 OPTIONS = dataclasses.replace(DEFAULTS, window=WINDOW)
 WEIGHTS = {"correctness_check": 1.0, "my_rewards:style": 1.0}
@@ -289,18 +289,18 @@ def test_honest_answers_are_not_repetitive():
 )
 def test_mistakes_in_its_section_are_named(override, expected):
     with pytest.raises(ConfigError) as caught:
-        config.load(None, [f"watchdog.{override}"])
+        config.load_config(None, [f"watchdog.{override}"])
     assert len(caught.value.mistakes) == 1 and caught.value.mistakes[0].startswith(expected)
 
 
 @pytest.mark.parametrize("text", ["on: off", "on: 'off'", "'on': off"])
 def test_on_and_off_are_words_though_yaml_reads_booleans(tmp_path, text):
     (tmp_path / "job.yaml").write_text(f"watchdog:\n  {text}\n  kl_limit: null\n")
-    loaded = config.load(tmp_path / "job.yaml")
+    loaded = config.load_config(tmp_path / "job.yaml")
     assert loaded.watchdog.on == "off" and loaded.watchdog.kl_limit is None and DEFAULTS.on == "warn"
     config.save(loaded, tmp_path / "resolved.yaml")
-    assert config.load(tmp_path / "resolved.yaml") == loaded
-    assert config.load(None, ["watchdog.on=off"]).watchdog.on == "off"
+    assert config.load_config(tmp_path / "resolved.yaml") == loaded
+    assert config.load_config(None, ["watchdog.on=off"]).watchdog.on == "off"
 
 
 def follow(tmp_path, on, logs, process_zero=True):

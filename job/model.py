@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import memory
-from config import Config, Lora, Model
+from job import memory
+from job.config import Config, Lora, Model
 from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
 
@@ -18,7 +18,7 @@ from job.errors import ConfigError, nearest, one_line
 FUSED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 
 
-def load(config: Model, lora: Lora) -> tuple[Any, Any]:
+def load_model(config: Model, lora: Lora) -> tuple[Any, Any]:
     """The model with a fresh LoRA adapter, and its tokenizer.
 
     Raises:
@@ -59,7 +59,7 @@ def load_tokenizer(config: Model) -> Any:
     return tokenizer
 
 
-def load_config(config: Model) -> dict[str, Any]:
+def load_model_config(config: Model) -> dict[str, Any]:
     """config.json of the model, from its folder, the cache or the Hub."""
     from transformers.utils import cached_file
 
@@ -78,7 +78,7 @@ def from_first(fetch: Callable[..., Any], config: Model) -> Any:
                 raise cannot_be_loaded(config, error) from error
 
 
-def check(job: Config) -> list[str]:
+def check_model(job: Config) -> list[str]:
     """What this model and its backend make of the config, before the weights are there: notices of what they ignore.
 
     Raises:
@@ -281,7 +281,7 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
 
     card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     estimate = memory.estimate(
-        load_config(job.model),
+        load_model_config(job.model),
         backend="unsloth" if job.model.backend == "auto" else job.model.backend,
         load_in_4bit=quantize(job.model),
         lora=job.lora,
@@ -297,12 +297,14 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
     return estimate.table(card.total_memory, card.name) if card else estimate.table()
 
 
-def trainer_settings(config: Model, lora: Lora) -> dict[str, bool | float]:
-    """The GRPOConfig arguments that follow from the model's section, unless the user's config says otherwise."""
+def trainer_settings(config: Model, lora: Lora) -> dict[str, Any]:
+    """The GRPOConfig arguments that this job sets, unless the user's config says otherwise."""
     import torch
 
     dtype = choose_dtype(config)
     settings = {
+        "disable_tqdm": True,  # callbacks.Progress shows the bar
+        "logging_nan_inf_filter": False,  # would log a loss that is NaN as the mean of the ones before
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
         "dataloader_pin_memory": torch.cuda.is_available(),

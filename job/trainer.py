@@ -17,9 +17,8 @@ from accelerate.utils import gather, gather_object, send_to_device
 from tqdm.auto import tqdm
 from trl import GRPOTrainer
 
-import grpo
-import watchdog
-from chat import Chat
+from job import grpo_keys, watchdog
+from job.chat import Chat
 from job.grading import Grader
 
 # To accelerate each of several processes on CPUs is on "cpu:0", where torch.load would not put what a run resumes from.
@@ -49,7 +48,7 @@ class Trainer(GRPOTrainer):
         Others as in GRPOTrainer.
     """
 
-    def __init__(self, *args: Any, chat: Chat, grader: Grader, rollout: grpo.Options, **kwargs: Any):
+    def __init__(self, *args: Any, chat: Chat, grader: Grader, rollout: grpo_keys.Options, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.chat, self.grader, self.rollout = chat, grader, rollout
         self._rows: Sequence[dict[str, Any]] = ()  # of the batch in hand

@@ -19,16 +19,14 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-import grpo as grpo_room
 import sandbox
 import tasks
-import watchdog
-from job import grading
+from job import grading, grpo_keys, watchdog
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
 from job.schedules import corners as corners_of
 
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parent.parent
 TINY_MODEL = ROOT / "tiny_model"
 
 
@@ -88,7 +86,7 @@ class Config:
     model: Model
     lora: Lora
     grpo: Mapping[str, Any]  # keyword arguments of GRPOConfig; a key left null is the library's default
-    rollout: grpo_room.Options  # the keys of the grpo: section that are not GRPOConfig's
+    rollout: grpo_keys.Options  # the keys of the grpo: section that are not GRPOConfig's
     tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
     sandbox: SandboxOptions
     watchdog: watchdog.Options
@@ -122,7 +120,9 @@ POSITIVE = (
 ).split()
 
 
-def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, overrides: Sequence[str] = ()
+) -> Config:
     """Read config.yaml, the files of `paths` over it in turn, and `overrides` ("section.key=value") over all.
 
     Raises:
@@ -135,13 +135,13 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     layers.append(parse_overrides(overrides, mistakes))
     notices = [notice for layer in layers for notice in rename_legacy(layer)]
     for layer in layers:
-        grpo_room.spell_out(layer)
+        grpo_keys.spell_out(layer)
 
-    layers, overruled = grpo_room.with_algorithm(layers)
+    layers, overruled = grpo_keys.with_algorithm(layers)
     notices += overruled
 
     tasks_keys = settle_tasks(layers, mistakes)
-    schema = {"model": Model, "lora": Lora, "grpo": grpo_room.schema()}
+    schema = {"model": Model, "lora": Lora, "grpo": grpo_keys.schema()}
     schema |= {"sandbox": SandboxOptions, "watchdog": watchdog.Options}
     schema |= {name: tasks.load(keys["type"]).Options for name, keys in tasks_keys.items()}
     layers.append(tasks_keys)
@@ -155,7 +155,7 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     for section, node in tree.items():
         missing = OmegaConf.missing_keys(node)
         if section == "grpo":
-            missing &= set(grpo_room.OWN_KEYS)  # TRL has defaults for its own
+            missing &= set(grpo_keys.OWN_KEYS)  # TRL has defaults for its own
         mistakes += [f"{section}.{key}: missing, and it has no default" for key in sorted(missing)]
     mistakes += impossible(tree, list(tasks_keys))
     sections = {}
@@ -171,9 +171,9 @@ def load(paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, o
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
     grpo = OmegaConf.to_container(tree["grpo"])
-    rollout = grpo_room.Options(**{key: grpo.pop(key) for key in grpo_room.OWN_KEYS})
+    rollout = grpo_keys.Options(**{key: grpo.pop(key) for key in grpo_keys.OWN_KEYS})
     grpo = {key: value for key, value in grpo.items() if value not in (None, MISSING)}
-    notices += grpo_room.in_vain(grpo)
+    notices += grpo_keys.in_vain(grpo)
     mixture = tuple(sections.pop(name) for name in tasks_keys)
     return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
 
@@ -184,11 +184,11 @@ def note(text: str) -> None:
 
 
 def resolved(config: Config) -> Any:
-    """The config as one OmegaConf tree, which `load` reads back to the same Config once it is written as YAML."""
+    """The config as one OmegaConf tree. Written as YAML, `load_config` reads the same Config from it."""
     sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")}
     mixture = [asdict(options) for options in config.tasks]
     # A key that was set to null must not come back as the default of config.yaml, or as what the algorithm sets.
-    nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_room.COMMON])
+    nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_keys.COMMON])
     sections["grpo"] = nulls | dict(config.grpo) | asdict(config.rollout)
     sections["task"] = mixture if len(mixture) > 1 else mixture[0]
     return OmegaConf.create(sections)
@@ -425,8 +425,8 @@ def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
             f"grpo.max_completion_length: {completion or 1} tokens after a prompt of grpo.max_prompt_length {prompt} "
             f"does not fit into model.max_seq_length {total}; at most {total - prompt - 1}"
         )
-    yield from grpo_room.value_mistakes(lambda key: get(f"grpo.{key}"))
-    yield from grpo_room.batch_mistakes(lambda key: get(f"grpo.{key}"), world_size())
+    yield from grpo_keys.value_mistakes(lambda key: get(f"grpo.{key}"))
+    yield from grpo_keys.batch_mistakes(lambda key: get(f"grpo.{key}"), world_size())
     trackers = get("grpo.report_to") or []
     trackers = [trackers] if isinstance(trackers, str) else trackers
     if not is_texts(trackers):

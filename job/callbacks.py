@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from job.distributed import agreed
-from watchdog import Watchdog
+from job.watchdog import Watchdog
 
 
 class MetricsFile(TrainerCallback):

@@ -56,7 +56,7 @@ from enum import StrEnum
 from itertools import accumulate, cycle
 from pathlib import Path
 
-from jail import HEADER, LENGTH, MAX_DEPTH, MAX_TEXT, READY
+from sandbox.jail import HEADER, LENGTH, MAX_DEPTH, MAX_TEXT, READY
 
 JAIL = Path(__file__).with_name("jail.py")
 LAYERS = ["session", "undumpable", "no_new_privs", "capabilities", "landlock", "descriptors", "rlimits", "seccomp"]

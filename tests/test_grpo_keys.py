@@ -8,17 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import config
-import grpo
-from config import load
+from job import config, grpo_keys
+from job.config import load_config as load
 
 
 def test_the_schema_is_the_installed_grpo_config_and_five_keys():
     from trl import GRPOConfig
 
     theirs = {field.name: field.default for field in dataclasses.fields(GRPOConfig) if field.init}
-    assert {field.name for field in dataclasses.fields(grpo.schema())} == theirs.keys() | set(grpo.OWN_KEYS)
-    for name, (_, default) in grpo.config_fields().items():
+    assert {field.name for field in dataclasses.fields(grpo_keys.schema())} == theirs.keys() | set(grpo_keys.OWN_KEYS)
+    for name, (_, default) in grpo_keys.config_fields().items():
         assert default is None or default == getattr(theirs[name], "value", theirs[name])
 
 
@@ -26,20 +25,20 @@ def test_enumerations_are_the_installed_ones():
     from transformers.trainer_utils import SchedulerType
     from transformers.training_args import OptimizerNames
 
-    allowed = grpo.enumerations()
+    allowed = grpo_keys.enumerations()
     assert allowed["optim"] == {member.value for member in OptimizerNames}
     assert allowed["lr_scheduler_type"] == {member.value for member in SchedulerType}
     assert allowed["loss_type"] == {"grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"}
     assert allowed["scale_rewards"] == {"group", "batch", "none"}
     assert allowed["importance_sampling_level"] == {"token", "sequence"}
-    assert set(grpo.ENUMERATIONS) <= allowed.keys()
+    assert set(grpo_keys.ENUMERATIONS) <= allowed.keys()
 
 
-@pytest.mark.parametrize("name", grpo.ALGORITHMS)
+@pytest.mark.parametrize("name", grpo_keys.ALGORITHMS)
 def test_an_algorithm_sets_all_of_its_keys_over_the_defaults(name, tmp_path):
     loaded = load(config.ROOT / "configs" / "tiny.yaml", [f"grpo.algorithm={name}"])
     assert not loaded.notices
-    for key, value in grpo.ALGORITHMS[name].items():
+    for key, value in grpo_keys.ALGORITHMS[name].items():
         found = loaded.rollout.zero_std_groups if key == "zero_std_groups" else loaded.grpo.get(key)
         assert found == value, key
     config.save(loaded, tmp_path / "resolved.yaml")
@@ -81,7 +80,7 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
         generated = values[KEYS[4]] or one * (values[KEYS[3]] or values[KEYS[1]])
         return generated % one == 0 and generated % values["num_generations"] == 0
 
-    mistakes = list(grpo.batch_mistakes(section.get, world_size))
+    mistakes = list(grpo_keys.batch_mistakes(section.get, world_size))
     assert bool(mistakes) == (not trl_accepts(section))
     for key, value in (
         re.findall(r"(\w+) (\d+)(?=,|$)", mistakes[0].split("nearest that fits is ")[-1]) if mistakes else ()
@@ -89,20 +88,20 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
         if key in section:
             assert trl_accepts(section | {key: int(value)})
     if not mistakes:
-        plan = grpo.batch_plan(section, world_size)
+        plan = grpo_keys.batch_plan(section, world_size)
         assert plan.generate_call * world_size == (whole or batch * world_size * (steps or accumulation))
         assert plan.generate_call * world_size % generations == 0
         assert plan.optimizer_step == batch * accumulation * world_size
 
 
 def test_the_plan_in_words():
-    plan = grpo.BatchPlan(2, 1, 8, 16, 8, 1)
+    plan = grpo_keys.BatchPlan(2, 1, 8, 16, 8, 1)
     lines = plan.lines(10, 100, 50)
     assert "16 completions of 2 prompts, 8 each; each of 2 devices takes 8 completions of 1 prompt, 1 a b" in lines[0]
     assert "16 completions of 2 prompts a device, up to 50 tokens each after prompts of up to 100; 0.5 call" in lines[1]
     assert "160 completions, at most 24,000 tokens" in lines[2]
     assert len(plan.lines(-1, 100, 50)) == 2
-    reused = grpo.BatchPlan(1, 8, 1, 1, 8, 2).lines(
+    reused = grpo_keys.BatchPlan(1, 8, 1, 1, 8, 2).lines(
         3, 100, 50
     )  # 3 steps begin a second batch, which a 4th would use up
     assert "0.5 calls" in reused[1] and "all 3 steps: 16 completions, at most 2,400 tokens" in reused[2]
@@ -110,10 +109,10 @@ def test_the_plan_in_words():
 
 @given(st.integers(1, 500), st.integers(1, 50))
 def test_the_nearest_multiple_and_divisor(number, unit):
-    multiple = grpo.nearest_multiple(number, unit)
+    multiple = grpo_keys.nearest_multiple(number, unit)
     assert multiple % unit == 0 and multiple >= unit
     assert all(abs(number - multiple) <= abs(number - other) for other in range(unit, number + unit, unit))
-    divisor = grpo.nearest_divisor(unit, number)
+    divisor = grpo_keys.nearest_divisor(unit, number)
     assert divisor is None if number == 1 else number % divisor == 0 and divisor >= 2
 
 
@@ -122,9 +121,9 @@ def test_changes_of_a_library_are_named():
 
     settings = {"bf16": False, "scale_rewards": True, "report_to": "none", "optim": "adamw_torch", "epsilon_high": None}
     arguments = GRPOConfig(**settings)
-    assert grpo.changes(settings, arguments) == []
+    assert grpo_keys.changes(settings, arguments) == []
     arguments.per_device_train_batch_size, arguments.weight_decay = 16, 0.001
-    assert grpo.changes(settings | {"per_device_train_batch_size": 2}, arguments) == [
+    assert grpo_keys.changes(settings | {"per_device_train_batch_size": 2}, arguments) == [
         "grpo.per_device_train_batch_size: 2 was changed to 16 by the library",
         "defaults that are not TRL's: weight_decay 0.001 (not 0.0)",
     ]

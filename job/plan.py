@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import grpo
 import tasks
-from chat import Chat
-from config import Config
+from job import grpo_keys
+from job.chat import Chat
+from job.config import Config
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
 
@@ -20,7 +20,7 @@ class Plan:
     prompt_tokens: int  # of the longest prompt
     completion_tokens: int  # at most
     dropped: int  # rows whose prompts were too long
-    batches: grpo.BatchPlan
+    batches: grpo_keys.BatchPlan
 
     def lines(self, config: Config) -> list[str]:
         dropped = f" ({self.dropped} longer ones dropped)" if self.dropped else ""
@@ -34,7 +34,7 @@ class Plan:
             tokens = completions * (self.prompt_tokens + self.completion_tokens)
             lines.append(f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts")
         if config.rollout.algorithm:
-            keys = grpo.ALGORITHMS[config.rollout.algorithm]
+            keys = grpo_keys.ALGORITHMS[config.rollout.algorithm]
             values = dict(config.grpo) | {"zero_std_groups": config.rollout.zero_std_groups}
             named = ", ".join(f"{key} {values[key]}" for key in keys if key in values)
             lines.append(f"algorithm {config.rollout.algorithm}: {named}")
@@ -46,7 +46,7 @@ class Plan:
         return lines
 
 
-def make(config: Config, chat: Chat) -> Plan:
+def make_plan(config: Config, chat: Chat) -> Plan:
     """
     Raises:
         ConfigError: if prompts are too long and not to be dropped, or too few rows remain to fill a batch.
@@ -65,7 +65,7 @@ def make(config: Config, chat: Chat) -> Plan:
         )
     fitting = [row for row, length in zip(rows, lengths, strict=False) if length <= limit]
     eval_fitting = [row for row, length in zip(eval_rows, lengths[len(rows) :], strict=True) if length <= limit]
-    batches = grpo.batch_plan(config.grpo, world_size())
+    batches = grpo_keys.batch_plan(config.grpo, world_size())
     prompts = batches.generate_call * batches.world_size // batches.num_generations
     if len(fitting) < prompts:
         dropped = f" (after {too_long} too long ones were dropped)" if too_long else ""
