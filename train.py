@@ -164,7 +164,7 @@ def build_trainer(
             ],
             chat=chat,
             grader=grader,
-            rollout=config.rollout,
+            grpo_extra=config.grpo_extra,
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error

@@ -4,8 +4,6 @@ Layers, later ones win: config.yaml (the defaults), the files named by --config,
 """
 
 import datetime
-import importlib.util
-import math
 import os
 import re
 import sys
@@ -21,10 +19,10 @@ from yaml import YAMLError
 
 import sandbox
 import tasks
-from job import grading, grpo_keys, watchdog
+from job import grpo_keys, watchdog
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
-from job.schedules import corners as corners_of
+from job.rules import impossible, in_vain, is_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_MODEL = ROOT / "tiny_model"
@@ -41,6 +39,19 @@ class Model:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = MISSING
     offload_embedding: Literal["auto", True, False] = MISSING
     prompt_date: str = MISSING
+
+    def __post_init__(self):
+        mistakes = []
+        if looks_local(self.name) and not Path(os.path.expanduser(self.name), "config.json").is_file():
+            mistakes.append(f"name: {self.name} is not a folder with a model in it (no config.json there)")
+        if self.max_seq_length < 1:
+            mistakes.append(f"max_seq_length: must be above 0, not {self.max_seq_length}")
+        try:
+            datetime.date.fromisoformat(self.prompt_date)
+        except ValueError:
+            mistakes.append(f"prompt_date: must be a day as YYYY-MM-DD, not {self.prompt_date!r}")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
 
     @property
     def path(self) -> str:
@@ -64,6 +75,20 @@ class Lora:
     use_gradient_checkpointing: Literal["unsloth", True, False] = MISSING
     random_state: int = MISSING
 
+    def __post_init__(self):
+        mistakes = []
+        for key in ("r", "lora_alpha"):
+            if getattr(self, key) < 1:
+                mistakes.append(f"{key}: must be above 0, not {getattr(self, key)}")
+        if not 0 <= self.lora_dropout < 1:
+            mistakes.append(f"lora_dropout: must be at least 0 and below 1, not {self.lora_dropout}")
+        if not isinstance(self.target_modules, str) and not is_texts(self.target_modules):
+            mistakes.append(f"target_modules: must be a name or a list of names, not {self.target_modules!r}")
+        if not -(2**63) <= self.random_state < 2**64:
+            mistakes.append(f"random_state: must fit into 64 bits, not {self.random_state}")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+
 
 @dataclass(frozen=True)
 class SandboxOptions(sandbox.Limits):
@@ -86,7 +111,7 @@ class Config:
     model: Model
     lora: Lora
     grpo: Mapping[str, Any]  # keyword arguments of GRPOConfig; a key left null is the library's default
-    rollout: grpo_keys.Options  # the keys of the grpo: section that are not GRPOConfig's
+    grpo_extra: grpo_keys.Options  # the keys of the grpo: section that are not GRPOConfig's
     tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
     sandbox: SandboxOptions
     watchdog: watchdog.Options
@@ -110,15 +135,6 @@ LEGACY = {
 }
 LEGACY_TASKS = {"code_generation": "matmul"}
 
-TRACKERS = ["tensorboard", "wandb", "trackio", "mlflow", "none"]
-POSITIVE = (
-    "model.max_seq_length lora.r lora.lora_alpha "
-    "grpo.learning_rate grpo.temperature grpo.per_device_train_batch_size grpo.gradient_accumulation_steps "
-    "grpo.save_steps grpo.logging_steps grpo.max_completion_length grpo.max_prompt_length grpo.num_generations "
-    "grpo.steps_per_generation grpo.generation_batch_size grpo.num_iterations grpo.num_train_epochs "
-    "grpo.num_generations_eval grpo.per_device_eval_batch_size grpo.eval_steps"
-).split()
-
 
 def load_config(
     paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, overrides: Sequence[str] = ()
@@ -129,53 +145,91 @@ def load_config(
         ConfigError: with every mistake found, each with its full key and what was expected.
     """
     mistakes: list[str] = []
-    layers = [read_yaml(ROOT / "config.yaml", mistakes)]
-    paths = [paths] if isinstance(paths, str | os.PathLike) else paths or []
-    layers += (read_yaml(Path(path), mistakes) for path in paths)
-    layers.append(parse_overrides(overrides, mistakes))
+
+    # What is written, layer by layer
+    layers = read_layers(paths, overrides, mistakes)
     notices = [notice for layer in layers for notice in rename_legacy(layer)]
     for layer in layers:
         grpo_keys.spell_out(layer)
-
     layers, overruled = grpo_keys.with_algorithm(layers)
     notices += overruled
 
-    tasks_keys = settle_tasks(layers, mistakes)
-    schema = {"model": Model, "lora": Lora, "grpo": grpo_keys.schema()}
-    schema |= {"sandbox": SandboxOptions, "watchdog": watchdog.Options}
-    schema |= {name: tasks.load(keys["type"]).Options for name, keys in tasks_keys.items()}
-    layers.append(tasks_keys)
+    # Which keys there are: the tasks bring their own
+    task_keys = settle_tasks(layers, mistakes)
+    layers.append(task_keys)
+    tree = make_tree(task_keys)
 
-    tree = {name: OmegaConf.structured(cls) for name, cls in schema.items()}
-    for node in tree.values():
-        OmegaConf.set_readonly(node, False)  # OmegaConf freezes what comes from a frozen dataclass
+    # Each value into its typed key, later layers over earlier ones
     for layer in layers:
         for section, key, value in entries(layer, tree, mistakes):
             set_key(tree[section], section, key, value, tree, mistakes)
+    mistakes += missing_keys(tree)
+
+    # What cannot run
+    mistakes += impossible(tree, list(task_keys), world_size())
+    sections = {name: freeze(name, node, mistakes) for name, node in tree.items()}
+    for name in task_keys:
+        if sections[name] is not None:
+            shared = tasks.shared_mistakes(sections[name])
+            mistakes += [f"{name}.{mistake}" for mistake in shared]
+    if mistakes:
+        raise ConfigError(list(dict.fromkeys(mistakes)))
+
+    grpo, grpo_extra = sections.pop("grpo")
+    notices += in_vain(grpo)
+    mixture = tuple(sections.pop(name) for name in task_keys)
+    return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), grpo_extra=grpo_extra, notices=tuple(notices))
+
+
+def read_layers(
+    paths: str | os.PathLike | Sequence[str | os.PathLike] | None, overrides: Sequence[str], mistakes: list[str]
+) -> list[dict[str, Any]]:
+    """The content of config.yaml, of each file and of the command line, in this order."""
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    files = [ROOT / "config.yaml", *(Path(path) for path in paths or [])]
+    layers = [read_yaml(path, mistakes) for path in files]
+    return [*layers, parse_overrides(overrides, mistakes)]
+
+
+def make_tree(task_keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """An OmegaConf node for each section, which knows the type of each key."""
+    schema = {"model": Model, "lora": Lora, "grpo": grpo_keys.schema()}
+    schema |= {"sandbox": SandboxOptions, "watchdog": watchdog.Options}
+    for name, keys in task_keys.items():
+        schema[name] = tasks.load(keys["type"]).Options
+    tree = {name: OmegaConf.structured(section) for name, section in schema.items()}
+    for node in tree.values():
+        OmegaConf.set_readonly(node, False)  # OmegaConf freezes what comes from a frozen dataclass
+    return tree
+
+
+def missing_keys(tree: Mapping[str, Any]) -> Iterator[str]:
     for section, node in tree.items():
         missing = OmegaConf.missing_keys(node)
         if section == "grpo":
             missing &= set(grpo_keys.OWN_KEYS)  # TRL has defaults for its own
-        mistakes += [f"{section}.{key}: missing, and it has no default" for key in sorted(missing)]
-    mistakes += impossible(tree, list(tasks_keys))
-    sections = {}
-    for name in tree.keys() - {"grpo"}:
-        if not any(mistake.startswith(f"{name}.") for mistake in mistakes):
-            try:
-                sections[name] = OmegaConf.to_object(tree[name])
-            except ValueError as error:  # from a section's own __post_init__
-                mistakes.append(f"{name}: {error}")
-            else:
-                if name in tasks_keys:
-                    mistakes += [f"{name}.{mistake}" for mistake in tasks.curriculum_mistakes(sections[name])]
-    if mistakes:
-        raise ConfigError(list(dict.fromkeys(mistakes)))
-    grpo = OmegaConf.to_container(tree["grpo"])
-    rollout = grpo_keys.Options(**{key: grpo.pop(key) for key in grpo_keys.OWN_KEYS})
-    grpo = {key: value for key, value in grpo.items() if value not in (None, MISSING)}
-    notices += grpo_keys.in_vain(grpo)
-    mixture = tuple(sections.pop(name) for name in tasks_keys)
-    return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), rollout=rollout, notices=tuple(notices))
+        for key in sorted(missing):
+            yield f"{section}.{key}: missing, and it has no default"
+
+
+def freeze(name: str, node: Any, mistakes: list[str]) -> Any:
+    """The section as its frozen dataclass; of `grpo`, (what GRPOConfig gets, our own keys). None where something is
+    wrong with it, which is added to `mistakes`: what its `__post_init__` refuses, one line a mistake."""
+    if any(mistake.startswith(f"{name}.") for mistake in mistakes):
+        return None
+    try:
+        if name != "grpo":
+            return OmegaConf.to_object(node)
+        values = OmegaConf.to_container(node)
+        own = grpo_keys.Options(**{key: values.pop(key) for key in grpo_keys.OWN_KEYS})
+        return {key: value for key, value in values.items() if value not in (None, MISSING)}, own
+    except ValueError as error:
+        for line in str(error).split("\n"):
+            key = re.match(r"\w+", line)
+            separator = "." if key and key[0] in node.keys() and line.startswith(f"{key[0]}:") else ": "
+            mistakes.append(f"{name}{separator}{line}")
+        return None
 
 
 def note(text: str) -> None:
@@ -189,7 +243,7 @@ def resolved(config: Config) -> Any:
     mixture = [asdict(options) for options in config.tasks]
     # A key that was set to null must not come back as the default of config.yaml, or as what the algorithm sets.
     nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_keys.COMMON])
-    sections["grpo"] = nulls | dict(config.grpo) | asdict(config.rollout)
+    sections["grpo"] = nulls | dict(config.grpo) | asdict(config.grpo_extra)
     sections["task"] = mixture if len(mixture) > 1 else mixture[0]
     return OmegaConf.create(sections)
 
@@ -358,113 +412,3 @@ def literal(value: Any) -> Any:
 
 def looks_local(name: str) -> bool:
     return name.startswith(("/", "./", "../", "~"))
-
-
-def impossible(tree: dict[str, Any], task_names: list[str]) -> Iterator[str]:
-    """What is well-formed, key by key, and still cannot run."""
-
-    def get(path: str) -> Any:
-        section, key = path.rsplit(".", 1)
-        return None if OmegaConf.is_missing(tree[section], key) else tree[section][key]
-
-    for path in [*POSITIVE, *(f"{name}.{key}" for name in task_names for key in ("num_rows", "weight"))]:
-        value = get(path)
-        if value is not None and not 0 < value < math.inf:
-            yield f"{path}: must be above 0 and finite, not {value}"
-    if get("grpo.max_steps") is not None and get("grpo.max_steps") < 1 and get("grpo.max_steps") != -1:
-        yield "grpo.max_steps: must be above 0, or -1 to train for num_train_epochs"
-    if get("grpo.reward_weights") is not None:
-        yield "grpo.reward_weights: write the weights under task.rewards: {name: weight}"
-    modules = get("lora.target_modules")
-    if not isinstance(modules, str) and not is_texts(modules):
-        yield f"lora.target_modules: must be a name or a list of names, not {modules!r}"
-    if not -(2**63) <= (get("lora.random_state") or 0) < 2**64:
-        yield f"lora.random_state: must fit into 64 bits, not {get('lora.random_state')}"
-    parameters = get("lora.target_parameters")
-    if OmegaConf.is_list(modules) and not (modules or parameters):
-        yield "lora.target_modules: is empty, and so is lora.target_parameters; name at least one module"
-    dropout = get("lora.lora_dropout")
-    if dropout is not None and not 0 <= dropout < 1:
-        yield f"lora.lora_dropout: must be at least 0 and below 1, not {dropout}"
-    elif dropout and parameters:
-        yield "lora.lora_dropout: PEFT cannot drop out of what lora.target_parameters adapts; set it to 0"
-    held_out = any(
-        get(f"{task}.num_eval_rows") or hasattr(tasks.load(get(f"{task}.type")), "eval_rows") for task in task_names
-    )
-    for task in task_names:
-        if (get(f"{task}.num_eval_rows") or 0) < 0:
-            yield f"{task}.num_eval_rows: must be 0 or more, not {get(f'{task}.num_eval_rows')}"
-    for key in ("eval_strategy", "eval_on_start"):
-        if (get(f"grpo.{key}") or "no") != "no" and not held_out:
-            yield f"grpo.{key}: there is nothing to evaluate on; set task.num_eval_rows"
-    for key in ("chat_template_kwargs", "generation_kwargs", "lr_scheduler_kwargs", "gradient_checkpointing_kwargs",
-                "liger_kernel_config", "transformers_continuous_batching_config"):  # fmt: skip
-        if get(f"grpo.{key}") is not None and not OmegaConf.is_dict(get(f"grpo.{key}")):
-            yield f"grpo.{key}: must hold keys and values, not {get(f'grpo.{key}')!r}"
-    if OmegaConf.is_dict(get("grpo.chat_template_kwargs")) and "reasoning_effort" in get("grpo.chat_template_kwargs"):
-        yield "grpo.chat_template_kwargs: reasoning_effort belongs to each row; write task.reasoning_effort"
-    if not get("grpo.output_dir"):
-        yield "grpo.output_dir: missing; name a folder"
-    name = get("model.name")
-    if name and looks_local(name) and not Path(os.path.expanduser(name), "config.json").is_file():
-        yield f"model.name: {name} is not a folder with a model in it (no config.json there)"
-    try:
-        datetime.date.fromisoformat(get("model.prompt_date") or "")
-    except ValueError:
-        yield f"model.prompt_date: must be a day as YYYY-MM-DD, not {get('model.prompt_date')!r}"
-    total, completion, prompt = (
-        get(path) or 0 for path in ("model.max_seq_length", "grpo.max_completion_length", "grpo.max_prompt_length")
-    )
-    if completion and completion + 2 > total:
-        yield (
-            f"grpo.max_completion_length: {completion} tokens and a prompt do not fit into model.max_seq_length "
-            f"{total}; at most {total - 2}"
-        )
-    elif max(completion, 1) + prompt + 1 > total:
-        yield (
-            f"grpo.max_completion_length: {completion or 1} tokens after a prompt of grpo.max_prompt_length {prompt} "
-            f"does not fit into model.max_seq_length {total}; at most {total - prompt - 1}"
-        )
-    yield from grpo_keys.value_mistakes(lambda key: get(f"grpo.{key}"))
-    yield from grpo_keys.batch_mistakes(lambda key: get(f"grpo.{key}"), world_size())
-    trackers = get("grpo.report_to") or []
-    trackers = [trackers] if isinstance(trackers, str) else trackers
-    if not is_texts(trackers):
-        yield f"grpo.report_to: must be a name or a list of names, not {trackers!r}"
-        trackers = []
-    for tracker in trackers:
-        if tracker not in TRACKERS:
-            yield f"grpo.report_to: no tracker {tracker!r}{nearest(str(tracker), TRACKERS)}; there are {TRACKERS}"
-        elif tracker != "none" and importlib.util.find_spec(tracker) is None:
-            yield f"grpo.report_to: {tracker} is not installed; pip install {tracker}, or leave it out"
-    weights: dict[str, list[tuple[int, float]]] = {}
-    logged_as: dict[str, str] = {}
-    for task in task_names:
-        chosen = get(f"{task}.rewards")
-        if OmegaConf.is_config(chosen) and not len(chosen):
-            yield f"{task}.rewards: is empty; null takes the task's own"
-        if chosen and not is_texts(chosen) and not OmegaConf.is_dict(chosen):
-            yield f"{task}.rewards: must be a list of names or a mapping of names to weights, not {chosen!r}"
-            continue
-        chosen = OmegaConf.to_container(chosen, resolve=False) if OmegaConf.is_config(chosen) else chosen
-        for reward, weight in tasks.reward_weights(get(f"{task}.type"), chosen).items():
-            if logged_as.setdefault(str(reward).rpartition(":")[2], reward) != reward:
-                yield f"{task}.rewards: {reward} would be logged under the name of another function; rename it"
-            try:
-                grading.resolve(str(reward))
-            except ValueError as error:
-                yield f"{task}.rewards: {error}{nearest(str(reward), grading.names())}"
-            try:
-                corners = corners_of(weight)
-            except ValueError as error:
-                yield f"{task}.rewards.{reward}: {error}"
-            else:
-                if weights.setdefault(reward, corners) != corners:
-                    yield (
-                        f"{task}.rewards.{reward}: another weight than in another task; one weight serves all tasks: "
-                        "write it in each (a task without rewards has 1 for all of its own)"
-                    )
-
-
-def is_texts(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(item, str) for item in value)

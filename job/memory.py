@@ -19,8 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from job.batches import batch_plan
 from job.config import Lora
-from job.grpo_keys import batch_plan
 
 GIB = 2**30
 PARTS = "weights adapter optimizer gradients kv_cache logits activations overhead".split()

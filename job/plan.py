@@ -7,6 +7,7 @@ from typing import Any
 
 import tasks
 from job import grpo_keys
+from job.batches import BatchPlan, batch_plan
 from job.chat import Chat
 from job.config import Config
 from job.distributed import world_size
@@ -20,7 +21,7 @@ class Plan:
     prompt_tokens: int  # of the longest prompt
     completion_tokens: int  # at most
     dropped: int  # rows whose prompts were too long
-    batches: grpo_keys.BatchPlan
+    batches: BatchPlan
 
     def lines(self, config: Config) -> list[str]:
         dropped = f" ({self.dropped} longer ones dropped)" if self.dropped else ""
@@ -33,13 +34,13 @@ class Plan:
             completions = int(epochs * len(self.rows)) * self.batches.num_generations
             tokens = completions * (self.prompt_tokens + self.completion_tokens)
             lines.append(f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts")
-        if config.rollout.algorithm:
-            keys = grpo_keys.ALGORITHMS[config.rollout.algorithm]
-            values = dict(config.grpo) | {"zero_std_groups": config.rollout.zero_std_groups}
+        if config.grpo_extra.algorithm:
+            keys = grpo_keys.ALGORITHMS[config.grpo_extra.algorithm]
+            values = dict(config.grpo) | {"zero_std_groups": config.grpo_extra.zero_std_groups}
             named = ", ".join(f"{key} {values[key]}" for key in keys if key in values)
-            lines.append(f"algorithm {config.rollout.algorithm}: {named}")
-        if config.rollout.zero_std_groups == "resample":
-            tries = config.rollout.max_resampling_tries
+            lines.append(f"algorithm {config.grpo_extra.algorithm}: {named}")
+        if config.grpo_extra.zero_std_groups == "resample":
+            tries = config.grpo_extra.max_resampling_tries
             lines.append(
                 f"resampling may add up to {tries} generate calls to each, and so {tries} times the completions again"
             )
@@ -58,14 +59,14 @@ def make_plan(config: Config, chat: Chat) -> Plan:
         raise ConfigError(f"task: {error}") from error
     limit, why = longest_allowed(config)
     too_long = sum(length > limit for length in lengths)
-    if too_long and config.rollout.overlong_prompts == "refuse":
+    if too_long and config.grpo_extra.overlong_prompts == "refuse":
         raise ConfigError(
             f"{why} leaves {limit} tokens for a prompt, but {too_long} of {len(lengths)} rows have more (the longest "
             f"{max(lengths)}); change that, or drop them with grpo.overlong_prompts: drop"
         )
     fitting = [row for row, length in zip(rows, lengths, strict=False) if length <= limit]
     eval_fitting = [row for row, length in zip(eval_rows, lengths[len(rows) :], strict=True) if length <= limit]
-    batches = grpo_keys.batch_plan(config.grpo, world_size())
+    batches = batch_plan(config.grpo, world_size())
     prompts = batches.generate_call * batches.world_size // batches.num_generations
     if len(fitting) < prompts:
         dropped = f" (after {too_long} too long ones were dropped)" if too_long else ""
@@ -83,8 +84,8 @@ def make_plan(config: Config, chat: Chat) -> Plan:
 def longest_allowed(config: Config) -> tuple[int, str]:
     """Tokens that a prompt may have, and which keys say so, in words."""
     total, completion = config.model.max_seq_length, config.grpo.get("max_completion_length")
-    if config.rollout.max_prompt_length:
-        return config.rollout.max_prompt_length, f"grpo.max_prompt_length {config.rollout.max_prompt_length}"
+    if config.grpo_extra.max_prompt_length:
+        return config.grpo_extra.max_prompt_length, f"grpo.max_prompt_length {config.grpo_extra.max_prompt_length}"
     if completion:
         return total - completion - 1, f"model.max_seq_length {total} less grpo.max_completion_length {completion}"
     return total - 2, f"model.max_seq_length {total}"

@@ -44,13 +44,13 @@ class Trainer(GRPOTrainer):
     Args:
         chat: renders prompts and reads completions.
         grader: its weights follow the step.
-        rollout: what becomes of groups whose rewards are all equal.
+        grpo_extra: what becomes of groups whose rewards are all equal.
         Others as in GRPOTrainer.
     """
 
-    def __init__(self, *args: Any, chat: Chat, grader: Grader, rollout: grpo_keys.Options, **kwargs: Any):
+    def __init__(self, *args: Any, chat: Chat, grader: Grader, grpo_extra: grpo_keys.Options, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.chat, self.grader, self.rollout = chat, grader, rollout
+        self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
         self._rows: Sequence[dict[str, Any]] = ()  # of the batch in hand
         self._chosen: list[Sample] | None = None  # after resampling: what the batch consists of
         self._rewards: torch.Tensor | None = None  # (completions of all processes, reward functions)
@@ -59,7 +59,7 @@ class Trainer(GRPOTrainer):
         training = self.model.training
         weights = self.grader.weights.at(self.state.global_step)
         self.reward_weights = torch.tensor(list(weights.values()), dtype=torch.float32)
-        if training and self.rollout.zero_std_groups == "resample":
+        if training and self.grpo_extra.zero_std_groups == "resample":
             self._chosen = self._resample(inputs)
             inputs = [sample.row for sample in self._chosen]
         self._rows = inputs
@@ -70,7 +70,7 @@ class Trainer(GRPOTrainer):
         if training:
             flat = self._spread(self._rewards).eq(0).float()
             self._metrics["train"]["frac_reward_zero_std"][-1] = flat.mean().item()  # TRL may look at the whole batch
-            if self.rollout.zero_std_groups == "skip":
+            if self.grpo_extra.zero_std_groups == "skip":
                 self._skip_zero_std(output)
         return output
 
@@ -170,11 +170,11 @@ class Trainer(GRPOTrainer):
         useful = self._have_variance(samples)
         sampled, without = len(useful), useful.count(False)
         tries = 0
-        for tries in range(self.rollout.max_resampling_tries + 1):  # noqa: B007 - read after the loop
+        for tries in range(self.grpo_extra.max_resampling_tries + 1):  # noqa: B007 - read after the loop
             missing = [group for group, good in enumerate(useful) if not good]
             # All processes generate as often, and as much, as the one that lacks most: their calls gather.
             wanted = max(gather_object([len(missing)]))
-            if not wanted or tries == self.rollout.max_resampling_tries:
+            if not wanted or tries == self.grpo_extra.max_resampling_tries:
                 break
             # TRL's own count of backward passes starts at 0 again when a run is resumed; its place in the step is kept.
             micro = self._step % self.args.gradient_accumulation_steps

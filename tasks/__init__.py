@@ -23,6 +23,7 @@ A task never sees a score and never imports torch.
 import functools
 import importlib
 import itertools
+import math
 import os
 import pkgutil
 import sys
@@ -37,6 +38,17 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sandbox import Status
 from sandbox.code_blocks import code_blocks, extract_code
+
+__all__ = [
+    "Grade",
+    "Options",
+    "code_blocks",
+    "extract_code",
+    "flag_unclosed",
+    "known_answers",
+    "note_once",
+    "problem_mistakes",
+]
 
 
 @dataclass(frozen=True)
@@ -139,6 +151,18 @@ def converted(options: Options, key: str, value: Any) -> Any:
         return section[key]
     except OmegaConfBaseException as error:
         raise ValueError(str(error).splitlines()[0]) from error
+
+
+def shared_mistakes(options: Options) -> Iterator[str]:
+    """What is wrong with the keys that every task has, each with its name. A task's own `__post_init__` need not look
+    at them."""
+    if options.num_rows is not None and options.num_rows < 1:
+        yield f"num_rows: must be above 0, not {options.num_rows}"
+    if options.num_eval_rows < 0:
+        yield f"num_eval_rows: must be 0 or more, not {options.num_eval_rows}"
+    if not 0 < options.weight < math.inf:
+        yield f"weight: must be above 0 and finite, not {options.weight}"
+    yield from curriculum_mistakes(options)
 
 
 def curriculum_mistakes(options: Options) -> Iterator[str]:

@@ -259,7 +259,7 @@ def test_seed_keys_are_mapped_with_a_notice(tmp_path):
     )
     loaded = load(path)
     assert (loaded.lora.r, loaded.grpo["warmup_steps"], loaded.tasks[0].type) == (4, 0.2, "matmul")
-    assert "max_prompt_length" not in loaded.grpo and loaded.rollout.max_prompt_length == 9
+    assert "max_prompt_length" not in loaded.grpo and loaded.grpo_extra.max_prompt_length == 9
     assert len(loaded.notices) == 3 and all("grpo." in n or "lora." in n or "task." in n for n in loaded.notices)
 
 
