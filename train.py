@@ -18,7 +18,15 @@ from job.chat import Chat
 from job.config import Config, load_config, note
 from job.errors import DONE, STOPPED_BY_SIGNAL, STOPPED_BY_WATCHDOG, ConfigError, exit_code_of, one_line
 from job.grading import Grader
-from job.model import as_written, check_model, estimate_memory, load_model, load_tokenizer, trainer_settings
+from job.model import (
+    as_written,
+    check_model,
+    estimate_memory,
+    load_model,
+    load_tokenizer,
+    restore_adapter,
+    trainer_settings,
+)
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.reward_check import check_rewards
 from job.run_folder import RunFolder, steps_done
@@ -183,7 +191,7 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None
     with folder.saving():
         if checkpoint and 0 < trainer.args.max_steps <= steps_done(Path(checkpoint)):
             print(f"{checkpoint} has all {trainer.args.max_steps} steps; nothing is left to train")
-            RestoreAdapter(checkpoint).on_train_begin(None, None, None, model=trainer.model)
+            restore_adapter(trainer.model, checkpoint)
             return None  # Trainer.train would do one step more
         try:
             trainer.train(resume_from_checkpoint=checkpoint)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from job.distributed import agreed
+from job.model import restore_adapter
 from job.watchdog import Watchdog
 
 
@@ -95,10 +96,7 @@ class RestoreAdapter(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if self.checkpoint:
-            from peft import load_peft_weights, set_peft_model_state_dict
-
-            model = getattr(model, "module", model)  # unwrap DistributedDataParallel
-            set_peft_model_state_dict(model, load_peft_weights(self.checkpoint, device="cpu"), adapter_name="default")
+            restore_adapter(model, self.checkpoint)
 
 
 class StopOnSignal(TrainerCallback):

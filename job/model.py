@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from job import memory
-from job.config import Config, Lora, Model
+from job.config import Config, Lora, Model, load_config
 from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
 
@@ -36,6 +36,47 @@ def load_model(config: Model, lora: Lora) -> tuple[Any, Any]:
     ) as error:  # what from_pretrained raises for anything that it cannot find, fetch or read
         raise cannot_be_loaded(config, error) from error
     return model, tokenizer
+
+
+def load_trained(folder: str | os.PathLike) -> tuple[Any, Any]:
+    """The model that a run has trained, and its tokenizer: its base with the adapter of `folder`.
+
+    Args:
+        folder: final_model, or a checkpoint. The resolved config of the run is read from beside it. Without one, the
+            base that the adapter names is loaded with the defaults of config.yaml.
+
+    Raises:
+        ConfigError: if there is no adapter, or its base cannot be loaded.
+    """
+    folder = Path(folder)
+    file = folder / "adapter_config.json"
+    if not file.is_file():
+        raise ConfigError(f"{folder}: no adapter (adapter_config.json) is in this folder")
+    run_config = folder.parent / "config.yaml"
+    if run_config.is_file():
+        job = load_config(run_config)
+    else:
+        job = load_config(overrides=adapter_overrides(json.loads(file.read_text(encoding="utf-8"))))
+    model, tokenizer = load_model(job.model, job.lora)
+    restore_adapter(model, folder)
+    model.eval()
+    return model, tokenizer
+
+
+def adapter_overrides(adapter: dict[str, Any]) -> list[str]:
+    """The keys of the config that an adapter_config.json decides, as overrides of the command line."""
+    keys = {"model.name": adapter["base_model_name_or_path"]}
+    for key in ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "target_parameters"):
+        keys[f"lora.{key}"] = adapter.get(key)
+    return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
+
+
+def restore_adapter(model: Any, folder: str | os.PathLike) -> None:
+    """Put the adapter weights of a checkpoint or final_model into a model that has an adapter of the same shape."""
+    from peft import load_peft_weights, set_peft_model_state_dict
+
+    model = getattr(model, "module", model)  # unwrap DistributedDataParallel
+    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name="default")
 
 
 def load_tokenizer(config: Model) -> Any:

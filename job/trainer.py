@@ -20,6 +20,7 @@ from trl import GRPOTrainer
 from job import grpo_keys, watchdog
 from job.chat import Chat
 from job.grading import Grader
+from job.rollout import BatchRollout, generate
 
 # To accelerate each of several processes on CPUs is on "cpu:0", where torch.load would not put what a run resumes from.
 torch.serialization.register_package(
@@ -153,6 +154,15 @@ class Trainer(GRPOTrainer):
             self._log_metric("completions/mean_thinking_length", mean(reading.thinking_tokens for reading in readings))
             self._log_metric("completions/mean_final_length", mean(reading.final_tokens for reading in readings))
         return prompt_ids, completion_ids, mask, [[reading.message()] for reading in readings], *others
+
+    def _generate_single_turn(self, prompt_ids: list, *others: Any, **kwargs: Any) -> tuple[list[list[int]], Any]:
+        """TRL's decoding, as a rollout: see job/rollout.py. vLLM tells log-probabilities as well, and schedules rows
+        by itself."""
+        decode = super()._generate_single_turn
+        if self.use_vllm:
+            return decode(prompt_ids, *others, **kwargs)
+        rollout = BatchRollout(lambda waiting: decode(waiting, *others, **kwargs)[0])
+        return generate(rollout, prompt_ids), None
 
     def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
         if self._chosen is not None:

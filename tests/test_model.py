@@ -12,9 +12,11 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
-from job import config, grpo_keys, model
+from job import config, model
+from job.batches import batch_plan
 from job.config import load_config as load
 from job.errors import ConfigError
+from job.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,7 @@ def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
     told = model.as_written(job.model, {"loss_type": "dapo", "beta": 0.1})
     spelled_out = {"loss_type": "dapo", "beta": 0.1, "mask_truncated_completions": False, "epsilon_high": 0.2}
     assert spelled_out.items() <= told.items()
-    plan, size = grpo_keys.batch_plan({}, world_size=1), told["per_device_eval_batch_size"]
+    plan, size = batch_plan({}, world_size=1), told["per_device_eval_batch_size"]
     assert told["per_device_train_batch_size"] == plan.per_device_batch and size == 8
     assert told["gradient_accumulation_steps"] == plan.accumulation
     told = model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "group", "epsilon": 0.1})
@@ -204,3 +206,27 @@ def test_a_16_bit_gpt_oss_is_never_half_quantised():
     job = load(config.ROOT / "configs" / "tiny.yaml", ["model.load_in_4bit=true"])
     assert not model.quantize(job.model)  # its fused experts would stay in 16 bit
     assert model.quantize(load().model)
+
+
+def test_what_a_run_has_saved_is_loaded_again(tmp_path):
+    import torch
+
+    job = load(config.ROOT / "configs" / "tiny.yaml", [f"grpo.output_dir={tmp_path}", "lora.r=4"])
+    trained, tokenizer = model.load_model(job.model, job.lora)
+    for weight in trained.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.1)
+    ids = torch.tensor([tokenizer("def matmul(A, B):")["input_ids"]])
+    expected = trained.eval()(ids).logits
+    folder = RunFolder(job)
+    with folder:
+        folder.begin(job, fresh=True)
+        folder.save_final(trained, tokenizer)
+    again, _ = model.load_trained(folder.final_model)
+    assert torch.equal(again(ids).logits, expected)
+
+    (tmp_path / "config.yaml").unlink()  # an adapter that was copied elsewhere
+    again, _ = model.load_trained(folder.final_model)
+    assert torch.equal(again(ids).logits, expected)
+    with pytest.raises(ConfigError, match="no adapter"):
+        model.load_trained(tmp_path)

@@ -1,0 +1,118 @@
+"""Decoding completions: token ids in, token ids out. Knows no text, no task and no reward.
+
+A rollout can be paused. Rows are added, steps are taken, and the rows that are finished come back, so that a caller may
+add a row's next turn, or grade what is ready, while others are decoded. `generate` is a loop over it.
+
+`BatchRollout` is the one implementation so far: it hands all waiting rows to one call of a library, which decodes them
+to their end. The trainer uses it with TRL's call; `load_trained` models are decoded with `complete_with_transformers`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+TokenIds = list[int]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A row that has come to its end."""
+
+    row: int  # what `add` returned for it
+    completion_ids: TokenIds  # with the stop token, if it ended with one; without padding
+
+
+class Rollout(Protocol):
+    """What every way of decoding offers."""
+
+    @property
+    def unfinished(self) -> int:
+        """Rows that were added and have not come back yet."""
+
+    def add(self, prompt_ids: Sequence[int]) -> int:
+        """Take in one row. Returns its number, which counts up from 0."""
+
+    def step(self) -> list[Finished]:
+        """Decode for a while. Returns the rows that ended; with none unfinished, an empty list."""
+
+
+def generate(rollout: Rollout, prompts: Sequence[Sequence[int]]) -> list[TokenIds]:
+    """One completion for each prompt, in order.
+
+    Args:
+        rollout: with no row in it.
+    """
+    rows = [rollout.add(prompt_ids) for prompt_ids in prompts]
+    found: dict[int, TokenIds] = {}
+    while rollout.unfinished:
+        for finished in rollout.step():
+            found[finished.row] = finished.completion_ids
+    return [found[row] for row in rows]
+
+
+class BatchRollout:
+    """All waiting rows in one call of a library, whose step is the whole of their decoding.
+
+    Args:
+        complete: the completions of a list of prompts, in order.
+    """
+
+    def __init__(self, complete: Callable[[list[TokenIds]], list[TokenIds]]):
+        self._complete = complete
+        self._waiting: list[tuple[int, TokenIds]] = []
+        self._added = 0
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._waiting)
+
+    def add(self, prompt_ids: Sequence[int]) -> int:
+        row = self._added
+        self._waiting.append((row, list(prompt_ids)))
+        self._added += 1
+        return row
+
+    def step(self) -> list[Finished]:
+        if not self._waiting:
+            return []
+        waiting, self._waiting = self._waiting, []
+        completions = self._complete([prompt_ids for _, prompt_ids in waiting])
+        return [
+            Finished(row, list(completion_ids)) for (row, _), completion_ids in zip(waiting, completions, strict=True)
+        ]
+
+
+def complete_with_transformers(model: Any, tokenizer: Any, **sampling: Any) -> Callable[..., list[TokenIds]]:
+    """For BatchRollout: `model.generate` over prompts of different lengths, padded on the left.
+
+    Args:
+        sampling: as in GenerationConfig: max_new_tokens, do_sample, temperature, top_k, top_p, ...
+    """
+    import torch
+
+    pad = tokenizer.pad_token_id
+    stop = model.generation_config.eos_token_id
+    if stop is None:
+        stop = tokenizer.eos_token_id
+    stop_ids = set(stop) if isinstance(stop, list) else {stop}
+
+    def complete(prompts: list[TokenIds]) -> list[TokenIds]:
+        longest = max(map(len, prompts))
+        padding = [longest - len(ids) for ids in prompts]
+        ids = torch.tensor([[pad] * count + ids for count, ids in zip(padding, prompts, strict=True)])
+        mask = torch.tensor([[0] * count + [1] * (longest - count) for count in padding])
+        with torch.no_grad():
+            decoded = model.generate(
+                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), pad_token_id=pad, **sampling
+            )
+        return [until_stop(row, stop_ids) for row in decoded[:, longest:].tolist()]
+
+    return complete
+
+
+def until_stop(ids: TokenIds, stop_ids: set[int]) -> TokenIds:
+    """`ids` up to the first stop token, which belongs to the completion; what follows is padding."""
+    for i, token in enumerate(ids):
+        if token in stop_ids:
+            return ids[: i + 1]
+    return ids
