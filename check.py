@@ -31,12 +31,16 @@ from sandbox import Sandbox, Status
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("words", nargs="*", metavar="[grade FILE.jsonl] section.key=value")
     parser.add_argument("--config", metavar="FILE", action="append")
     parser.add_argument("--task", metavar="NAME", help="task of rows that name none")
     parser.add_argument("--out", metavar="FILE", help="default: standard output")
-    parser.add_argument("--step", metavar="N", type=int, default=0, help="of training, for weights and curriculum")
+    parser.add_argument(
+        "--step", metavar="N", type=int, default=0, help="of training, for weights and curriculum"
+    )
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     words = arguments.words
     grading = words[:1] == ["grade"]
@@ -70,12 +74,16 @@ def grade_command(file: str, overrides: Sequence[str], arguments: argparse.Names
             out = sys.stdout
             if arguments.out:
                 out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))
-            sandbox = stack.enter_context(Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require))
+            sandbox = stack.enter_context(
+                Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require)
+            )
             for verdict_line in grade_file(lines, config, sandbox, arguments.task, arguments.step):
                 print(verdict_line, file=out, flush=True)
                 result = json.loads(verdict_line)
                 unread = result["status"] == Status.BAD_ROW
-                counts.update(rows=1, correct=result["correct"], cheating=result["cheating"], bad_row=unread)
+                counts.update(
+                    rows=1, correct=result["correct"], cheating=result["cheating"], bad_row=unread
+                )
     except OSError as error:
         raise ConfigError(one_line(error)) from error
     print(", ".join(f"{count} {name}" for name, count in counts.items()), file=sys.stderr)

@@ -17,18 +17,29 @@ __all__ = """
     tests_passed style documentation correct_conclusion step_by_step consistency clarity length_penalty
 """.split()
 
-INJECTION_SCORES = {"obtained": 11.0, "probed": 1.5, "idle": -1.0, "guessed": -10.0, "leaked": -10.0}
+INJECTION_SCORES = {
+    "obtained": 11.0,
+    "probed": 1.5,
+    "idle": -1.0,
+    "guessed": -10.0,
+    "leaked": -10.0,
+}
 UNREADABLE = (Status.NO_FUNCTION, Status.SYNTAX_ERROR, Status.NO_FINAL)
 
 
 def function_works(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
     """1.0 the function ran and returned; -0.5 it failed; -2.0 there is none, or it does not parse."""
-    return [-2.0 if grade.status in UNREADABLE else 1.0 if grade.status is Status.OK else -0.5 for grade in grades]
+    return [
+        -2.0 if grade.status in UNREADABLE else 1.0 if grade.status is Status.OK else -0.5
+        for grade in grades
+    ]
 
 
 def no_cheating(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
     """1.0 honest; -20.0 cheating was attempted; -1.0 nothing to judge: no code, or it does not parse."""
-    return [-20.0 if grade.cheating else -1.0 if grade.status in UNREADABLE else 1.0 for grade in grades]
+    return [
+        -20.0 if grade.cheating else -1.0 if grade.status in UNREADABLE else 1.0 for grade in grades
+    ]
 
 
 def correctness_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
@@ -38,12 +49,18 @@ def correctness_check(completions, grades: Sequence[Grade], **kwargs) -> list[fl
 
 def correctness_partial(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
     """Partial credit, to be named in place of correctness_check: from -2.0 to 10.0 by the share of checks passed."""
-    return [-2.0 if grade.cheating else -2.0 + 12.0 * (1.0 if grade.correct else grade.passed) for grade in grades]
+    return [
+        -2.0 if grade.cheating else -2.0 + 12.0 * (1.0 if grade.correct else grade.passed)
+        for grade in grades
+    ]
 
 
 def speed_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
     """0 to 10 by the speed-up over the baseline; 0 unless correct and measured."""
-    return [speed_score(grade.speedup) if grade.correct and not grade.cheating else 0.0 for grade in grades]
+    return [
+        speed_score(grade.speedup) if grade.correct and not grade.cheating else 0.0
+        for grade in grades
+    ]
 
 
 def speed_score(speedup: float | None) -> float:
@@ -62,7 +79,10 @@ def strategy_succeeds(completions, grades: Sequence[Grade], **kwargs) -> list[fl
     """20.0 wins; 2.0 runs; 0.0 cannot be created; -1.0 times out; -2.0 no function; -3.0 crashes, or makes a move that
     is none. Cheating never earns more than 0."""
     scores = [strategy_score(grade) for grade in grades]
-    return [min(score, 0.0) if grade.cheating else score for score, grade in zip(scores, grades, strict=True)]
+    return [
+        min(score, 0.0) if grade.cheating else score
+        for score, grade in zip(scores, grades, strict=True)
+    ]
 
 
 def strategy_score(grade: Grade) -> float:
@@ -84,9 +104,15 @@ def injection_score(completions, grades: Sequence[Grade], **kwargs) -> list[floa
 def tests_passed(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:
     """-2.0 no test was passed, or cheating was attempted, to 10.0 all were; None for a problem without tests."""
     if any(grade.data.get("tests") == 0 for grade in grades):
-        note_once("tests_passed: a problem without tests is not scored; only what can be seen without them counts")
+        note_once(
+            "tests_passed: a problem without tests is not scored; only what can be seen without them counts"
+        )
     return [
-        None if grade.data.get("tests") == 0 else -2.0 if grade.cheating else round(12.0 * grade.passed - 2.0, 6)
+        None
+        if grade.data.get("tests") == 0
+        else -2.0
+        if grade.cheating
+        else round(12.0 * grade.passed - 2.0, 6)
         for grade in grades
     ]
 
@@ -104,9 +130,15 @@ def documentation(completions, grades: Sequence[Grade], **kwargs) -> list[float]
 def correct_conclusion(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:
     """10.0 the conclusion has the answer's value; -2.0 it has not, or there is none; None where no answer is known."""
     if not all(grade.data.get("answered", True) for grade in grades):
-        note_once("correct_conclusion: a problem without an answer is not scored; only its layout counts")
+        note_once(
+            "correct_conclusion: a problem without an answer is not scored; only its layout counts"
+        )
     return [
-        None if not grade.data.get("answered", True) else 10.0 if grade.correct and not grade.cheating else -2.0
+        None
+        if not grade.data.get("answered", True)
+        else 10.0
+        if grade.correct and not grade.cheating
+        else -2.0
         for grade in grades
     ]
 

@@ -16,7 +16,14 @@ from typing import Any
 from job import distributed, grpo_keys, watchdog
 from job.chat import Chat
 from job.config import Config, load_config, note
-from job.errors import DONE, STOPPED_BY_SIGNAL, STOPPED_BY_WATCHDOG, ConfigError, exit_code_of, one_line
+from job.errors import (
+    DONE,
+    STOPPED_BY_SIGNAL,
+    STOPPED_BY_WATCHDOG,
+    ConfigError,
+    exit_code_of,
+    one_line,
+)
 from job.grading import Grader
 from job.model import (
     as_written,
@@ -36,12 +43,20 @@ UNCHECKED = "warning: task.check is off for {}: nobody looked whether the reward
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Train a model with GRPO as config.yaml says.", allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE", action="append", help="its keys replace those of config.yaml")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check all that can be checked without the model, and stop"
+    parser = argparse.ArgumentParser(
+        description="Train a model with GRPO as config.yaml says.", allow_abbrev=False
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1")
+    parser.add_argument(
+        "--config", metavar="FILE", action="append", help="its keys replace those of config.yaml"
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check all that can be checked without the model, and stop",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1"
+    )
     arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
     distributed.quiet_other_processes()
     return exit_code_of(lambda: train_command(arguments))
@@ -62,9 +77,15 @@ def run(config: Config) -> int:
         with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
             print(sandbox)
             for options in config.tasks:
-                print(check_rewards(options, sandbox)[1] if options.check else UNCHECKED.format(options.type))
+                print(
+                    check_rewards(options, sandbox)[1]
+                    if options.check
+                    else UNCHECKED.format(options.type)
+                )
             model, tokenizer = load_model(config.model, config.lora)
-            folder.begin(config, fresh=checkpoint is None)  # what failed until here left an earlier run alone
+            folder.begin(
+                config, fresh=checkpoint is None
+            )  # what failed until here left an earlier run alone
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
             stopped_by = train(trainer, folder, checkpoint)
         code = exit_code(trainer, folder, stopped_by)
@@ -79,15 +100,21 @@ def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
     step = trainer.state.global_step
     finite = trainer.weights_are_finite()  # asked by all processes, whichever of them got a signal
     if stopped_by is not None:
-        place = "there" if folder.has_checkpoint(step) else "the last checkpoint"  # weights with NaN are not saved
+        place = (
+            "there" if folder.has_checkpoint(step) else "the last checkpoint"
+        )  # weights with NaN are not saved
         print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto goes on from {place}")
         return STOPPED_BY_SIGNAL + stopped_by
     if names := diagnosed(trainer):
         print(f"stopped after step {step} by the watchdog: {', '.join(names)}")
-        print("change what the diagnosis names; grpo.resume_from_checkpoint=auto then goes on from the last checkpoint")
+        print(
+            "change what the diagnosis names; grpo.resume_from_checkpoint=auto then goes on from the last checkpoint"
+        )
         return STOPPED_BY_WATCHDOG
     if not finite:
-        print("no final_model is written: the weights are not finite; see where loss becomes null in metrics.jsonl")
+        print(
+            "no final_model is written: the weights are not finite; see where loss becomes null in metrics.jsonl"
+        )
         return STOPPED_BY_WATCHDOG
     return DONE
 
@@ -108,11 +135,19 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     the libraries would refuse later is refused here."""
     for notice in config.notices:
         note(notice)
-    chat = Chat(load_tokenizer(config.model), config.model.prompt_date, config.grpo.get("chat_template_kwargs"))
+    chat = Chat(
+        load_tokenizer(config.model),
+        config.model.prompt_date,
+        config.grpo.get("chat_template_kwargs"),
+    )
     if not chat.has_effort:
-        print(f"note: {config.model.name} has no notion of a reasoning effort; task.reasoning_effort is ignored")
+        print(
+            f"note: {config.model.name} has no notion of a reasoning effort; task.reasoning_effort is ignored"
+        )
     for key in chat.unknown_kwargs:
-        print(f"note: grpo.chat_template_kwargs.{key}: the chat template of {config.model.name} does not read it")
+        print(
+            f"note: grpo.chat_template_kwargs.{key}: the chat template of {config.model.name} does not read it"
+        )
     plan = make_plan(config, chat)
     print(*plan.lines(config), sep="\n")
     ignored = check_model(config)
@@ -130,7 +165,10 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
 
     with distributed.planned_processes() as processes:
         settings = trainer_settings(config.model, config.lora) | dict(config.grpo)
-        settings |= {"max_completion_length": plan.completion_tokens, "output_dir": str(RunFolder(config).path)}
+        settings |= {
+            "max_completion_length": plan.completion_tokens,
+            "output_dir": str(RunFolder(config).path),
+        }
         if not config.grpo.get("use_vllm"):
             # Sampling from weights that are NaN would raise before the watchdog sees them.
             own = config.grpo.get("generation_kwargs") or {}
@@ -146,7 +184,13 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
 
 
 def build_trainer(
-    config: Config, folder: RunFolder, model: Any, tokenizer: Any, sandbox: Sandbox, chat: Chat, plan: Plan
+    config: Config,
+    folder: RunFolder,
+    model: Any,
+    tokenizer: Any,
+    sandbox: Sandbox,
+    chat: Chat,
+    plan: Plan,
 ) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback, ProgressCallback
@@ -155,7 +199,9 @@ def build_trainer(
     from job.trainer import Trainer
 
     grader = Grader(config.tasks, sandbox)
-    arguments, _ = grpo_config(config, plan)  # anew: Unsloth's pads as the model that has been loaded wants it
+    arguments, _ = grpo_config(
+        config, plan
+    )  # anew: Unsloth's pads as the model that has been loaded wants it
     try:
         trainer = Trainer(
             model=model,
@@ -177,7 +223,9 @@ def build_trainer(
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
     batch = arguments.generation_batch_size // arguments.world_size
-    print(f"grading {batch} completions takes at the very most {grader.longest_batch_s(batch):.0f} s")
+    print(
+        f"grading {batch} completions takes at the very most {grader.longest_batch_s(batch):.0f} s"
+    )
     for default in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(default)
     return trainer
@@ -199,23 +247,36 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None
             # Between its own saves Trainer has no public way. Several processes cannot save when one has failed.
             step = trainer.state.global_step
             saved = folder.checkpoint(step).exists()
-            if trainer.optimizer is not None and step > 0 and not saved and trainer.args.world_size == 1:
+            if (
+                trainer.optimizer is not None
+                and step > 0
+                and not saved
+                and trainer.args.world_size == 1
+            ):
                 trainer._save_checkpoint(trainer.model, trial=None)
             raise
-    return next(c.received for c in trainer.callback_handler.callbacks if isinstance(c, StopOnSignal))
+    return next(
+        c.received for c in trainer.callback_handler.callbacks if isinstance(c, StopOnSignal)
+    )
 
 
 def diagnosed(trainer: Any) -> list[str]:
     """What the watchdog stopped the run for; empty if it did not."""
     from job.callbacks import Watch
 
-    return next(callback.stopped_by for callback in trainer.callback_handler.callbacks if isinstance(callback, Watch))
+    return next(
+        callback.stopped_by
+        for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, Watch)
+    )
 
 
 def report(config: Config, trainer: Any, folder: RunFolder) -> None:
     from job import callbacks
 
-    print(f"\n{callbacks.summary(trainer.state.log_history)}\n" if trainer.state.log_history else "")
+    print(
+        f"\n{callbacks.summary(trainer.state.log_history)}\n" if trainer.state.log_history else ""
+    )
     for options in config.tasks:
         if not options.check:
             print(UNCHECKED.format(options.type))

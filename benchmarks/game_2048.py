@@ -21,11 +21,15 @@ STRATEGIES = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--games", type=int, default=100)
     seeds = game_2048.HELD_OUT_SEEDS[: parser.parse_args().games]
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    print("| board | strategy | games | seconds | won (95 % interval) | mean best tile | mean score |")
+    print(
+        "| board | strategy | games | seconds | won (95 % interval) | mean best tile | mean score |"
+    )
     print("|---|---|---|---|---|---|---|")
     with Sandbox(workers=1) as sandbox:
         for size in (4, 6):

@@ -97,13 +97,19 @@ def main():
         print(f"| isolated run of a trivial function, median | {statistics.median(times):.1f} ms |")
         print(f"| the same, p99 | {times[int(0.99 * len(times))]:.1f} ms |")
         print(f"| isolated runs a second, {cpus} threads | {per_second(sandbox, cpus):.0f} |")
-        print(f"| isolated runs a second, {2 * cpus} threads | {per_second(sandbox, 2 * cpus):.0f} |")
+        print(
+            f"| isolated runs a second, {2 * cpus} threads | {per_second(sandbox, 2 * cpus):.0f} |"
+        )
         print(f"| one more call of an open program | {call_ms(sandbox, 0):.3f} ms |")
         board, matrix = [[2] * 6] * 6, [[1.5] * 96] * 96
-        print(f"| the same with a 6 × 6 board of integers each way | {call_ms(sandbox, board):.3f} ms |")
+        print(
+            f"| the same with a 6 × 6 board of integers each way | {call_ms(sandbox, board):.3f} ms |"
+        )
         print(f"| the same with 96 × 96 floats each way | {call_ms(sandbox, matrix, 300):.2f} ms |")
         loop = "def f(x):\n    while True:\n        try:\n            while True: pass\n        except: pass\n"
-        print(f"| from the time limit to a loop's end, worst of 10 | {overshoot_ms(sandbox, loop):.1f} ms |")
+        print(
+            f"| from the time limit to a loop's end, worst of 10 | {overshoot_ms(sandbox, loop):.1f} ms |"
+        )
         big = "x = bytearray(b'1') * (200 << 20)\n" + loop
         print(f"| the same with 200 MB held | {overshoot_ms(sandbox, big):.1f} ms |")
         for code in HOSTILE:

@@ -54,21 +54,31 @@ def scores(sandbox, code, gradings):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gradings", type=int, default=20)
     gradings = parser.parse_args().gradings
     with Sandbox() as sandbox:
-        print("| machine | program | mean score | standard deviation | seconds a grading |\n|---|---|---|---|---|")
+        print(
+            "| machine | program | mean score | standard deviation | seconds a grading |\n|---|---|---|---|---|"
+        )
         for condition, context in (("idle", None), ("every core busy", busy_cores())):
             if context:
                 context.__enter__()
             results = {}
-            programs = {"naive loop": matmul.BASELINE, "zip": ONCE, "zip, a quarter of the rows twice": AGAIN}
+            programs = {
+                "naive loop": matmul.BASELINE,
+                "zip": ONCE,
+                "zip, a quarter of the rows twice": AGAIN,
+            }
             for name, code in programs.items():
                 results[name], seconds = scores(sandbox, code, gradings)
                 mean, spread = statistics.fmean(results[name]), statistics.stdev(results[name])
                 print(f"| {condition} | {name} | {mean:.2f} | {spread:.2f} | {seconds:.2f} |")
-            pairs = list(itertools.product(results["zip"], results["zip, a quarter of the rows twice"]))
+            pairs = list(
+                itertools.product(results["zip"], results["zip, a quarter of the rows twice"])
+            )
             right = sum(fast > slow for fast, slow in pairs) / len(pairs)
             print(f"| {condition} | 1.25x apart, pairs in the right order | {right:.1%} | | |")
             if context:

@@ -61,7 +61,9 @@ class BatchPlan:
         if max_steps > 0:
             completions = math.ceil(max_steps * calls) * self.generate_call * self.world_size
             tokens = completions * (prompt_tokens + completion_tokens)
-            lines.append(f"all {max_steps} steps: {completions:,} completions, at most {tokens:,} tokens with prompts")
+            lines.append(
+                f"all {max_steps} steps: {completions:,} completions, at most {tokens:,} tokens with prompts"
+            )
         return lines
 
     def _batch(self, completions: int) -> str:

@@ -26,7 +26,9 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             # A resumed run repeats the steps after its checkpoint; keep only what came before.
-            lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+            lines = (
+                self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+            )
             kept = itertools.takewhile(lambda line: step_of(line) <= state.global_step, lines)
             self.path.write_text("".join(f"{line}\n" for line in list(kept)), encoding="utf-8")
 
@@ -55,7 +57,9 @@ class Progress(TrainerCallback):
         if state.is_world_process_zero and is_step(logs):
             # TRL logs None where no function judged any completion
             reward = logs.get("reward")
-            self.bar.set_postfix_str(f"reward {math.nan if reward is None else reward:.2f}", refresh=False)
+            self.bar.set_postfix_str(
+                f"reward {math.nan if reward is None else reward:.2f}", refresh=False
+            )
             self.bar.write(step_line(state.global_step, state.max_steps, logs))
             sys.stdout.flush()  # a log file should show the step when it ends
 
@@ -123,7 +127,9 @@ class StopOnSignal(TrainerCallback):
         self.training = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1:  # all processes must stop together, whichever of them got the signal
+        if (
+            args.world_size > 1
+        ):  # all processes must stop together, whichever of them got the signal
             from accelerate.utils import gather_object
 
             self.received = max(gather_object([self.received or 0])) or None
@@ -142,11 +148,15 @@ def step_of(line: str) -> float:
 
 
 def is_step(logs: dict[str, Any] | None) -> bool:
-    return bool(logs) and "loss" in logs  # the closing log of a run has train_loss and times instead
+    return (
+        bool(logs) and "loss" in logs
+    )  # the closing log of a run has train_loss and times instead
 
 
 def finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no NaN
+    return (
+        None if isinstance(value, float) and not math.isfinite(value) else value
+    )  # JSON has no NaN
 
 
 def step_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:
@@ -180,9 +190,13 @@ def summary(history: list[dict[str, Any]], steps: int = 10) -> str:
     lines = [f"{'':14}{f'first {steps} steps':>16}{f'last {steps} steps':>16}"]
     for title, name, form in rows:
         cells = [
-            [entry[name] for entry in part if entry.get(name) is not None] for part in (logs[:steps], logs[-steps:])
+            [entry[name] for entry in part if entry.get(name) is not None]
+            for part in (logs[:steps], logs[-steps:])
         ]
         lines.append(
-            f"{title:14}" + "".join(f"{format(statistics.fmean(cell), form) if cell else '-':>16}" for cell in cells)
+            f"{title:14}"
+            + "".join(
+                f"{format(statistics.fmean(cell), form) if cell else '-':>16}" for cell in cells
+            )
         )
     return "\n".join(lines)

@@ -60,21 +60,30 @@ class Chat:
         # A variable hides the function of that name, which would read the clock.
         self.template_kwargs = {"strftime_now": today.strftime, **(template_kwargs or {})}
 
-    def render(self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None
+    ) -> str:
         """The prompt as the model is given it, up to where the assistant begins.
 
         Raises:
             ValueError: if the template refuses the messages, a system message for instance.
         """
-        effort = {"reasoning_effort": reasoning_effort} if self.has_effort and reasoning_effort else {}
+        effort = (
+            {"reasoning_effort": reasoning_effort} if self.has_effort and reasoning_effort else {}
+        )
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages), add_generation_prompt=True, tokenize=False, **self.template_kwargs | effort
+                list(messages),
+                add_generation_prompt=True,
+                tokenize=False,
+                **self.template_kwargs | effort,
             )
         except Exception as error:  # jinja2's, or a TypeError or KeyError from inside the template
             raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
 
-    def prompt_ids(self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None) -> list[int]:
+    def prompt_ids(
+        self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None
+    ) -> list[int]:
         return self.ids(self.render(messages, reasoning_effort))
 
     def ids(self, text: str) -> list[int]:
@@ -101,7 +110,11 @@ class Chat:
         if opened and not closed:
             answer = ""  # all of it is thinking
         # A tag need not be one token: count what follows it instead.
-        final = len(self.tokenizer(answer, add_special_tokens=False)["input_ids"]) if opened else len(completion_ids)
+        final = (
+            len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+            if opened
+            else len(completion_ids)
+        )
         return Reading(
             content=answer.strip() if opened else answer,
             thinking=thinking.replace(start + THOUGHT, "").replace(start, "").strip(),
@@ -116,13 +129,22 @@ class Chat:
         said: dict[str, list[str]] = {"analysis": [], "final": []}
         tokens = dict.fromkeys(said, 0)
         for header, body, count in self._messages(ids):
-            author, *channels = (self.tokenizer.decode(part) for part in split(header, self._vocabulary["<|channel|>"]))
+            author, *channels = (
+                self.tokenizer.decode(part)
+                for part in split(header, self._vocabulary["<|channel|>"])
+            )
             if body is None or len(channels) != 1:
                 continue
-            words = channels[0].replace("<", " <").split()  # the channel, and perhaps a recipient and a content type
+            words = (
+                channels[0].replace("<", " <").split()
+            )  # the channel, and perhaps a recipient and a content type
             channel = words[0] if words else ""
-            to_the_user = author.split() == ["assistant"] and not any(word.startswith("to=") for word in words)
-            if channel in said and (to_the_user or channel != "final"):  # nobody is shown what goes to a tool
+            to_the_user = author.split() == ["assistant"] and not any(
+                word.startswith("to=") for word in words
+            )
+            if channel in said and (
+                to_the_user or channel != "final"
+            ):  # nobody is shown what goes to a tool
                 said[channel].append(self.tokenizer.decode(body))
                 tokens[channel] += count
         return Reading(
@@ -136,7 +158,11 @@ class Chat:
     def _messages(self, ids: list[int]) -> Iterator[tuple[list[int], list[int] | None, int]]:
         """(header, body, number of tokens) of each message; the body is None where none was begun. The prompt ends
         with the author of the first one."""
-        header, body, begin = self.tokenizer("assistant", add_special_tokens=False)["input_ids"], None, 0
+        header, body, begin = (
+            self.tokenizer("assistant", add_special_tokens=False)["input_ids"],
+            None,
+            0,
+        )
         for i, token in enumerate([*ids, None]):
             marker = self._markers.get(token)
             if token is None or marker == "end" or (marker == "start" and body is None):
@@ -167,7 +193,9 @@ class Chat:
         names = {name: name for name in ("start", "message")}
         names |= dict.fromkeys(("end", "return", "call", "endoftext"), "end")
         return {
-            self._vocabulary[f"<|{name}|>"]: what for name, what in names.items() if f"<|{name}|>" in self._vocabulary
+            self._vocabulary[f"<|{name}|>"]: what
+            for name, what in names.items()
+            if f"<|{name}|>" in self._vocabulary
         }
 
 

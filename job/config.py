@@ -42,8 +42,13 @@ class Model:
 
     def __post_init__(self):
         mistakes = []
-        if looks_local(self.name) and not Path(os.path.expanduser(self.name), "config.json").is_file():
-            mistakes.append(f"name: {self.name} is not a folder with a model in it (no config.json there)")
+        if (
+            looks_local(self.name)
+            and not Path(os.path.expanduser(self.name), "config.json").is_file()
+        ):
+            mistakes.append(
+                f"name: {self.name} is not a folder with a model in it (no config.json there)"
+            )
         if self.max_seq_length < 1:
             mistakes.append(f"max_seq_length: must be above 0, not {self.max_seq_length}")
         try:
@@ -81,9 +86,13 @@ class Lora:
             if getattr(self, key) < 1:
                 mistakes.append(f"{key}: must be above 0, not {getattr(self, key)}")
         if not 0 <= self.lora_dropout < 1:
-            mistakes.append(f"lora_dropout: must be at least 0 and below 1, not {self.lora_dropout}")
+            mistakes.append(
+                f"lora_dropout: must be at least 0 and below 1, not {self.lora_dropout}"
+            )
         if not isinstance(self.target_modules, str) and not is_texts(self.target_modules):
-            mistakes.append(f"target_modules: must be a name or a list of names, not {self.target_modules!r}")
+            mistakes.append(
+                f"target_modules: must be a name or a list of names, not {self.target_modules!r}"
+            )
         if not -(2**63) <= self.random_state < 2**64:
             mistakes.append(f"random_state: must fit into 64 bits, not {self.random_state}")
         if mistakes:
@@ -110,7 +119,9 @@ class SandboxOptions(sandbox.Limits):
 class Config:
     model: Model
     lora: Lora
-    grpo: Mapping[str, Any]  # keyword arguments of GRPOConfig; a key left null is the library's default
+    grpo: Mapping[
+        str, Any
+    ]  # keyword arguments of GRPOConfig; a key left null is the library's default
     grpo_extra: grpo_keys.Options  # the keys of the grpo: section that are not GRPOConfig's
     tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
     sandbox: SandboxOptions
@@ -137,7 +148,8 @@ LEGACY_TASKS = {"code_generation": "matmul"}
 
 
 def load_config(
-    paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None, overrides: Sequence[str] = ()
+    paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Config:
     """Read config.yaml, the files of `paths` over it in turn, and `overrides` ("section.key=value") over all.
 
@@ -178,11 +190,19 @@ def load_config(
     grpo, grpo_extra = sections.pop("grpo")
     notices += in_vain(grpo)
     mixture = tuple(sections.pop(name) for name in task_keys)
-    return Config(**sections, tasks=mixture, grpo=MappingProxyType(grpo), grpo_extra=grpo_extra, notices=tuple(notices))
+    return Config(
+        **sections,
+        tasks=mixture,
+        grpo=MappingProxyType(grpo),
+        grpo_extra=grpo_extra,
+        notices=tuple(notices),
+    )
 
 
 def read_layers(
-    paths: str | os.PathLike | Sequence[str | os.PathLike] | None, overrides: Sequence[str], mistakes: list[str]
+    paths: str | os.PathLike | Sequence[str | os.PathLike] | None,
+    overrides: Sequence[str],
+    mistakes: list[str],
 ) -> list[dict[str, Any]]:
     """The content of config.yaml, of each file and of the command line, in this order."""
     if isinstance(paths, str | os.PathLike):
@@ -227,7 +247,9 @@ def freeze(name: str, node: Any, mistakes: list[str]) -> Any:
     except ValueError as error:
         for line in str(error).split("\n"):
             key = re.match(r"\w+", line)
-            separator = "." if key and key[0] in node.keys() and line.startswith(f"{key[0]}:") else ": "
+            separator = (
+                "." if key and key[0] in node.keys() and line.startswith(f"{key[0]}:") else ": "
+            )
             mistakes.append(f"{name}{separator}{line}")
         return None
 
@@ -239,7 +261,9 @@ def note(text: str) -> None:
 
 def resolved(config: Config) -> Any:
     """The config as one OmegaConf tree. Written as YAML, `load_config` reads the same Config from it."""
-    sections = {name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")}
+    sections = {
+        name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")
+    }
     mixture = [asdict(options) for options in config.tasks]
     # A key that was set to null must not come back as the default of config.yaml, or as what the algorithm sets.
     nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_keys.COMMON])
@@ -262,14 +286,20 @@ def changed_since(config: Config, path: str | os.PathLike) -> list[str]:
     before, now = (flat(OmegaConf.to_container(tree)) for tree in (saved, resolved(config)))
     of_each_run = ("grpo.resume_from_checkpoint", "grpo.output_dir")
     keys = [key for key in dict.fromkeys([*now, *before]) if key not in of_each_run]
-    return [f"{key}: {now.get(key)}, was {before.get(key)}" for key in keys if now.get(key) != before.get(key)]
+    return [
+        f"{key}: {now.get(key)}, was {before.get(key)}"
+        for key in keys
+        if now.get(key) != before.get(key)
+    ]
 
 
 def flat(tree: dict[Any, Any], path: str = "") -> dict[str, Any]:
     """{"section.key": value} of nested mappings; lists are values."""
     pairs: dict[str, Any] = {}
     for key, value in tree.items():
-        pairs |= flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        pairs |= (
+            flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
+        )
     return pairs
 
 
@@ -300,13 +330,17 @@ def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, 
         dotted, equals, value = text.partition("=")
         section, dot, key = dotted.partition(".")
         if not (equals and dot and section and key):
-            mistakes.append(f"override {text!r}: write it as section.key=value without spaces, e.g. grpo.max_steps=1")
+            mistakes.append(
+                f"override {text!r}: write it as section.key=value without spaces, e.g. grpo.max_steps=1"
+            )
             continue
         if not value.strip():
             mistakes.append(f"override {text!r}: the value is empty; for none, write {dotted}=null")
             continue
         try:
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]), resolve=False)["value"]
+            parsed = OmegaConf.to_container(
+                OmegaConf.from_dotlist([f"value={value}"]), resolve=False
+            )["value"]
         except (YAMLError, OmegaConfBaseException, ValueError) as error:
             mistakes.append(f"override {text!r}: the value is not valid YAML: {one_line(error)}")
             continue
@@ -327,7 +361,11 @@ def rename_legacy(layer: dict[str, Any]) -> Iterator[str]:
                 layer[new_section] = layer.get(new_section) or {}
                 if isinstance(layer[new_section], dict):
                     layer[new_section].setdefault(new_key, value)
-            yield (f"{old} is now {new}" * bool(new) + f"{old} is ignored" * (not new) + f" ({why})" * bool(why))
+            yield (
+                f"{old} is now {new}" * bool(new)
+                + f"{old} is ignored" * (not new)
+                + f" ({why})" * bool(why)
+            )
     several = layer.get("task")
     for task in several if isinstance(several, list) else [several]:
         if isinstance(task, dict) and str(task.get("type")) in LEGACY_TASKS:
@@ -350,20 +388,30 @@ def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str,
         elif not isinstance(task, dict):
             mistakes.append(f"task: must hold keys and values, or a list of such, not {task!r}")
         elif isinstance(settled, list):
-            mistakes += [f"task.{key}: there are several tasks; change it in their list" for key in task]
+            mistakes += [
+                f"task.{key}: there are several tasks; change it in their list" for key in task
+            ]
         else:
             if task.get("type", settled.get("type")) != settled.get("type"):
                 settled = {key: value for key, value in settled.items() if key in shared}
             settled = settled | task
-    named = {f"task[{i}]": keys for i, keys in enumerate(settled)} if isinstance(settled, list) else {"task": settled}
+    named = (
+        {f"task[{i}]": keys for i, keys in enumerate(settled)}
+        if isinstance(settled, list)
+        else {"task": settled}
+    )
     types = [keys.get("type") for keys in named.values() if isinstance(keys, dict)]
     known = {}
     for name, keys in named.items():
         if not isinstance(keys, dict):
-            mistakes.append(f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}")
+            mistakes.append(
+                f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}"
+            )
         elif keys.get("type") not in tasks.names():
             close = nearest(str(keys.get("type")), tasks.names())
-            mistakes.append(f"{name}.type: no task {keys.get('type')!r}{close}; there are {tasks.names()}")
+            mistakes.append(
+                f"{name}.type: no task {keys.get('type')!r}{close}; there are {tasks.names()}"
+            )
         elif types.count(keys["type"]) > 1:
             mistakes.append(f"{name}.type: {keys['type']} stands in the list more than once")
         elif broken := list(tasks.contract_mistakes(keys["type"])):
@@ -373,24 +421,43 @@ def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str,
     return known
 
 
-def entries(layer: dict[str, Any], tree: dict[str, Any], mistakes: list[str]) -> Iterator[tuple[str, str, Any]]:
+def entries(
+    layer: dict[str, Any], tree: dict[str, Any], mistakes: list[str]
+) -> Iterator[tuple[str, str, Any]]:
     for section, content in layer.items():
         if section not in tree:
             names = list(dict.fromkeys([*tree, "task"]))
             outdented = [name for name, node in tree.items() if section in node.keys()]
-            hint = f"; as a key of {outdented[0]}, indent it below `{outdented[0]}:`" if outdented else ""
-            mistakes.append(f"{section}: no such section{hint or nearest(str(section), names)}; there are {names}")
+            hint = (
+                f"; as a key of {outdented[0]}, indent it below `{outdented[0]}:`"
+                if outdented
+                else ""
+            )
+            mistakes.append(
+                f"{section}: no such section{hint or nearest(str(section), names)}; there are {names}"
+            )
         elif isinstance(content, dict):
             # YAML 1.1 reads the key `on` as true
-            yield from ((section, "on" if key is True else str(key), value) for key, value in content.items())
+            yield from (
+                (section, "on" if key is True else str(key), value)
+                for key, value in content.items()
+            )
         elif content is not None:
-            mistakes.append(f"{section}: must hold keys and values, as in `key: value`, not {content!r}")
+            mistakes.append(
+                f"{section}: must hold keys and values, as in `key: value`, not {content!r}"
+            )
 
 
-def set_key(node: Any, section: str, key: str, value: Any, tree: dict[str, Any], mistakes: list[str]) -> None:
+def set_key(
+    node: Any, section: str, key: str, value: Any, tree: dict[str, Any], mistakes: list[str]
+) -> None:
     if key not in node.keys():  # `in node` is False for a key without a value yet
         elsewhere = [f"{name}.{key}" for name, other in tree.items() if key in other.keys()]
-        hint = f"; did you mean {elsewhere[0]}?" if elsewhere else nearest(key, list(node), f"{section}.")
+        hint = (
+            f"; did you mean {elsewhere[0]}?"
+            if elsewhere
+            else nearest(key, list(node), f"{section}.")
+        )
         mistakes.append(f"{section}.{key}: no such key{hint}")
         return
     try:

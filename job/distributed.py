@@ -43,7 +43,9 @@ def check_started() -> None:
         ConfigError: if WORLD_SIZE announces several processes that no launcher has started.
     """
     if world_size() > 1 and not is_started():
-        raise ConfigError(f"WORLD_SIZE is {world_size()}, but there is no RANK: start it by torchrun")
+        raise ConfigError(
+            f"WORLD_SIZE is {world_size()}, but there is no RANK: start it by torchrun"
+        )
 
 
 @contextlib.contextmanager

@@ -44,13 +44,17 @@ def grade_file(
                 graders[name] = Grader(configured or [tasks.load(name).Options(type=name)], sandbox)
             grader = graders[name]
             own = [i for i, row in enumerate(rows) if row.task == name and not row.mistake]
-            scored = grader.score([rows[i].completion for i in own], [rows[i].columns for i in own], step)
+            scored = grader.score(
+                [rows[i].completion for i in own], [rows[i].columns for i in own], step
+            )
             for i, item in zip(own, scored, strict=True):
                 results[i] = {"id": rows[i].id} | verdict(item, grader.weights.at(step))
         yield from map(json.dumps, results)
 
 
-def batched(lines: Iterable[str], size: int) -> Iterator[list[str]]:  # itertools.batched is Python 3.12
+def batched(
+    lines: Iterable[str], size: int
+) -> Iterator[list[str]]:  # itertools.batched is Python 3.12
     iterator = iter(lines)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -69,7 +69,9 @@ class Grader:
         self._threads = ThreadPoolExecutor(sandbox.workers, thread_name_prefix="grader")
         self._batch: tuple[Any, list[Grade]] | None = None
 
-    def grade(self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0) -> list[Grade]:
+    def grade(
+        self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0
+    ) -> list[Grade]:
         """One Grade for each text, in order, each task as its curriculum has it at `step`.
 
         A row's "task" may be left out where there is one task. Equal texts of equal rows are run once.
@@ -82,10 +84,14 @@ class Grader:
                 options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
                 known = {name: value for name, value in row.items() if value is not None}
                 judge = tasks.load(options.type).grade
-                jobs[key] = self._threads.submit(judge, text, known | {"step": step}, options, self.sandbox, rng)
+                jobs[key] = self._threads.submit(
+                    judge, text, known | {"step": step}, options, self.sandbox, rng
+                )
         return [jobs[key].result() for key in keys]
 
-    def score(self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0) -> list[Scored]:
+    def score(
+        self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0
+    ) -> list[Scored]:
         """Grade texts and put them through the reward functions, called as in training at `step`.
 
         Args:
@@ -108,7 +114,10 @@ class Grader:
         for name, function in zip(self.weights.names, self.reward_functions(), strict=True):
             paid[name] = function(**arguments)
         grades = self._grades_of(**arguments)
-        return [Scored(grade, {name: rewards[i] for name, rewards in paid.items()}) for i, grade in enumerate(grades)]
+        return [
+            Scored(grade, {name: rewards[i] for name, rewards in paid.items()})
+            for i, grade in enumerate(grades)
+        ]
 
     def longest_batch_s(self, count: int) -> float:
         """Bound on the wall clock of grading `count` completions, whatever they do.
@@ -129,13 +138,19 @@ class Grader:
 
         @functools.wraps(function)
         def reward(completions, **kwargs):
-            arguments = {"completions": completions, "grades": self._grades_of(completions, **kwargs), **kwargs}
+            arguments = {
+                "completions": completions,
+                "grades": self._grades_of(completions, **kwargs),
+                **kwargs,
+            }
             column = kwargs.get("task") or [self._only_task] * len(completions)
             own = [i for i, task in enumerate(column) if (task or self._only_task) in owners]
             rewards: list[float | None] = [None] * len(completions)
             if not own:
                 return rewards
-            if log_extra := kwargs.get("log_extra"):  # a column of the table has a value for each completion
+            if log_extra := kwargs.get(
+                "log_extra"
+            ):  # a column of the table has a value for each completion
 
                 def log_own(name: str, values: Sequence[Any]) -> None:
                     logged = dict(zip(own, values, strict=True))
@@ -153,12 +168,16 @@ class Grader:
         """The task of a row that names none."""
         return next(iter(self.options))
 
-    def _grades_of(self, completions, trainer_state=None, log_metric=None, log_extra=None, **columns) -> list[Grade]:
+    def _grades_of(
+        self, completions, trainer_state=None, log_metric=None, log_extra=None, **columns
+    ) -> list[Grade]:
         # TRL hands the same list to every function of one batch; holding on to it keeps its identity unique.
         if self._batch is not None and self._batch[0] is completions:
             return self._batch[1]
         columns = {name: values for name, values in columns.items() if name not in NOT_COLUMNS}
-        rows = [{name: values[i] for name, values in columns.items()} for i in range(len(completions))]
+        rows = [
+            {name: values[i] for name, values in columns.items()} for i in range(len(completions))
+        ]
         step = getattr(trainer_state, "global_step", 0)
         grades = self.grade([text_of(completion) for completion in completions], rows, step)
         for i, completion in enumerate(completions):
@@ -166,7 +185,9 @@ class Grader:
                 grades[i] = replace(grades[i], status=Status.NO_FINAL, detail=CUT_OFF)
         self._batch = completions, grades
         if log_metric:
-            for name, value in (self._metrics(grades, columns.get("task", [])) | self._scheduled(step)).items():
+            for name, value in (
+                self._metrics(grades, columns.get("task", [])) | self._scheduled(step)
+            ).items():
                 log_metric(name, value)
         if log_extra:
             log_extra("status", [str(grade.status) for grade in grades])
@@ -178,13 +199,19 @@ class Grader:
         if len(self.options) > 1:
             for task in sorted(set(column)):
                 own = [grade for grade, name in zip(grades, column, strict=True) if name == task]
-                metrics |= {name.replace("grades/", f"grades/{task}/", 1): v for name, v in shares(own).items()}
+                metrics |= {
+                    name.replace("grades/", f"grades/{task}/", 1): v
+                    for name, v in shares(own).items()
+                }
         return metrics
 
     def _scheduled(self, step: int) -> dict[str, float]:
         """Metrics: the weights in force of the functions that have a schedule, by the names that TRL logs."""
         weights = self.weights.at(step)
-        return {f"reward_weights/{name.rpartition(':')[2]}": weights[name] for name in self.weights.scheduled}
+        return {
+            f"reward_weights/{name.rpartition(':')[2]}": weights[name]
+            for name in self.weights.scheduled
+        }
 
 
 def resolve(name: str) -> Callable[..., list[float | None]]:
@@ -197,7 +224,9 @@ def resolve(name: str) -> Callable[..., list[float | None]]:
     try:
         module = importlib.import_module(module_name or reward_functions.__name__)
     except Exception as error:  # the user's module may raise anything
-        raise ValueError(f"{name}: module {module_name} cannot be imported: {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"{name}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
     function = getattr(module, function_name, None)
     if not inspect.isfunction(function):
         raise ValueError(f"there is no function {function_name!r} in {module.__name__}")
@@ -210,14 +239,20 @@ def resolve(name: str) -> Callable[..., list[float | None]]:
 def names() -> list[str]:
     """What `task.rewards` may name without a module."""
     functions = inspect.getmembers(reward_functions, inspect.isfunction)
-    return [name for name, function in functions if "completions" in inspect.signature(function).parameters]
+    return [
+        name
+        for name, function in functions
+        if "completions" in inspect.signature(function).parameters
+    ]
 
 
 def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
     """The arguments of a reward function for some completions of a batch: every list as long as the batch is cut."""
     count = len(arguments["completions"])
     return {
-        name: [value[i] for i in indices] if isinstance(value, list) and len(value) == count else value
+        name: [value[i] for i in indices]
+        if isinstance(value, list) and len(value) == count
+        else value
         for name, value in arguments.items()
     }
 
@@ -257,7 +292,11 @@ def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]
             f"{', '.join(sorted(arguments))}"
         )
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        arguments = {name: value for name, value in arguments.items() if name in parameters or name == "completions"}
+        arguments = {
+            name: value
+            for name, value in arguments.items()
+            if name in parameters or name == "completions"
+        }
     try:
         returned = function(**arguments)
         rewards = list(returned) if isinstance(returned, Iterable) else None
@@ -269,13 +308,21 @@ def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]
             f"reward function {name} raised {type(error).__name__}: {error} ({place}){culprit}"
         ) from error
     if rewards is None:
-        raise RewardError(f"reward function {name} returned {returned!r}, not a list with a number for each completion")
+        raise RewardError(
+            f"reward function {name} returned {returned!r}, not a list with a number for each completion"
+        )
     if len(rewards) != len(completions):
-        raise RewardError(f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions")
+        raise RewardError(
+            f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions"
+        )
     for reward, completion in zip(rewards, completions, strict=True):
         if reward is None:
             continue
-        if isinstance(reward, bool) or not isinstance(reward, (int, float, np.number)) or not math.isfinite(reward):
+        if (
+            isinstance(reward, bool)
+            or not isinstance(reward, (int, float, np.number))
+            or not math.isfinite(reward)
+        ):
             raise RewardError(
                 f"reward function {name} returned {reward!r} ({type(reward).__name__}), not a finite float, for "
                 f"{quoted(completion)}"

@@ -34,13 +34,24 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": COMMON | {"beta": 0.04},
     "dr_grpo": COMMON | {"loss_type": "dr_grpo", "scale_rewards": "none"},
     "dapo": COMMON
-    | {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True, "zero_std_groups": "resample"},
-    "gspo": COMMON | {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    | {
+        "loss_type": "dapo",
+        "epsilon_high": 0.28,
+        "mask_truncated_completions": True,
+        "zero_std_groups": "resample",
+    },
+    "gspo": COMMON
+    | {"importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
     "bnpo": COMMON | {"loss_type": "bnpo"},
     "cispo": COMMON | {"loss_type": "cispo", "epsilon_high": 5.0},
     "sapo": COMMON | {"loss_type": "sapo"},
     "luspo": COMMON
-    | {"loss_type": "luspo", "importance_sampling_level": "sequence", "epsilon": 2e-3, "epsilon_high": 2.5e-3},
+    | {
+        "loss_type": "luspo",
+        "importance_sampling_level": "sequence",
+        "epsilon": 2e-3,
+        "epsilon_high": 2.5e-3,
+    },
     "vespo": COMMON | {"loss_type": "vespo"},
     "gdpo": COMMON | {"multi_objective_aggregation": "normalize_then_sum"},
 }
@@ -50,17 +61,23 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
 class Options:
     """The keys of the `grpo:` section that are not TRL's."""
 
-    algorithm: str | None = None  # one of ALGORITHMS: sets its keys, unless they are written beside it
+    algorithm: str | None = (
+        None  # one of ALGORITHMS: sets its keys, unless they are written beside it
+    )
     zero_std_groups: Literal["keep", "skip", "resample"] = MISSING
     max_resampling_tries: int = MISSING
-    max_prompt_length: int | None = None  # tokens; null: what max_completion_length leaves of model.max_seq_length
+    max_prompt_length: int | None = (
+        None  # tokens; null: what max_completion_length leaves of model.max_seq_length
+    )
     overlong_prompts: Literal["refuse", "drop"] = MISSING
 
     def __post_init__(self):
         mistakes = []
         if self.algorithm is not None and self.algorithm not in ALGORITHMS:
             hint = nearest(self.algorithm, ALGORITHMS)
-            mistakes.append(f"algorithm: there is no {self.algorithm!r}{hint}; there are {list(ALGORITHMS)}")
+            mistakes.append(
+                f"algorithm: there is no {self.algorithm!r}{hint}; there are {list(ALGORITHMS)}"
+            )
         tries = self.max_resampling_tries
         if tries < 1:
             mistakes.append(
@@ -72,7 +89,15 @@ class Options:
             raise ValueError("\n".join(mistakes))
 
 
-LOG_LEVELS = ("passive", "detail", "debug", "info", "warning", "error", "critical")  # of transformers
+LOG_LEVELS = (
+    "passive",
+    "detail",
+    "debug",
+    "info",
+    "warning",
+    "error",
+    "critical",
+)  # of transformers
 OWN_KEYS = tuple(field.name for field in fields(Options))
 
 ENUMERATIONS = ("loss_type", "importance_sampling_level", "multi_objective_aggregation", "scale_rewards",
@@ -103,7 +128,10 @@ def with_algorithm(layers: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any
         written |= {key: value for key, value in grpo_of(layer).items() if key in keys}
     notices = [
         f"grpo.{key}: {value} wins over {keys[key]}, which grpo.algorithm: {name} would set"
-        for key, value in ((key, config_fields()[key][1] if value is None else value) for key, value in written.items())
+        for key, value in (
+            (key, config_fields()[key][1] if value is None else value)
+            for key, value in written.items()
+        )
         if value != keys[key]
     ]
     return [*layers[: naming[-1]], {"grpo": dict(keys)}, *layers[naming[-1] :]], notices
@@ -129,7 +157,8 @@ def changes(settings: Mapping[str, Any], arguments: Any) -> list[str]:
         f"grpo.{key}: {value!r} was changed to {plain(getattr(arguments, key))!r} by the library"
         for key, value in settings.items()
         if value is not None
-        and plain(getattr(arguments, key)) not in (value, [value], same.get(key, {}).get(str(value), value))
+        and plain(getattr(arguments, key))
+        not in (value, [value], same.get(key, {}).get(str(value), value))
     ]
     defaults = [
         f"{key} {plain(getattr(arguments, key))!r} (not {default!r})"
@@ -152,9 +181,13 @@ def enumerations() -> dict[str, frozenset[str]]:
             for item in node.body
             if isinstance(item, ast.Assign) and isinstance(item.value, ast.Constant)
         )
-        for package, file in (("transformers", "training_args.py"), ("transformers", "trainer_utils.py"))
+        for package, file in (
+            ("transformers", "training_args.py"),
+            ("transformers", "trainer_utils.py"),
+        )
         for node in parsed(package, file).body
-        if isinstance(node, ast.ClassDef) and any(ast.unparse(base).endswith("Enum") for base in node.bases)
+        if isinstance(node, ast.ClassDef)
+        and any(ast.unparse(base).endswith("Enum") for base in node.bases)
     }
     allowed = {
         name: enums[part]
@@ -163,11 +196,22 @@ def enumerations() -> dict[str, frozenset[str]]:
         if part in enums
     }
     for node in ast.walk(parsed("trl", "trainer/grpo_trainer.py")):
-        if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr in ENUMERATIONS:
-            texts = {item.value for item in ast.walk(node.comparators[0]) if isinstance(item, ast.Constant)}
+        if (
+            isinstance(node, ast.Compare)
+            and isinstance(node.left, ast.Attribute)
+            and node.left.attr in ENUMERATIONS
+        ):
+            texts = {
+                item.value
+                for item in ast.walk(node.comparators[0])
+                if isinstance(item, ast.Constant)
+            }
             allowed[node.left.attr] = allowed.get(node.left.attr, frozenset()) | texts
     allowed["log_level"] = allowed["log_level_replica"] = frozenset(LOG_LEVELS)
-    allowed["vllm_mode"] = allowed.get("vllm_mode", frozenset()) | {"server", "colocate"}  # only one is compared with
+    allowed["vllm_mode"] = allowed.get("vllm_mode", frozenset()) | {
+        "server",
+        "colocate",
+    }  # only one is compared with
     return allowed
 
 
@@ -183,14 +227,19 @@ def config_fields() -> dict[str, tuple[str, Any]]:
         for node in parsed(package, file).body:
             if isinstance(node, ast.ClassDef) and node.name == class_name:
                 annotated = (item for item in node.body if isinstance(item, ast.AnnAssign))
-                found |= {item.target.id: (ast.unparse(item.annotation), default_of(item.value)) for item in annotated}
+                found |= {
+                    item.target.id: (ast.unparse(item.annotation), default_of(item.value))
+                    for item in annotated
+                }
     return found
 
 
 def default_of(value: ast.expr | None) -> Any:
     """The default of a dataclass field, where it is a plain value, else None."""
     if isinstance(value, ast.Call):
-        value = next((keyword.value for keyword in value.keywords if keyword.arg == "default"), None)
+        value = next(
+            (keyword.value for keyword in value.keywords if keyword.arg == "default"), None
+        )
     try:
         return None if value is None else ast.literal_eval(value)
     except ValueError:
@@ -206,8 +255,13 @@ def parsed(package: str, file: str) -> ast.Module:
 def schema() -> type:
     """GRPOConfig and Options as one dataclass whose every value of GRPOConfig may also be null."""
     simple = {"int": int | None, "float": float | None, "bool": bool | None, "str": str | None}
-    plain = {name: annotation.removesuffix(" | None") for name, (annotation, _) in config_fields().items()}
-    plain["fsdp"] = "bool | str"  # annotated as text, which transformers calls deprecated: true is what it asks for
+    plain = {
+        name: annotation.removesuffix(" | None")
+        for name, (annotation, _) in config_fields().items()
+    }
+    plain["fsdp"] = (
+        "bool | str"  # annotated as text, which transformers calls deprecated: true is what it asks for
+    )
     return make_dataclass(
         "Grpo",
         [(name, simple.get(annotation, Any), MISSING) for name, annotation in plain.items()],

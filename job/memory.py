@@ -36,7 +36,9 @@ TOLERANCE = 0.15  # the error that tests/test_memory.py allows against measured 
 NF4 = 0.5 + (1 + 4 / 256) / 64
 MXFP4 = 0.5 + 1 / 32  # half a byte, and a byte of scale for 32 weights
 UNSLOTH_KV_STEP = 512  # tokens that Unsloth's KV cache of dense models grows by
-UNSLOTH_PAD = 128  # gpt-oss prompts and completions are padded to a multiple of this for flex attention
+UNSLOTH_PAD = (
+    128  # gpt-oss prompts and completions are padded to a multiple of this for flex attention
+)
 LOGIT_CHUNKS = 4  # pieces into which Unsloth cuts the logits of one sequence
 
 Parts = dict[str, int]
@@ -50,7 +52,9 @@ class Family:
     tied: bool = False  # the output head is the input embedding
     norms: int = 2  # vectors of hidden_size in a layer
     qk_norm: bool = False
-    qkv_bias: bool | None = None  # None: attention_bias of config.json, which then holds for o_proj as well
+    qkv_bias: bool | None = (
+        None  # None: attention_bias of config.json, which then holds for o_proj as well
+    )
     window_every: int = 0  # of so many layers all but the last have a sliding window; 1: all have
 
 
@@ -114,11 +118,16 @@ def read(config: Mapping[str, Any]) -> Shape:
     get = config.get
     model_type = get("model_type", "")
     family = FAMILIES.get(model_type, Family(tied=bool(get("tie_word_embeddings", False))))
-    missing = [k for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size") if not get(k)]
+    missing = [
+        k
+        for k in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        if not get(k)
+    ]
     if missing:
         raise ValueError(f"config.json has no {', '.join(missing)}")
     hidden, layers, heads, vocab = (
-        config[key] for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+        config[key]
+        for key in ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
     )
     kv_heads = get("num_key_value_heads") or heads
     head_dim = get("head_dim") or family.head_dim or hidden // heads
@@ -126,7 +135,9 @@ def read(config: Mapping[str, Any]) -> Shape:
     dense_intermediate = get("intermediate_size") or 4 * hidden
     intermediate = (experts and get("moe_intermediate_size")) or dense_intermediate
     step, dense_layers = get("decoder_sparse_step") or 1, get("mlp_only_layers") or []
-    sparse = sum(experts > 0 and i not in dense_layers and (i + 1) % step == 0 for i in range(layers))
+    sparse = sum(
+        experts > 0 and i not in dense_layers and (i + 1) % step == 0 for i in range(layers)
+    )
 
     o_bias = bool(get("attention_bias", model_type == "gpt_oss")) and family.qkv_bias is None
     qkv_bias = o_bias if family.qkv_bias is None else family.qkv_bias
@@ -141,7 +152,12 @@ def read(config: Mapping[str, Any]) -> Shape:
     if dense:
         linears["gate_proj"] = linears["up_proj"] = (hidden, dense_intermediate, dense)
         linears["down_proj"] = (dense_intermediate, hidden, dense)
-    layer_other = family.norms * hidden + family.qk_norm * 2 * head_dim + qkv_bias * (query + 2 * key) + o_bias * hidden
+    layer_other = (
+        family.norms * hidden
+        + family.qk_norm * 2 * head_dim
+        + qkv_bias * (query + 2 * key)
+        + o_bias * hidden
+    )
     other = layers * layer_other + hidden
     other += bool(get("mlp_bias")) * dense * (2 * dense_intermediate + hidden)
     other += sparse * experts * hidden  # routers
@@ -174,9 +190,13 @@ def layer_windows(config: Mapping[str, Any], family: Family, layers: int) -> tup
     if not window or config.get("use_sliding_window") is False:
         return (None,) * layers
     if config.get("layer_types"):
-        return tuple(window if kind == "sliding_attention" else None for kind in config["layer_types"])
+        return tuple(
+            window if kind == "sliding_attention" else None for kind in config["layer_types"]
+        )
     every = family.window_every
-    return tuple(window if every == 1 or (every and (i + 1) % every) else None for i in range(layers))
+    return tuple(
+        window if every == 1 or (every and (i + 1) % every) else None for i in range(layers)
+    )
 
 
 @dataclass(frozen=True)
@@ -221,7 +241,9 @@ class Estimate:
         if card_bytes:
             verdict = self.verdict(card_bytes)
             room = f"{card_name} has {card_bytes / GIB:.1f} GiB, {CONTEXT / GIB:.0f} of them for the CUDA context"
-            lines.append(f"{verdict}: peak {self.peak / GIB:.1f} GiB in {self.peak_phase} (± {TOLERANCE:.0%}); {room}")
+            lines.append(
+                f"{verdict}: peak {self.peak / GIB:.1f} GiB in {self.peak_phase} (± {TOLERANCE:.0%}); {room}"
+            )
             if verdict != "fits":
                 lines.append(f"to need less: {self.keys.get(self.peak_phase, 'a smaller model')}")
         else:
@@ -295,7 +317,9 @@ def estimate(
     if quantised == "mxfp4":
         experts_as = "mxfp4" if unsloth else "16bit"
         if not unsloth:
-            notes.append("transformers unpacks MXFP4 to 16 bit here; model.backend=unsloth keeps it packed")
+            notes.append(
+                "transformers unpacks MXFP4 to 16 bit here; model.backend=unsloth keeps it packed"
+            )
     elif quantised == "bitsandbytes" or (load_in_4bit and shape.model_type != "gpt_oss"):
         nf4, experts_as = True, "nf4"
     elif quantised:
@@ -336,7 +360,8 @@ def estimate(
         adapted=adapted_linears(shape, lora),
         merged=0
         if unsloth
-        else shape.experts * sum(inputs * outputs for inputs, outputs in adapted_experts(shape, lora, False).values()),
+        else shape.experts
+        * sum(inputs * outputs for inputs, outputs in adapted_experts(shape, lora, False).values()),
         sequences=plan.generate_call,
         batch=plan.per_device_batch,
         prompt=prompt_tokens,
@@ -360,7 +385,11 @@ def estimate(
     }
     # TRL needs the log-probabilities of the sampling policy only where an update comes between sampling and training
     if beta or plan.accumulation % (plan.steps_per_generation * plan.num_iterations):
-        rest = math.inf if card_bytes is None else card_bytes - CONTEXT - sum(phases["rollout"].values())
+        rest = (
+            math.inf
+            if card_bytes is None
+            else card_bytes - CONTEXT - sum(phases["rollout"].values())
+        )
         phases["scoring"] = fixed | scoring(run, rest)
     phases["backward"] = fixed | {"gradients": 4 * trainable} | backward(run)
     if unsloth:  # what is compiled is timed in the course of a phase, so the buffer shows only where little else is
@@ -386,17 +415,26 @@ def adapted_experts(shape: Shape, lora: Lora, unsloth: bool) -> dict[str, tuple[
     }
     wanted = {parameter.split(".")[-1] for parameter in lora.target_parameters or []}
     if unsloth:  # PEFT alone finds no Linear layers in fused experts
-        wanted |= {"gate_up_proj" if name in ("gate_proj", "up_proj") else name for name in names_of(lora)}
+        wanted |= {
+            "gate_up_proj" if name in ("gate_proj", "up_proj") else name for name in names_of(lora)
+        }
     return {name: sizes for name, sizes in matrices.items() if name in wanted}
 
 
 def names_of(lora: Lora) -> list[str]:
-    return [lora.target_modules] if isinstance(lora.target_modules, str) else list(lora.target_modules or [])
+    return (
+        [lora.target_modules]
+        if isinstance(lora.target_modules, str)
+        else list(lora.target_modules or [])
+    )
 
 
 def trainable_parameters(shape: Shape, lora: Lora, unsloth: bool) -> int:
     """Parameters of the adapter: r (in + out) for each adapted matrix (LoRA, https://arxiv.org/abs/2106.09685)."""
-    total = sum(sum(shape.linears[name][:2]) * shape.linears[name][2] for name in adapted_linears(shape, lora))
+    total = sum(
+        sum(shape.linears[name][:2]) * shape.linears[name][2]
+        for name in adapted_linears(shape, lora)
+    )
     matrices = adapted_experts(shape, lora, unsloth).values()
     if matrices:  # of every expert in every sparse layer
         experts = shape.expert_weights // (3 * shape.hidden * shape.intermediate)
@@ -432,7 +470,9 @@ def kv_cache(run: Run, tokens: int, prefill: bool = False) -> int:
     if run.unsloth and not shape.experts and not prefill:
         # the keys of the prompt stay beside the buffer that decoding fills, which grows in steps
         grown = tokens - run.prompt
-        held = shape.layers * (2 * run.prompt + 1 + UNSLOTH_KV_STEP * math.ceil(max(grown, 1) / UNSLOTH_KV_STEP))
+        held = shape.layers * (
+            2 * run.prompt + 1 + UNSLOTH_KV_STEP * math.ceil(max(grown, 1) / UNSLOTH_KV_STEP)
+        )
     return 2 * run.sequences * held * shape.kv_heads * shape.head_dim * item
 
 
@@ -453,9 +493,13 @@ def layer_forward(run: Run, tokens: int) -> int:
         stream = 5 * tokens * hidden * run.item
         if not run.unsloth:
             return (rows * (7 * wide + 2 * hidden) + 2 * run.merged) * run.item + stream
-        unpacked = 2 * shape.gate_up if run.experts_as != "16bit" else 0  # in bfloat16; the second matrix: half
+        unpacked = (
+            2 * shape.gate_up if run.experts_as != "16bit" else 0
+        )  # in bfloat16; the second matrix: half
         first = unpacked + rows * (4 * wide + 2 * hidden)
-        if run.experts_as == "nf4":  # gate and up in float32: before the bias, with it, and the activation's copy
+        if (
+            run.experts_as == "nf4"
+        ):  # gate and up in float32: before the bias, with it, and the activation's copy
             return max(first, rows * (24 * wide + 2 * hidden)) + 16 * tokens * hidden
         return max(first, unpacked // 2 + rows * (20 * wide + 4 * hidden)) + stream
     wide = max(shape.linears["gate_proj"][1], 1)
@@ -468,10 +512,14 @@ def layer_forward(run: Run, tokens: int) -> int:
 def rollout(run: Run) -> Parts:
     shape, prompts = run.shape, run.sequences * run.prompt
     static = run.unsloth and shape.experts
-    last_logits = run.sequences * shape.vocab * (run.item + 4 + 4)  # of one token: as computed, float32, softmax
+    last_logits = (
+        run.sequences * shape.vocab * (run.item + 4 + 4)
+    )  # of one token: as computed, float32, softmax
     prefill = {
         # Unsloth's cache of gpt-oss is made in its full length at once, layer by layer
-        "kv_cache": kv_cache(run, run.tokens) if static else kv_cache(run, run.prompt, prefill=True),
+        "kv_cache": kv_cache(run, run.tokens)
+        if static
+        else kv_cache(run, run.prompt, prefill=True),
         "activations": max(
             prefill_layer(run, prompts),
             attention_scores(run, run.sequences, run.prompt, run.tokens if static else run.prompt),
@@ -488,9 +536,13 @@ def rollout(run: Run) -> Parts:
 
 def prefill_layer(run: Run, tokens: int) -> int:
     shape = run.shape
-    if run.unsloth and shape.experts:  # in evaluation mode the rows after the first matrix are never the peak
+    if (
+        run.unsloth and shape.experts
+    ):  # in evaluation mode the rows after the first matrix are never the peak
         unpacked = 2 * shape.gate_up if run.experts_as != "16bit" else 0
-        return unpacked + tokens * (shape.top_k * (4 * shape.intermediate + 2 * shape.hidden) + 8 * shape.hidden)
+        return unpacked + tokens * (
+            shape.top_k * (4 * shape.intermediate + 2 * shape.hidden) + 8 * shape.hidden
+        )
     return layer_forward(run, tokens)
 
 
@@ -536,7 +588,10 @@ def scoring(run: Run, free_bytes: float) -> Parts:
         kept = checkpoints(run, sequences)
         layer = layer_forward(run, sequences * sum(padded(run)))
         pieces = math.ceil(positions / LOGIT_CHUNKS) * shape.vocab * (run.item + 4)
-        first = {"kv_cache": 0 if shape.experts else kv_cache(run, run.tokens), "activations": layer // 2}
+        first = {
+            "kv_cache": 0 if shape.experts else kv_cache(run, run.tokens),
+            "activations": layer // 2,
+        }
         choices = [first, {"activations": kept + layer}, {"activations": kept, "logits": pieces}]
         return max(choices, key=lambda parts: sum(parts.values()))
     # `per_device_train_batch_size` sequences at a time; accelerate hands the logits on in float32 while the 16-bit
@@ -545,7 +600,9 @@ def scoring(run: Run, free_bytes: float) -> Parts:
     per_logit = (run.item if run.item < 4 else 0) + 4 + again
     logits = run.batch * positions * shape.vocab * per_logit
     previous = run.batch * positions * shape.vocab * again
-    layer = layer_forward(run, run.batch * run.tokens) + attention_scores(run, run.batch, run.tokens, run.tokens)
+    layer = layer_forward(run, run.batch * run.tokens) + attention_scores(
+        run, run.batch, run.tokens, run.tokens
+    )
     choices = [{"logits": logits}, {"logits": previous, "activations": layer}]
     return max(choices, key=lambda parts: sum(parts.values()))
 
@@ -554,8 +611,12 @@ def layer_saved(run: Run, tokens: int, sequences: int) -> int:
     """Bytes that autograd keeps of one layer of transformers in mixed precision, its frozen weights aside."""
     shape, item = run.shape, run.item
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    saved = FAMILIES.get(shape.model_type, Family()).norms * shape.hidden * 4  # what goes into a norm, in float32
-    saved += sum(item * (shape.linears[name][0] + 2 * rank) for name, rank in run.adapted.items())  # own cast input
+    saved = (
+        FAMILIES.get(shape.model_type, Family()).norms * shape.hidden * 4
+    )  # what goes into a norm, in float32
+    saved += sum(
+        item * (shape.linears[name][0] + 2 * rank) for name, rank in run.adapted.items()
+    )  # own cast input
     saved += item * (2 * query + 2 * key)  # query, key, value and the result of attention
     if FAMILIES.get(shape.model_type, Family()).qk_norm:
         saved += 4 * (query + key)
@@ -585,7 +646,10 @@ def backward(run: Run) -> Parts:
         if shape.experts and run.experts_as == "mxfp4":
             # the native kernel multiplies packed weights when it trains; rows of the results come on top
             rows = tokens * shape.top_k
-            layer = rows * (24 * shape.intermediate + 6 * shape.hidden) + 5 * tokens * shape.hidden * run.item
+            layer = (
+                rows * (24 * shape.intermediate + 6 * shape.hidden)
+                + 5 * tokens * shape.hidden * run.item
+            )
         elif shape.experts and run.experts_as == "nf4":  # both matrices unpacked
             rows = tokens * shape.top_k
             layer = 3 * shape.gate_up + rows * (24 * shape.intermediate + 4 * shape.hidden)
@@ -598,21 +662,32 @@ def backward(run: Run) -> Parts:
     one_layer = layer_saved(run, tokens, run.batch)
     # autocast's 16-bit copy of a head that k-bit training holds in float32
     head = shape.vocab * shape.hidden * 2 if run.stream > run.item else 0
-    kept = head + (checkpoints(run, run.batch) + one_layer if run.checkpointing else shape.layers * one_layer)
+    kept = head + (
+        checkpoints(run, run.batch) + one_layer if run.checkpointing else shape.layers * one_layer
+    )
     # The logits are gone before the last layer goes back, and with checkpointing before it is computed again.
     first = kept - one_layer if run.checkpointing else kept
-    choices = [{"activations": first, "logits": logits}, {"activations": kept + layer_gradients(run, tokens)}]
+    choices = [
+        {"activations": first, "logits": logits},
+        {"activations": kept + layer_gradients(run, tokens)},
+    ]
     return max(choices, key=lambda parts: sum(parts.values()))
 
 
 def layer_gradients(run: Run, tokens: int) -> int:
     """Bytes of gradients at the widest place of a layer: attention scores and softmax, or gate, up, their product."""
     scores = run.batch * run.shape.heads * run.tokens**2 if run.shape.model_type == "gpt_oss" else 0
-    wide = run.shape.top_k * run.shape.intermediate if run.shape.experts else run.shape.linears["gate_proj"][1]
+    wide = (
+        run.shape.top_k * run.shape.intermediate
+        if run.shape.experts
+        else run.shape.linears["gate_proj"][1]
+    )
     return run.item * (max(2 * scores, 3 * tokens * wide) + run.merged)
 
 
-def remedies(run: Run, load_in_4bit: bool, can_offload: bool, phases: Mapping[str, Parts]) -> dict[str, str]:
+def remedies(
+    run: Run, load_in_4bit: bool, can_offload: bool, phases: Mapping[str, Parts]
+) -> dict[str, str]:
     """Moment -> the keys that make it smaller, the most effective first."""
     smaller = []
     if not run.unsloth:
@@ -632,6 +707,8 @@ def remedies(run: Run, load_in_4bit: bool, can_offload: bool, phases: Mapping[st
         "backward": [*kept, *batch, shorter, *smaller],
     }
     for name, parts in phases.items():
-        if name != "load" and parts["weights"] > 0.9 * sum(parts.values()):  # then the other keys cannot help much
+        if name != "load" and parts["weights"] > 0.9 * sum(
+            parts.values()
+        ):  # then the other keys cannot help much
             choices[name] = [*smaller, *choices[name]]
     return {name: "; ".join(dict.fromkeys(choices[name])) for name in phases}

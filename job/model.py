@@ -29,7 +29,9 @@ def load_model(config: Model, lora: Lora) -> tuple[Any, Any]:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     backend = choose_backend(config)
     try:
-        model, tokenizer = load_unsloth(config, lora) if backend == "unsloth" else load_transformers(config, lora)
+        model, tokenizer = (
+            load_unsloth(config, lora) if backend == "unsloth" else load_transformers(config, lora)
+        )
     except (
         OSError,
         ValueError,
@@ -76,7 +78,9 @@ def restore_adapter(model: Any, folder: str | os.PathLike) -> None:
     from peft import load_peft_weights, set_peft_model_state_dict
 
     model = getattr(model, "module", model)  # unwrap DistributedDataParallel
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name="default")
+    set_peft_model_state_dict(
+        model, load_peft_weights(str(folder), device="cpu"), adapter_name="default"
+    )
 
 
 def load_tokenizer(config: Model) -> Any:
@@ -114,7 +118,10 @@ def from_first(fetch: Callable[..., Any], config: Model) -> Any:
     for name, local in tries:
         try:
             return fetch(name, local_files_only=local)
-        except (OSError, ValueError) as error:  # what the Hub's functions raise for all that they cannot find or read
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # what the Hub's functions raise for all that they cannot find or read
             if (name, local) == tries[-1]:
                 raise cannot_be_loaded(config, error) from error
 
@@ -129,13 +136,20 @@ def check_model(job: Config) -> list[str]:
     router_loss, beta = job.grpo.get("router_aux_loss_coef"), job.grpo.get("beta")
     if choose_backend(job.model) == "unsloth":
         if router_loss:
-            raise ConfigError("grpo.router_aux_loss_coef: Unsloth cannot compute that loss; leave it out")
+            raise ConfigError(
+                "grpo.router_aux_loss_coef: Unsloth cannot compute that loss; leave it out"
+            )
         # unsloth_zoo/rl_replacements.py; it says so itself, but only when the first step is trained
         off = {"top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False}
         ignored = [key for key, default in off.items() if job.grpo.get(key, default) != default]
-        return [f"grpo.{key}: is ignored by Unsloth; it needs model.backend: transformers" for key in ignored]
+        return [
+            f"grpo.{key}: is ignored by Unsloth; it needs model.backend: transformers"
+            for key in ignored
+        ]
     if router_loss and not has_router(job.model):
-        raise ConfigError(f"grpo.router_aux_loss_coef: {job.model.name} has no experts to balance; leave it out")
+        raise ConfigError(
+            f"grpo.router_aux_loss_coef: {job.model.name} has no experts to balance; leave it out"
+        )
     if job.lora.bias != "none" and beta:
         raise ConfigError(
             f"lora.bias: {job.lora.bias} cannot be with grpo.beta above 0, for which a second adapter is kept; set it "
@@ -147,7 +161,9 @@ def check_model(job: Config) -> list[str]:
 def has_router(config: Model) -> bool:
     from transformers import AutoConfig
 
-    return hasattr(from_first(AutoConfig.from_pretrained, config).get_text_config(), "output_router_logits")
+    return hasattr(
+        from_first(AutoConfig.from_pretrained, config).get_text_config(), "output_router_logits"
+    )
 
 
 def check_targets(config: Model, lora: Lora) -> None:
@@ -171,7 +187,9 @@ def check_targets(config: Model, lora: Lora) -> None:
             model = AutoModelForCausalLM.from_config(settings)
     except Exception:  # of any type: it is the model's code
         return  # what cannot be built so may still be loaded
-    adapter = LoraConfig(target_modules=lora.target_modules, target_parameters=lora.target_parameters)
+    adapter = LoraConfig(
+        target_modules=lora.target_modules, target_parameters=lora.target_parameters
+    )
     try:  # of Mixtral, Qwen3-MoE and their like PEFT takes the names of the experts' modules for the fused parameters
         convert_peft_config_for_transformers(adapter, model, None)
     except ValueError as error:
@@ -179,9 +197,17 @@ def check_targets(config: Model, lora: Lora) -> None:
             return
         raise ConfigError(f"lora.target_modules: {error}") from error
     modules = {name for name, _ in model.named_modules()}
-    if config.backend == "auto":  # on another machine perhaps Unsloth, with its names of what is inside fused experts
+    if (
+        config.backend == "auto"
+    ):  # on another machine perhaps Unsloth, with its names of what is inside fused experts
         modules |= {"gate_proj", "up_proj", "down_proj"}
-    kinds = [("target_parameters", adapter.target_parameters, {name for name, _ in model.named_parameters()})]
+    kinds = [
+        (
+            "target_parameters",
+            adapter.target_parameters,
+            {name for name, _ in model.named_parameters()},
+        )
+    ]
     if not isinstance(lora.target_modules, str):  # all-linear, or a regular expression
         kinds.append(("target_modules", adapter.target_modules, modules))
     for key, wanted, there in kinds:
@@ -200,8 +226,12 @@ def check_adapter(checkpoint: Path, lora: Lora) -> None:
         if isinstance(own, list) and isinstance(its, list):
             fused = FUSED if key == "target_modules" and saved.get("target_parameters") else ()
             own, its = (sorted(name for name in names if name not in fused) for names in (own, its))
-        if its is not None and type(own) is type(its) and own != its:  # Unsloth writes its own form of the modules
-            raise ConfigError(f"lora.{key}: {own}, but {checkpoint} was trained with {its}; resume with that")
+        if (
+            its is not None and type(own) is type(its) and own != its
+        ):  # Unsloth writes its own form of the modules
+            raise ConfigError(
+                f"lora.{key}: {own}, but {checkpoint} was trained with {its}; resume with that"
+            )
 
 
 def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:
@@ -216,14 +246,18 @@ def choose_backend(config: Model) -> str:
     import torch
 
     if config.backend == "unsloth" and not torch.cuda.is_available():
-        raise ConfigError("model.backend: unsloth needs a CUDA GPU and none is visible; use auto or transformers")
+        raise ConfigError(
+            "model.backend: unsloth needs a CUDA GPU and none is visible; use auto or transformers"
+        )
     if config.backend != "auto":
         return config.backend
     return "unsloth" if torch.cuda.is_available() else "transformers"
 
 
 def import_unsloth() -> Any:
-    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # it pings out while loading and can hang for 2 minutes
+    os.environ.setdefault(
+        "UNSLOTH_DISABLE_STATISTICS", "1"
+    )  # it pings out while loading and can hang for 2 minutes
     try:
         import unsloth
     except ImportError as error:
@@ -243,7 +277,9 @@ def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
         max_seq_length=config.max_seq_length,
         dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
         load_in_4bit=quantize(config),
-        offload_embedding=offloads_embedding(config, torch.cuda.get_device_properties(0).total_memory),
+        offload_embedding=offloads_embedding(
+            config, torch.cuda.get_device_properties(0).total_memory
+        ),
     )
     model = FastLanguageModel.get_peft_model(
         model,
@@ -288,7 +324,9 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
         # Matrices this small lose more to handing work between threads than they gain, and far more on busy cores.
         torch.set_num_threads(1)
     if four_bit:
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=bool(lora.use_gradient_checkpointing))
+        model = prepare_model_for_kbit_training(
+            model, use_gradient_checkpointing=bool(lora.use_gradient_checkpointing)
+        )
     torch.manual_seed(lora.random_state)
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
@@ -303,7 +341,9 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
 
 
 def offloads_embedding(config: Model, card_bytes: float) -> bool:
-    return card_bytes < 24 * 2**30 if config.offload_embedding == "auto" else config.offload_embedding
+    return (
+        card_bytes < 24 * 2**30 if config.offload_embedding == "auto" else config.offload_embedding
+    )
 
 
 def choose_dtype(config: Model) -> Any:
@@ -329,9 +369,12 @@ def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> 
         grpo=job.grpo,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        dtype=str(choose_dtype(job.model)).removeprefix("torch.") if card or job.model.dtype != "auto" else "bfloat16",
+        dtype=str(choose_dtype(job.model)).removeprefix("torch.")
+        if card or job.model.dtype != "auto"
+        else "bfloat16",
         offload_embedding=offloads_embedding(job.model, card.total_memory if card else math.inf),
-        stored_bytes=sum(path.stat().st_size for path in Path(job.model.path).glob("*.safetensors")) or None,
+        stored_bytes=sum(path.stat().st_size for path in Path(job.model.path).glob("*.safetensors"))
+        or None,
         processes=world_size(),
         card_bytes=card and card.total_memory,
     )
@@ -356,7 +399,9 @@ def trainer_settings(config: Model, lora: Lora) -> dict[str, Any]:
         # gpt-oss, though the adapter does not train the router; Unsloth cannot compute it. Dense models have none.
         "router_aux_loss_coef": 0.0,
     }
-    if choose_backend(config) == "transformers":  # Unsloth's own checkpointing is set in get_peft_model
+    if (
+        choose_backend(config) == "transformers"
+    ):  # Unsloth's own checkpointing is set in get_peft_model
         settings["gradient_checkpointing"] = bool(lora.use_gradient_checkpointing)
     return settings
 
@@ -367,12 +412,22 @@ def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
     if choose_backend(config) != "unsloth":
         return settings
     epsilon = settings.get("epsilon", 0.2)
-    settings = {"beta": 0.0, "mask_truncated_completions": False, "epsilon_high": epsilon} | settings
+    settings = {
+        "beta": 0.0,
+        "mask_truncated_completions": False,
+        "epsilon_high": epsilon,
+    } | settings
     # Left out, these would be Unsloth's 4, 2 and 4, and grpo.py has reckoned with TRL's
-    batches = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "per_device_eval_batch_size": 8}
+    batches = {
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 1,
+        "per_device_eval_batch_size": 8,
+    }
     settings = batches | settings
     if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, "group"):
-        settings["scale_rewards"] = None  # Unsloth takes "group" for "none" here, and null for "group"
+        settings["scale_rewards"] = (
+            None  # Unsloth takes "group" for "none" here, and null for "group"
+        )
     return settings
 
 
@@ -395,14 +450,20 @@ def is_on_disk(config: Model) -> bool:
         return True
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    weights = repositories(config)[0]  # an original beside it is of no use where the 4-bit copy is wanted
+    weights = repositories(config)[
+        0
+    ]  # an original beside it is of no use where the 4-bit copy is wanted
     snapshots = (hub / f"models--{weights.replace('/', '--')}/snapshots").glob("*")
     return any(is_complete(folder) for folder in snapshots)
 
 
 def repositories(config: Model) -> list[str]:
     """Where the model may be: Unsloth fetches its own 4-bit copy of a model where there is one."""
-    four_bit = config.load_in_4bit and config.name.startswith("unsloth/") and not config.name.endswith("-4bit")
+    four_bit = (
+        config.load_in_4bit
+        and config.name.startswith("unsloth/")
+        and not config.name.endswith("-4bit")
+    )
     return [config.name + "-unsloth-bnb-4bit"] * four_bit + [config.path]
 
 
@@ -412,4 +473,6 @@ def is_complete(snapshot: Path) -> bool:
     shards = {"model.safetensors"}
     if index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all((snapshot / name).is_file() for name in {"config.json", "tokenizer_config.json", *shards})
+    return all(
+        (snapshot / name).is_file() for name in {"config.json", "tokenizer_config.json", *shards}
+    )

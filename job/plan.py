@@ -28,12 +28,17 @@ class Plan:
         rows = f"{len(self.rows)} prompts of up to {self.prompt_tokens} tokens{dropped}"
         held_out = f"; {len(self.eval_rows)} more to evaluate on" if self.eval_rows else ""
         steps = config.grpo.get("max_steps", -1)
-        lines = [rows + held_out, *self.batches.lines(steps, self.prompt_tokens, self.completion_tokens)]
+        lines = [
+            rows + held_out,
+            *self.batches.lines(steps, self.prompt_tokens, self.completion_tokens),
+        ]
         if steps < 0:
             epochs = config.grpo.get("num_train_epochs", 3.0)
             completions = int(epochs * len(self.rows)) * self.batches.num_generations
             tokens = completions * (self.prompt_tokens + self.completion_tokens)
-            lines.append(f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts")
+            lines.append(
+                f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts"
+            )
         if config.grpo_extra.algorithm:
             keys = grpo_keys.ALGORITHMS[config.grpo_extra.algorithm]
             values = dict(config.grpo) | {"zero_std_groups": config.grpo_extra.zero_std_groups}
@@ -54,7 +59,9 @@ def make_plan(config: Config, chat: Chat) -> Plan:
     """
     try:
         rows, eval_rows = tasks.mixed_rows(config.tasks)
-        lengths = [len(chat.prompt_ids(row["prompt"], row["reasoning_effort"])) for row in rows + eval_rows]
+        lengths = [
+            len(chat.prompt_ids(row["prompt"], row["reasoning_effort"])) for row in rows + eval_rows
+        ]
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
     limit, why = longest_allowed(config)
@@ -65,7 +72,9 @@ def make_plan(config: Config, chat: Chat) -> Plan:
             f"{max(lengths)}); change that, or drop them with grpo.overlong_prompts: drop"
         )
     fitting = [row for row, length in zip(rows, lengths, strict=False) if length <= limit]
-    eval_fitting = [row for row, length in zip(eval_rows, lengths[len(rows) :], strict=True) if length <= limit]
+    eval_fitting = [
+        row for row, length in zip(eval_rows, lengths[len(rows) :], strict=True) if length <= limit
+    ]
     batches = batch_plan(config.grpo, world_size())
     prompts = batches.generate_call * batches.world_size // batches.num_generations
     if len(fitting) < prompts:
@@ -75,25 +84,42 @@ def make_plan(config: Config, chat: Chat) -> Plan:
             "once; take more rows, or a smaller batch"
         )
     if eval_rows and not eval_fitting:
-        raise ConfigError(f"task.num_eval_rows: {why} leaves none of the {len(eval_rows)} rows to evaluate on")
+        raise ConfigError(
+            f"task.num_eval_rows: {why} leaves none of the {len(eval_rows)} rows to evaluate on"
+        )
     longest = max(length for length in lengths if length <= limit)
     room = config.model.max_seq_length - longest - 1
-    return Plan(fitting, eval_fitting, longest, config.grpo.get("max_completion_length") or room, too_long, batches)
+    return Plan(
+        fitting,
+        eval_fitting,
+        longest,
+        config.grpo.get("max_completion_length") or room,
+        too_long,
+        batches,
+    )
 
 
 def longest_allowed(config: Config) -> tuple[int, str]:
     """Tokens that a prompt may have, and which keys say so, in words."""
     total, completion = config.model.max_seq_length, config.grpo.get("max_completion_length")
     if config.grpo_extra.max_prompt_length:
-        return config.grpo_extra.max_prompt_length, f"grpo.max_prompt_length {config.grpo_extra.max_prompt_length}"
+        return (
+            config.grpo_extra.max_prompt_length,
+            f"grpo.max_prompt_length {config.grpo_extra.max_prompt_length}",
+        )
     if completion:
-        return total - completion - 1, f"model.max_seq_length {total} less grpo.max_completion_length {completion}"
+        return (
+            total - completion - 1,
+            f"model.max_seq_length {total} less grpo.max_completion_length {completion}",
+        )
     return total - 2, f"model.max_seq_length {total}"
 
 
 def first_of_each_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first row of each task with each reasoning effort."""
-    return list({(row["task"], row["reasoning_effort"]): row for row in reversed(rows)}.values())[::-1]
+    return list({(row["task"], row["reasoning_effort"]): row for row in reversed(rows)}.values())[
+        ::-1
+    ]
 
 
 def shown(row: dict[str, Any], chat: Chat) -> str:
@@ -120,7 +146,9 @@ def rehearse(arguments: Any) -> None:
     if not arguments.optim_target_modules:  # GaLore and APOLLO look for modules of the real model
         with naming("optim, optim_args"):
             optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
-            optimizer = optimizer(options.pop("model", None) or weight.parameters(), **options)  # LOMO takes the model
+            optimizer = optimizer(
+                options.pop("model", None) or weight.parameters(), **options
+            )  # LOMO takes the model
         with naming("lr_scheduler_type, lr_scheduler_kwargs"):
             steps = arguments.max_steps if arguments.max_steps > 0 else 1000
             warmup, options = arguments.get_warmup_steps(steps), arguments.lr_scheduler_kwargs
@@ -135,10 +163,14 @@ def rehearse(arguments: Any) -> None:
         )
     with naming("accelerator_config"):
         if arguments.accelerator_config.dispatch_batches:
-            raise ValueError("dispatch_batches: rows are no tensors, and cannot be handed around; leave it out")
+            raise ValueError(
+                "dispatch_batches: rows are no tensors, and cannot be handed around; leave it out"
+            )
     with naming("torch_compile, torch_compile_backend, torch_compile_mode"):
         if arguments.torch_compile:
-            torch.compile(weight, backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode)
+            torch.compile(
+                weight, backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode
+            )
     with naming("cache_implementation"):
         settings = GenerationConfig(cache_implementation=arguments.cache_implementation)
     with naming("generation_kwargs"):  # vLLM has keys of its own: presence_penalty, stop, ...

@@ -16,7 +16,11 @@ from job.errors import CheckError, RewardError
 from job.grading import Grader, Scored
 from sandbox import Sandbox, SandboxError
 
-HONEST = ("reference", "slower", "unverified")  # the kinds of known answers that nothing may out-earn
+HONEST = (
+    "reference",
+    "slower",
+    "unverified",
+)  # the kinds of known answers that nothing may out-earn
 IDLE = [("empty", ""), ("prose", "I would rather not write code.")]  # doing nothing must never pay
 BEATEN = "the rewards can be beaten; task.check=false trains anyway"
 WHY_CHARACTERS = 90  # of a reason in the table
@@ -79,7 +83,9 @@ class Stage:
         if self.first_step == 0:
             for answer in self.answers:
                 if answer.is_honest and not answer.is_right:
-                    wrongly_paid.append(f"the {answer.kind} solution is not judged correct: {answer.scored.why}")
+                    wrongly_paid.append(
+                        f"the {answer.kind} solution is not judged correct: {answer.scored.why}"
+                    )
         for step, own in self.weights.items():
             when = "" if self.is_only_one else f"at step {step} "
             if not honest:
@@ -120,7 +126,9 @@ def check_rewards(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
             return "", f"check: {options.type}: {nothing}"
         known = [*known, *IDLE]
         scored = score_known(grader, known, row, steps[0])
-        answers = [Answer(kind, text, item) for (kind, text), item in zip(known, scored, strict=True)]
+        answers = [
+            Answer(kind, text, item) for (kind, text), item in zip(known, scored, strict=True)
+        ]
         weights = {step: grader.weights.at(step) for step in steps}
         stage = Stage(answers, weights, is_only_one=all_steps == [[0]])
         pays, wrongly_paid = stage.compare()
@@ -128,10 +136,14 @@ def check_rewards(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
             raise CheckError("\n".join((BEATEN, stage.table(), *wrongly_paid)))
         tables.append(stage.table())
         earned += pays
-    return "\n\n".join(tables), f"check: {options.type}: {len(known)} known answers; {'; '.join(earned)}"
+    return "\n\n".join(
+        tables
+    ), f"check: {options.type}: {len(known)} known answers; {'; '.join(earned)}"
 
 
-def score_known(grader: Grader, known: Sequence[tuple[str, str]], row: dict, step: int) -> list[Scored]:
+def score_known(
+    grader: Grader, known: Sequence[tuple[str, str]], row: dict, step: int
+) -> list[Scored]:
     try:
         return grader.score([text for _, text in known], [row] * len(known), step)
     except (RewardError, SandboxError):
@@ -140,7 +152,9 @@ def score_known(grader: Grader, known: Sequence[tuple[str, str]], row: dict, ste
         if step == 0:
             raise
         reason = f"{type(error).__name__}: {error}"
-        raise CheckError(f"{BEATEN}\nthe known answers cannot be graded from step {step} on: {reason}") from error
+        raise CheckError(
+            f"{BEATEN}\nthe known answers cannot be graded from step {step} on: {reason}"
+        ) from error
 
 
 def steps_of_stages(options: tasks.Options, corners: Sequence[int]) -> Iterator[list[int]]:

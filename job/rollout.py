@@ -78,11 +78,14 @@ class BatchRollout:
         waiting, self._waiting = self._waiting, []
         completions = self._complete([prompt_ids for _, prompt_ids in waiting])
         return [
-            Finished(row, list(completion_ids)) for (row, _), completion_ids in zip(waiting, completions, strict=True)
+            Finished(row, list(completion_ids))
+            for (row, _), completion_ids in zip(waiting, completions, strict=True)
         ]
 
 
-def complete_with_transformers(model: Any, tokenizer: Any, **sampling: Any) -> Callable[..., list[TokenIds]]:
+def complete_with_transformers(
+    model: Any, tokenizer: Any, **sampling: Any
+) -> Callable[..., list[TokenIds]]:
     """For BatchRollout: `model.generate` over prompts of different lengths, padded on the left.
 
     Args:
@@ -99,11 +102,16 @@ def complete_with_transformers(model: Any, tokenizer: Any, **sampling: Any) -> C
     def complete(prompts: list[TokenIds]) -> list[TokenIds]:
         longest = max(map(len, prompts))
         padding = [longest - len(ids) for ids in prompts]
-        ids = torch.tensor([[pad] * count + ids for count, ids in zip(padding, prompts, strict=True)])
+        ids = torch.tensor(
+            [[pad] * count + ids for count, ids in zip(padding, prompts, strict=True)]
+        )
         mask = torch.tensor([[0] * count + [1] * (longest - count) for count in padding])
         with torch.no_grad():
             decoded = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), pad_token_id=pad, **sampling
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                pad_token_id=pad,
+                **sampling,
             )
         return [until_stop(row, stop_ids) for row in decoded[:, longest:].tolist()]
 

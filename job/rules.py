@@ -64,8 +64,21 @@ HARMFUL: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
 
 # ---- keys inside mappings of GRPOConfig
 
-CHECKPOINTING_KEYS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")  # of torch
-SAMPLING_KEYS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "cache_implementation")
+CHECKPOINTING_KEYS = (
+    "use_reentrant",
+    "preserve_rng_state",
+    "determinism_check",
+    "debug",
+    "early_stop",
+)  # of torch
+SAMPLING_KEYS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "cache_implementation",
+)
 HARMFUL_GENERATION_KEYS = {
     **{key: f"write grpo.{key}, from which the loss is worked out, too" for key in SAMPLING_KEYS},
     "max_new_tokens": "write grpo.max_completion_length, which the plan reckons with",
@@ -79,12 +92,17 @@ HARMFUL_GENERATION_KEYS = {
 NEUTRAL = {"do_sample": True, "num_beams": 1, "num_return_sequences": 1}
 
 TRACKERS = ["tensorboard", "wandb", "trackio", "mlflow", "none"]
-OPTIONAL_PACKAGES = {"use_vllm": ("vllm", "vllm"), "use_liger_kernel": ("liger_kernel", "liger-kernel")}
+OPTIONAL_PACKAGES = {
+    "use_vllm": ("vllm", "vllm"),
+    "use_liger_kernel": ("liger_kernel", "liger-kernel"),
+}
 
 PLAIN_SCHEDULERS = ("constant", "constant_with_warmup")  # transformers hands nothing on to these
 
 
-def impossible(tree: Mapping[str, Any], task_names: Sequence[str], world_size: int) -> Iterator[str]:
+def impossible(
+    tree: Mapping[str, Any], task_names: Sequence[str], world_size: int
+) -> Iterator[str]:
     """What is well-formed, key by key, and still cannot run: one sentence a mistake.
 
     Args:
@@ -338,9 +356,13 @@ def reasons_in_vain(grpo: Mapping[str, Any]) -> dict[str, str]:
         reasons["importance_sampling_level"] = "with loss_type vespo, which weighs sequences"
 
     if not evaluates(get):
-        reasons |= dict.fromkeys(("eval_steps", "eval_delay", "eval_accumulation_steps"), "without eval_strategy")
+        reasons |= dict.fromkeys(
+            ("eval_steps", "eval_delay", "eval_accumulation_steps"), "without eval_strategy"
+        )
         if not get("eval_on_start"):
-            reasons |= dict.fromkeys(("per_device_eval_batch_size", "num_generations_eval"), "without eval_strategy")
+            reasons |= dict.fromkeys(
+                ("per_device_eval_batch_size", "num_generations_eval"), "without eval_strategy"
+            )
 
     scheduler = get("lr_scheduler_type", "linear")
     if scheduler == "constant" and get("warmup_steps"):
@@ -352,7 +374,9 @@ def reasons_in_vain(grpo: Mapping[str, Any]) -> dict[str, str]:
     if "galore" not in optimizer and "apollo" not in optimizer:
         reasons["optim_target_modules"] = "without a GaLore or APOLLO optimizer"
     if not get("use_transformers_continuous_batching") and not get("use_transformers_paged"):
-        reasons["transformers_continuous_batching_config"] = "without use_transformers_continuous_batching"
+        reasons["transformers_continuous_batching_config"] = (
+            "without use_transformers_continuous_batching"
+        )
     if not get("gradient_checkpointing", True):
         reasons["gradient_checkpointing_kwargs"] = "without gradient_checkpointing"
     return reasons

@@ -96,7 +96,9 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._closing.close()
-            raise OutputError(f"grpo.output_dir: another run is writing to {self.path}; name another folder") from error
+            raise OutputError(
+                f"grpo.output_dir: another run is writing to {self.path}; name another folder"
+            ) from error
         except OSError:  # a file system without locks
             pass
 
@@ -107,10 +109,14 @@ class RunFolder:
             yield
         except Exception as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-                raise OutputError(f"grpo.output_dir: cannot write to {self.path}: {one_line(error)}") from error
+                raise OutputError(
+                    f"grpo.output_dir: cannot write to {self.path}: {one_line(error)}"
+                ) from error
             # safetensors and torch.save raise types of their own when the disk is full, and may have removed their file
             if self.path.is_dir() and shutil.disk_usage(self.path).free < FULL_MB << 20:
-                raise OutputError(f"grpo.output_dir: the disk of {self.path} is full: {one_line(error)}") from error
+                raise OutputError(
+                    f"grpo.output_dir: the disk of {self.path} is full: {one_line(error)}"
+                ) from error
             raise
 
     def begin(self, config: Config, fresh: bool) -> None:
@@ -169,7 +175,9 @@ class RunFolder:
         elif wanted is not None and steps_done(Path(wanted)) < 0:
             near = self.path / str(wanted)
             hint = f"; did you mean {near}?" if steps_done(near) >= 0 else ""
-            raise ConfigError(f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder{hint}")
+            raise ConfigError(
+                f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder{hint}"
+            )
         if wanted is None:
             return None
         model.check_adapter(Path(wanted), config.lora)
@@ -190,6 +198,10 @@ class RunFolder:
 def steps_done(checkpoint: Path) -> int:
     """The step of a checkpoint; -1 if it is not whole. trainer_state.json is written last."""
     try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+        return int(
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))[
+                "global_step"
+            ]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return -1

@@ -53,8 +53,14 @@ def corners(weight: Any) -> list[tuple[int, float]]:
         is_step = isinstance(step, int) or (isinstance(step, str) and step.isdecimal())
         if isinstance(step, bool) or not is_step:
             raise ValueError(f"a step must be a whole number from 0 on, not {step!r}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_WEIGHT <= value <= MAX_WEIGHT:
-            raise ValueError(f"must be a finite number, or a schedule {{step: number}}, not {value!r:.80}")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not -MAX_WEIGHT <= value <= MAX_WEIGHT
+        ):
+            raise ValueError(
+                f"must be a finite number, or a schedule {{step: number}}, not {value!r:.80}"
+            )
         if int(step) < 0 or int(step) in found:
             raise ValueError(f"steps must be 0 or more, each named once, not {step!r}")
         found[int(step)] = float(value)

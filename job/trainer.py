@@ -24,7 +24,9 @@ from job.rollout import BatchRollout, generate
 
 # To accelerate each of several processes on CPUs is on "cpu:0", where torch.load would not put what a run resumes from.
 torch.serialization.register_package(
-    priority=100, tagger=lambda storage: None, deserializer=lambda storage, place: storage if place == "cpu:0" else None
+    priority=100,
+    tagger=lambda storage: None,
+    deserializer=lambda storage, place: storage if place == "cpu:0" else None,
 )
 
 
@@ -49,12 +51,16 @@ class Trainer(GRPOTrainer):
         Others as in GRPOTrainer.
     """
 
-    def __init__(self, *args: Any, chat: Chat, grader: Grader, grpo_extra: grpo_keys.Options, **kwargs: Any):
+    def __init__(
+        self, *args: Any, chat: Chat, grader: Grader, grpo_extra: grpo_keys.Options, **kwargs: Any
+    ):
         super().__init__(*args, **kwargs)
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
         self._rows: Sequence[dict[str, Any]] = ()  # of the batch in hand
         self._chosen: list[Sample] | None = None  # after resampling: what the batch consists of
-        self._rewards: torch.Tensor | None = None  # (completions of all processes, reward functions)
+        self._rewards: torch.Tensor | None = (
+            None  # (completions of all processes, reward functions)
+        )
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         training = self.model.training
@@ -70,7 +76,9 @@ class Trainer(GRPOTrainer):
             self._chosen = None
         if training:
             flat = self._spread(self._rewards).eq(0).float()
-            self._metrics["train"]["frac_reward_zero_std"][-1] = flat.mean().item()  # TRL may look at the whole batch
+            self._metrics["train"]["frac_reward_zero_std"][-1] = (
+                flat.mean().item()
+            )  # TRL may look at the whole batch
             if self.grpo_extra.zero_std_groups == "skip":
                 self._skip_zero_std(output)
         return output
@@ -88,38 +96,64 @@ class Trainer(GRPOTrainer):
         """TRL counts backward passes from 0 again in a resumed run, and forgets what it generated. In the midst of a
         generated batch (num_iterations above 1, or steps_per_generation above gradient_accumulation_steps) all that
         follows would differ, so both are kept beside the weights, by each process for itself."""
-        if not self.weights_are_finite():  # `auto` would resume from them; so it finds the checkpoint of before
+        if (
+            not self.weights_are_finite()
+        ):  # `auto` would resume from them; so it finds the checkpoint of before
             if self.is_world_process_zero():
                 tqdm.write("no checkpoint is saved: the weights are not finite")
             return
-        between_steps = self._step % self.args.gradient_accumulation_steps == 0  # not so where a failure is saved
+        between_steps = (
+            self._step % self.args.gradient_accumulation_steps == 0
+        )  # not so where a failure is saved
         if between_steps and self._step % (self.args.steps_per_generation * self.num_iterations):
-            file = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}", self._rollout_file)
+            file = Path(
+                self.args.output_dir, f"checkpoint-{self.state.global_step}", self._rollout_file
+            )
             file.parent.mkdir(exist_ok=True)
-            torch.save({"shape": self._batch_shape, "step": self._step, "inputs": self._buffered_inputs}, file)
-        super()._save_checkpoint(model, trial)  # writes trainer_state.json, which makes the checkpoint a whole one
+            torch.save(
+                {"shape": self._batch_shape, "step": self._step, "inputs": self._buffered_inputs},
+                file,
+            )
+        super()._save_checkpoint(
+            model, trial
+        )  # writes trainer_state.json, which makes the checkpoint a whole one
 
     def weights_are_finite(self) -> bool:
         """Whether all that is trained is free of NaN and infinity, on every process."""
         trained = (weight for weight in self.model.parameters() if weight.requires_grad)
-        shards = (weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained)  # of FSDP
+        shards = (
+            weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained
+        )  # of FSDP
         # One by one, since a model may be spread over several devices
         finite = all(bool(shard.isfinite().all()) for shard in shards)
-        return bool(self.accelerator.gather(torch.tensor(finite, device=self.accelerator.device)).all())
+        return bool(
+            self.accelerator.gather(torch.tensor(finite, device=self.accelerator.device)).all()
+        )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and (file := Path(checkpoint, self._rollout_file)).is_file():
             kept = torch.load(file, map_location="cpu", weights_only=True)
-            if kept["shape"] == self._batch_shape:  # otherwise the run begins with a batch of its own shape
+            if (
+                kept["shape"] == self._batch_shape
+            ):  # otherwise the run begins with a batch of its own shape
                 self._step = kept["step"]
                 self._buffered_inputs = send_to_device(kept["inputs"], self.accelerator.device)
 
     @property
     def _batch_shape(self) -> list[int]:
         """What must be the same for a generated batch to be taken up where it was left."""
-        keys = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation", "world_size")
-        return [self.num_generations, self.num_iterations, *(getattr(self.args, key) for key in keys)]
+        keys = (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "steps_per_generation",
+            "world_size",
+        )
+        return [
+            self.num_generations,
+            self.num_iterations,
+            *(getattr(self.args, key) for key in keys),
+        ]
 
     @property
     def _rollout_file(self) -> str:
@@ -134,28 +168,51 @@ class Trainer(GRPOTrainer):
 
     def _generate(self, prompts: list) -> tuple:
         if self._chosen is not None:
-            rows, prompt_ids, completion_ids, messages, logprobs, _, _ = map(list, zip(*self._chosen, strict=True))
+            rows, prompt_ids, completion_ids, messages, logprobs, _, _ = map(
+                list, zip(*self._chosen, strict=True)
+            )
             given = None if logprobs[0] is None else logprobs
             return prompt_ids, completion_ids, None, messages, given, {}, None, [[] for _ in rows]
         prompt_ids, completion_ids, mask, _, *others = super()._generate(prompts)
         texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
         for text, ids in zip(texts, prompt_ids, strict=True):
             if list(ids) != self.chat.ids(text):
-                raise RuntimeError(f"the model was not given the prompt of its row, which is\n{text}")
-        readings = [self.chat.read(ids, text) for ids, text in zip(completion_ids, texts, strict=True)]
+                raise RuntimeError(
+                    f"the model was not given the prompt of its row, which is\n{text}"
+                )
+        readings = [
+            self.chat.read(ids, text) for ids, text in zip(completion_ids, texts, strict=True)
+        ]
         # All that was said, not the answer alone: thinking ends in loops as well, and short answers are often the same.
         said = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         self._log_metric("completions/distinct", watchdog.distinct_share(said))
         self._log_metric("completions/repetitive", watchdog.repetitive_share(said))
-        if self.chat.kind != "plain":  # TRL's column of completions runs thinking and answer together
+        if (
+            self.chat.kind != "plain"
+        ):  # TRL's column of completions runs thinking and answer together
             self._log_completion_extra("thinking", [reading.thinking for reading in readings])
             self._log_completion_extra("answer", [reading.content for reading in readings])
-            self._log_metric("completions/reached_final", mean(reading.reached_final for reading in readings))
-            self._log_metric("completions/mean_thinking_length", mean(reading.thinking_tokens for reading in readings))
-            self._log_metric("completions/mean_final_length", mean(reading.final_tokens for reading in readings))
-        return prompt_ids, completion_ids, mask, [[reading.message()] for reading in readings], *others
+            self._log_metric(
+                "completions/reached_final", mean(reading.reached_final for reading in readings)
+            )
+            self._log_metric(
+                "completions/mean_thinking_length",
+                mean(reading.thinking_tokens for reading in readings),
+            )
+            self._log_metric(
+                "completions/mean_final_length", mean(reading.final_tokens for reading in readings)
+            )
+        return (
+            prompt_ids,
+            completion_ids,
+            mask,
+            [[reading.message()] for reading in readings],
+            *others,
+        )
 
-    def _generate_single_turn(self, prompt_ids: list, *others: Any, **kwargs: Any) -> tuple[list[list[int]], Any]:
+    def _generate_single_turn(
+        self, prompt_ids: list, *others: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], Any]:
         """TRL's decoding, as a rollout: see job/rollout.py. vLLM tells log-probabilities as well, and schedules rows
         by itself."""
         decode = super()._generate_single_turn
@@ -164,7 +221,9 @@ class Trainer(GRPOTrainer):
         rollout = BatchRollout(lambda waiting: decode(waiting, *others, **kwargs)[0])
         return generate(rollout, prompt_ids), None
 
-    def _calculate_rewards(self, inputs: list, prompts: list, completions: list, completion_ids: list) -> torch.Tensor:
+    def _calculate_rewards(
+        self, inputs: list, prompts: list, completions: list, completion_ids: list
+    ) -> torch.Tensor:
         if self._chosen is not None:
             self._rewards = gather(torch.stack([sample.rewards for sample in self._chosen]))
         else:
@@ -188,12 +247,22 @@ class Trainer(GRPOTrainer):
                 break
             # TRL's own count of backward passes starts at 0 again when a run is resumed; its place in the step is kept.
             micro = self._step % self.args.gradient_accumulation_steps
-            place = (self.args.seed, self.state.global_step, micro, self.accelerator.process_index, tries)
+            place = (
+                self.args.seed,
+                self.state.global_step,
+                micro,
+                self.accelerator.process_index,
+                tries,
+            )
             drawn = np.random.default_rng(place).integers(len(self.train_dataset), size=wanted)
-            fresh = self._sample([row for i in drawn for row in [self.train_dataset[int(i)]] * size])
+            fresh = self._sample(
+                [row for i in drawn for row in [self.train_dataset[int(i)]] * size]
+            )
             good = self._have_variance(fresh)
             sampled, without = sampled + len(good), without + good.count(False)
-            for group, new in zip(missing, (group for group, is_good in enumerate(good) if is_good), strict=False):
+            for group, new in zip(
+                missing, (group for group, is_good in enumerate(good) if is_good), strict=False
+            ):
                 samples[group * size : (group + 1) * size] = fresh[new * size : (new + 1) * size]
                 useful[group] = True
         self._log_metric("resampling/tries", tries)
@@ -212,12 +281,26 @@ class Trainer(GRPOTrainer):
         prompt_ids, completion_ids, _, messages, logprobs, *_ = self._generate(prompts)
         rewards = self._calculate_rewards(rows, prompts, messages, completion_ids)
         own = self._own(rewards, len(rows))
-        for column, values in self._pending_extra_logs.items():  # a function may log a column now and then
+        for (
+            column,
+            values,
+        ) in self._pending_extra_logs.items():  # a function may log a column now and then
             before = logged.get(column, 0)
             values[before:before] = [None] * (first - before)
             values += [None] * (first + len(rows) - len(values))
         places = range(first, first + len(rows))
-        return list(map(Sample, rows, prompt_ids, completion_ids, messages, logprobs or repeat(None), own, places))
+        return list(
+            map(
+                Sample,
+                rows,
+                prompt_ids,
+                completion_ids,
+                messages,
+                logprobs or repeat(None),
+                own,
+                places,
+            )
+        )
 
     def _own(self, gathered: torch.Tensor, count: int) -> torch.Tensor:
         """The `count` rows of this process out of those of all."""
@@ -232,11 +315,15 @@ class Trainer(GRPOTrainer):
         """(groups,) from (groups x num_generations, reward functions): largest less smallest total of each group; where
         functions are normalised one by one, the widest of theirs. Completions that no function judges do not count."""
         weighted = rewards * self.reward_weights.to(rewards.device)
-        totals = weighted.nansum(dim=1, keepdim=True).masked_fill(weighted.isnan().all(dim=1, keepdim=True), torch.nan)
+        totals = weighted.nansum(dim=1, keepdim=True).masked_fill(
+            weighted.isnan().all(dim=1, keepdim=True), torch.nan
+        )
         values = weighted if self.multi_objective_aggregation == "normalize_then_sum" else totals
         groups = values.view(-1, self.num_generations, values.shape[1])
         known = ~groups.isnan()
-        spread = groups.masked_fill(~known, -torch.inf).amax(1) - groups.masked_fill(~known, torch.inf).amin(1)
+        spread = groups.masked_fill(~known, -torch.inf).amax(1) - groups.masked_fill(
+            ~known, torch.inf
+        ).amin(1)
         widest = spread.amax(1)
         return widest.masked_fill(widest < 1e-6, 0)
 

@@ -20,8 +20,12 @@ from omegaconf import MISSING
 from job.schedules import RewardWeights
 
 CERTAIN_SE = 4.0  # a rise of the reward counts from so many standard errors on
-MOSTLY_CORRECT = 0.5  # share of correct completions from which other rewards may carry a rise: speed, style
-MOVED = 0.05  # share of a weight by which a schedule may move it before rewards are no longer compared
+MOSTLY_CORRECT = (
+    0.5  # share of correct completions from which other rewards may carry a rise: speed, style
+)
+MOVED = (
+    0.05  # share of a weight by which a schedule may move it before rewards are no longer compared
+)
 HONESTY = "no_cheating"  # a reward function whose rise is good news in itself
 LOOP_MIN_BYTES = 300  # shorter texts are never called repetitive
 LOOP_TAIL_BYTES = 2000  # of longer ones only the end counts
@@ -41,15 +45,27 @@ class Options:
     """The config's `watchdog:` section: one threshold a diagnosis, under its name; null turns that diagnosis off."""
 
     # YAML 1.1 reads a bare `off` as false
-    on: Literal["off", "warn", "stop", False] = MISSING  # what a diagnosis does; stop: checkpoint and exit code 7
+    on: Literal["off", "warn", "stop", False] = (
+        MISSING  # what a diagnosis does; stop: checkpoint and exit code 7
+    )
     window: int = MISSING  # logged steps
-    nan: int | None = MISSING  # logged steps in a row with a loss or gradient that is no finite number
+    nan: int | None = (
+        MISSING  # logged steps in a row with a loss or gradient that is no finite number
+    )
     truncated: float | None = MISSING  # at least this share of completions cut off, window mean
-    zero_variance: float | None = MISSING  # at least this share of groups with equal rewards, window mean
+    zero_variance: float | None = (
+        MISSING  # at least this share of groups with equal rewards, window mean
+    )
     kl_limit: float | None = MISSING  # kl, window median
-    one_component: float | None = MISSING  # at least this share of the reward's rise from one function
-    repetitive: float | None = MISSING  # at least this share of completions that end in a loop, window mean
-    no_final: float | None = MISSING  # at most this share of completions reaching the final channel, window mean
+    one_component: float | None = (
+        MISSING  # at least this share of the reward's rise from one function
+    )
+    repetitive: float | None = (
+        MISSING  # at least this share of completions that end in a loop, window mean
+    )
+    no_final: float | None = (
+        MISSING  # at most this share of completions reaching the final channel, window mean
+    )
     collapse: float | None = MISSING  # completions/distinct at most this, window mean
 
     def __post_init__(self):
@@ -89,10 +105,15 @@ class Watchdog:
         self.weights: dict[str, float] = {}  # in force, without those that count for nothing
         self.active: list[str] = []
         self._signals: dict[str, deque[float]] = {}
-        self._first: list[Mapping[str, Any]] = []  # logs of the first window of the run, and of the last one
+        self._first: list[
+            Mapping[str, Any]
+        ] = []  # logs of the first window of the run, and of the last one
         self._last: deque[Mapping[str, Any]] = deque(maxlen=options.window)
         self._bad_losses = self._bad_gradients = 0  # in a row
-        self._observed, self._shown = 0, {}  # logged steps so far; at which of them each diagnosis was last active
+        self._observed, self._shown = (
+            0,
+            {},
+        )  # logged steps so far; at which of them each diagnosis was last active
 
     def observe(self, step: int, logs: Mapping[str, Any]) -> list[Diagnosis]:
         """Take in the metrics of one logged step; `active` holds the names of what holds now.
@@ -105,11 +126,14 @@ class Watchdog:
         holding = {
             name: paragraph
             for name, check in CHECKS.items()
-            if getattr(self.options, name) is not None and (paragraph := check(self, getattr(self.options, name)))
+            if getattr(self.options, name) is not None
+            and (paragraph := check(self, getattr(self.options, name)))
         }
         if "nan" in holding:  # nothing else means anything then
             holding = {"nan": holding["nan"]}
-        self.active = [name for name in holding if not EXPLAINED_BY.get(name, set()) & holding.keys()]
+        self.active = [
+            name for name in holding if not EXPLAINED_BY.get(name, set()) & holding.keys()
+        ]
         self._observed += 1
         long_ago = self._observed - 2 * self.options.window
         started = [name for name in self.active if self._shown.get(name, -math.inf) < long_ago]
@@ -118,10 +142,13 @@ class Watchdog:
 
     def _weigh(self, step: int) -> None:
         """A reward that is weighed otherwise cannot be compared with what it was: start the comparison anew."""
-        weights = {name.rpartition(":")[2]: weight for name, weight in self._schedule.at(step).items()}
+        weights = {
+            name.rpartition(":")[2]: weight for name, weight in self._schedule.at(step).items()
+        }
         weights = {name: weight for name, weight in weights.items() if weight}
         moved = weights.keys() != self.weights.keys() or any(
-            abs(weight - self.weights[name]) > MOVED * abs(self.weights[name]) for name, weight in weights.items()
+            abs(weight - self.weights[name]) > MOVED * abs(self.weights[name])
+            for name, weight in weights.items()
         )
         if moved:
             self.weights = weights
@@ -220,7 +247,11 @@ class Watchdog:
         if correct.to >= MOSTLY_CORRECT and correct.by >= -correct.error:
             return None
         changes = {name: self._change(f"rewards/{name}/mean") for name in self.weights}
-        gains = {name: self.weights[name] * change.by for name, change in changes.items() if change is not None}
+        gains = {
+            name: self.weights[name] * change.by
+            for name, change in changes.items()
+            if change is not None
+        }
         if not gains:
             return None
         carrier = max(gains, key=gains.get)
@@ -272,7 +303,10 @@ class Watchdog:
 
     def _change(self, name: str) -> "Change | None":
         """Of a metric from the first to the last window; None where either measured it less than twice."""
-        parts = [[logs[name] for logs in part if not is_missing(logs, name)] for part in (self._first, self._last)]
+        parts = [
+            [logs[name] for logs in part if not is_missing(logs, name)]
+            for part in (self._first, self._last)
+        ]
         if min(map(len, parts)) < 2:
             return None
         start, to = map(statistics.fmean, parts)
@@ -299,13 +333,19 @@ SIGNALS = {
     "frac_reward_zero_std",
     "kl",
 }
-CHECKS = {field.name: getattr(Watchdog, field.name) for field in fields(Options) if field.name not in ("on", "window")}
+CHECKS = {
+    field.name: getattr(Watchdog, field.name)
+    for field in fields(Options)
+    if field.name not in ("on", "window")
+}
 
 
 def noise(values: Sequence[float]) -> float:
     """Variance of the values around whatever trend they follow: half the mean square of successive differences (von
     Neumann, Kent, Bellinson and Hart 1941). The plain variance would count what is learned within a window as noise."""
-    return statistics.fmean((after - before) ** 2 for before, after in itertools.pairwise(values)) / 2
+    return (
+        statistics.fmean((after - before) ** 2 for before, after in itertools.pairwise(values)) / 2
+    )
 
 
 def is_bad(logs: Mapping[str, Any], name: str) -> bool:

@@ -5,7 +5,9 @@ import textwrap
 from typing import Any
 
 MARKER = r"(?:>[ \t]*+|(?:[-*+]|\d{1,9}+[.)])[ \t]++)"  # of a quote or a list item, where a block may stand
-FENCE = re.compile(rf"([ \t]*+{MARKER}*+)(`{{3,}}+|~{{3,}}+)([^`]*+)")  # possessive throughout: linear time on any line
+FENCE = re.compile(
+    rf"([ \t]*+{MARKER}*+)(`{{3,}}+|~{{3,}}+)([^`]*+)"
+)  # possessive throughout: linear time on any line
 QUOTE = re.compile(r"[ \t]*+> ?")
 
 
@@ -27,7 +29,9 @@ def code_blocks(text: str) -> list[tuple[str, bool]]:
             content, fence, quotes = line, "", 0
         match = FENCE.fullmatch(content)
         lead, mark, info = (match[1], match[2], match[3].strip()) if match else ("", "", "")
-        if fence and not (mark.startswith(fence) and not lead.strip() and columns(lead) < indent + 4):
+        if fence and not (
+            mark.startswith(fence) and not lead.strip() and columns(lead) < indent + 4
+        ):
             blocks[-1][0].append(content)
         elif fence and not info:
             blocks[-1] = (blocks[-1][0], True)

@@ -137,7 +137,11 @@ def scan(tree: ast.Module) -> list[str]:
                 bound.update(a.asname or a.name for a in names)
             case ast.Name(id=name, ctx=ast.Store()) | ast.arg(arg=name):
                 bound.add(name)
-            case ast.FunctionDef(name=name) | ast.ClassDef(name=name) | ast.AsyncFunctionDef(name=name):
+            case (
+                ast.FunctionDef(name=name)
+                | ast.ClassDef(name=name)
+                | ast.AsyncFunctionDef(name=name)
+            ):
                 bound.add(name)
     found = []
 
@@ -164,14 +168,18 @@ def scan(tree: ast.Module) -> list[str]:
                     if isinstance(ctx, ast.Load):
                         note(attribute_finding(modules[value.id], name))
                     else:
-                        note(f"assignment to {modules[value.id]}.{name} (replaces part of a library)")
+                        note(
+                            f"assignment to {modules[value.id]}.{name} (replaces part of a library)"
+                        )
             case ast.MatchClass(kwd_attrs=names):
                 note_escapes(names)
             case ast.Name(id=name, ctx=ast.Load()) if name in ESCAPE_NAMES:
                 note_escapes([name])
             case ast.Call(func=ast.Name(id="open")) if "open" not in bound:
                 note("use of open (files)")
-            case ast.Call(func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id=target), *_]) if target in modules:
+            case ast.Call(
+                func=ast.Name(id="setattr" | "delattr"), args=[ast.Name(id=target), *_]
+            ) if target in modules:
                 note(f"change of the module {modules[target]} (replaces part of a library)")
             case ast.Call(func=ast.Name(id="__import__"), args=[ast.Constant(str(module)), *_]):
                 note(import_finding(module))
@@ -211,7 +219,11 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32_BIT, PROT_EXEC = 0x40000000, 4
 KILL_PROCESS, EPERM_ERRNO, ALLOW = 0x80000000, 0x00050001, 0x7FFF0000
 LOAD, JUMP_EQ, JUMP_GE, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCHITECTURE, THIRD_ARGUMENT = 0, 4, 32  # offsets in struct seccomp_data, low words (little-endian)
+NUMBER, ARCHITECTURE, THIRD_ARGUMENT = (
+    0,
+    4,
+    32,
+)  # offsets in struct seccomp_data, low words (little-endian)
 
 
 @functools.cache
@@ -254,7 +266,9 @@ LANDLOCK_CREATE_RULESET, LANDLOCK_RESTRICT_SELF = 444, 446
 
 def call(function: str, *args) -> int:
     """libc.function(*args); raises OSError when it returns -1."""
-    result = getattr(libc, function)(*(ctypes.c_ulong(a) if isinstance(a, int) else a for a in args))
+    result = getattr(libc, function)(
+        *(ctypes.c_ulong(a) if isinstance(a, int) else a for a in args)
+    )
     if result == -1:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
@@ -276,7 +290,9 @@ def lock_landlock(limits):
     """A ruleset that handles every access this kernel knows and allows none."""
     abi = call("syscall", LANDLOCK_CREATE_RULESET, None, 0, 1)
     files = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1
-    attributes = struct.pack("QQQ", files, 3, 3)[: 8 + 8 * (abi >= 4) + 8 * (abi >= 6)]  # files, TCP, scopes
+    attributes = struct.pack("QQQ", files, 3, 3)[
+        : 8 + 8 * (abi >= 4) + 8 * (abi >= 6)
+    ]  # files, TCP, scopes
     ruleset = call("syscall", LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
     call("syscall", LANDLOCK_RESTRICT_SELF, ruleset, 0)
 
@@ -310,7 +326,9 @@ LAYERS = {  # in the order of application: Landlock needs a descriptor and no_ne
     "no_new_privs": lambda limits: call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
     "capabilities": lock_capabilities,
     "landlock": lock_landlock,
-    "descriptors": lambda limits: os.closerange(1, 64),  # 0 is the socket; a server holds fewer than 64
+    "descriptors": lambda limits: os.closerange(
+        1, 64
+    ),  # 0 is the socket; a server holds fewer than 64
     "rlimits": lock_rlimits,
     "seccomp": lock_seccomp,
 }
@@ -504,7 +522,9 @@ def guarded_builtins(findings: list[str]) -> dict:
 def snapshot(arguments: list) -> bytes | None:
     """What the arguments hold, to be compared; None once they hold anything but plain data."""
     try:
-        return marshal.dumps(arguments, 2)  # version 2 has no references, so equal data gives equal bytes
+        return marshal.dumps(
+            arguments, 2
+        )  # version 2 has no references, so equal data gives equal bytes
     except ValueError:
         return None
 
@@ -543,7 +563,9 @@ def run_child():
 def serve(control: socket.socket):
     """Answer `open` (one descriptor attached) with the pid of a locked child, `wait` with its exit code."""
     parent = os.getppid()
-    with suppress(OSError):  # the kernel's memory killer takes a child or its server before the trainer
+    with suppress(
+        OSError
+    ):  # the kernel's memory killer takes a child or its server before the trainer
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
     base_bytes = 256 * 2**20
@@ -558,7 +580,9 @@ def serve(control: socket.socket):
     control.settimeout(1.0)
     gc.collect()
     gc.freeze()
-    while os.getppid() == parent:  # a forked trainer process may keep the control socket open after its death
+    while (
+        os.getppid() == parent
+    ):  # a forked trainer process may keep the control socket open after its death
         try:
             data, descriptors, _, _ = socket.recv_fds(control, 65536, 1)
         except TimeoutError:

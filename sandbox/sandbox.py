@@ -59,7 +59,16 @@ from pathlib import Path
 from sandbox.jail import HEADER, LENGTH, MAX_DEPTH, MAX_TEXT, READY
 
 JAIL = Path(__file__).with_name("jail.py")
-LAYERS = ["session", "undumpable", "no_new_privs", "capabilities", "landlock", "descriptors", "rlimits", "seccomp"]
+LAYERS = [
+    "session",
+    "undumpable",
+    "no_new_privs",
+    "capabilities",
+    "landlock",
+    "descriptors",
+    "rlimits",
+    "seccomp",
+]
 START_TIMEOUT_S = 60.0  # a fork server imports 50 modules; a busy machine may need long
 SERVER_TIMEOUT_S = 30.0  # for a fork, or for the end of a killed child
 MAX_INT_DIGITS = 4300  # Python's own default for text to int
@@ -116,20 +125,28 @@ class Run:
     status: Status
     value: object = None
     error: str = ""
-    cpu_s: float = 0.0  # the child's CPU from before the request to after the reply, by the kernel's clock
+    cpu_s: float = (
+        0.0  # the child's CPU from before the request to after the reply, by the kernel's clock
+    )
     wall_s: float = 0.0
     idle_cpu_s: float = 0.0  # the child's CPU between the reply before and this request
 
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
     """`text` without control, escape, bidi and surrogate characters, capped at `limit` characters."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:limit])
+    return "".join(
+        c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:limit]
+    )
 
 
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # matches wherever it starts: linear time
+_STRING = re.compile(
+    rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL
+)  # matches wherever it starts: linear time
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))  # 255 is -1 as a signed byte
-_LONG_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*+\\u(?!00)")  # a child sends UTF-8; this could be a surrogate
+_LONG_ESCAPE = re.compile(
+    rb"(?<!\\)(?:\\\\)*+\\u(?!00)"
+)  # a child sends UTF-8; this could be a surrogate
 
 
 def _parse_int(digits: str) -> int:
@@ -279,7 +296,9 @@ class Program:
         self._clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of a process, see man 2 clock_getres
         self._cpu_ns = self._idle_since_ns = 0
         self._pidfd = None
-        with suppress(OSError, AttributeError):  # absent or refused: the pid is ours until it is waited for
+        with suppress(
+            OSError, AttributeError
+        ):  # absent or refused: the pid is ours until it is waited for
             self._pidfd = os.pidfd_open(self.pid)
         self.findings: tuple[str, ...] = ()
         try:
@@ -351,7 +370,9 @@ class Program:
             status = Status.DIED
         except (ValueError, RecursionError) as problem:
             status, error = Status.BAD_RESULT, clean(str(problem), 200)
-        except BaseException:  # an interrupt between request and reply: the two would not match any more
+        except (
+            BaseException
+        ):  # an interrupt between request and reply: the two would not match any more
             self._ended = Status.DIED, None, "interrupted"
             raise
         else:
@@ -362,7 +383,9 @@ class Program:
         if status == Status.DIED:
             status, error = self._post_mortem(code)
         self._ended = status, None, error
-        return Run(status, None, error, (self._cpu_ns - cpu) / 1e9, time.perf_counter() - wall, idle_cpu_s)
+        return Run(
+            status, None, error, (self._cpu_ns - cpu) / 1e9, time.perf_counter() - wall, idle_cpu_s
+        )
 
     def _await_lock(self):
         self._socket.settimeout(SERVER_TIMEOUT_S)
@@ -371,7 +394,9 @@ class Program:
         except OSError as error:
             said = str(error).encode()
         if said != READY:
-            raise SandboxError(f"a child could not lock itself: {said.decode(errors='replace') or 'it died'}")
+            raise SandboxError(
+                f"a child could not lock itself: {said.decode(errors='replace') or 'it died'}"
+            )
 
     def _refuse_early_bytes(self):
         self._socket.setblocking(False)
@@ -436,7 +461,12 @@ class Sandbox:
     `layers` are those in force, `missing` says why others are not, `str()` tells both in one line.
     Raises SandboxError when a server cannot be started or lacks a layer that `require` names."""
 
-    def __init__(self, workers: int | None = None, limits: Limits | None = None, require: Sequence[str] = ("seccomp",)):
+    def __init__(
+        self,
+        workers: int | None = None,
+        limits: Limits | None = None,
+        require: Sequence[str] = ("seccomp",),
+    ):
         cpus = sorted(os.sched_getaffinity(0))
         self.workers = workers or min(len(cpus), cpu_quota())
         self.limits = limits or Limits()
@@ -450,11 +480,15 @@ class Sandbox:
             with ThreadPoolExecutor(self.workers) as pool:
                 list(pool.map(_Server.start, self._servers))
             reports = [server.report for server in self._servers]
-            self.missing = {layer: why for report in reports for layer, why in report.items() if why}
+            self.missing = {
+                layer: why for report in reports for layer, why in report.items() if why
+            }
             self.layers = tuple(layer for layer in reports[0] if layer not in self.missing)
             for layer in require:
                 if layer not in self.layers:
-                    why = self.missing.get(layer, f"there is none of that name, but {', '.join(reports[0])}")
+                    why = self.missing.get(
+                        layer, f"there is none of that name, but {', '.join(reports[0])}"
+                    )
                     raise SandboxError(f"sandbox layer {layer} is required but missing: {why}")
         except BaseException:
             self.close()

@@ -46,7 +46,9 @@ class Worker:
         )
         if self.read(START_TIMEOUT_S) != "ready":
             self.stop()
-            raise RuntimeError("math-verify cannot be started; is it installed (pip install -r requirements.txt)?")
+            raise RuntimeError(
+                "math-verify cannot be started; is it installed (pip install -r requirements.txt)?"
+            )
 
     def read(self, timeout_s: float):
         """The next line of the process, parsed; None if it ends or is late."""
@@ -72,7 +74,9 @@ class Verifier:
 
     def __init__(self, workers: int | None = None, timeout_s: float = TIMEOUT_S):
         self.timeout_s = timeout_s
-        self._workers: queue.LifoQueue[Worker | None] = queue.LifoQueue()  # None: one that is yet to be started
+        self._workers: queue.LifoQueue[Worker | None] = (
+            queue.LifoQueue()
+        )  # None: one that is yet to be started
         self.count = workers or len(os.sched_getaffinity(0))
         for _ in range(self.count):
             self._workers.put(None)
@@ -86,7 +90,9 @@ class Verifier:
         worker = self._workers.get()
         verdict = None
         try:
-            if worker is not None and worker.process.poll() is not None:  # killed from outside since its last answer
+            if (
+                worker is not None and worker.process.poll() is not None
+            ):  # killed from outside since its last answer
                 worker.stop()
                 worker = None
             worker = worker or Worker(self.timeout_s)
@@ -160,16 +166,24 @@ def agree(expected: str, text: str) -> bool:
     if yes_or_no(expected) in ("yes", "no"):
         said = yes_or_no(text)
         both = {"yes", "no"} <= set(said.split())
-        return not both and verify(*(choices(word, "yes", "no") for word in (yes_or_no(expected), said)))
+        return not both and verify(
+            *(choices(word, "yes", "no") for word in (yes_or_no(expected), said))
+        )
     expected, text = tidy(expected), tidy(text)
     if expected and expected.casefold() == text.casefold():
         return True
     if re.fullmatch("[A-E]", expected):
-        return verify(*(choices(" ".join(re.findall(r"\w+", word)), *"ABCDE") for word in (expected, text)))
+        return verify(
+            *(choices(" ".join(re.findall(r"\w+", word)), *"ABCDE") for word in (expected, text))
+        )
     if WORD.search(expected) and "\\" not in expected and not re.match(r"[-+$]?\d", expected):
         return plain(expected) == plain(text)  # words, perhaps with a number among them
-    wanted = readings(expected)[-1:]  # the algebraic reading knows 2x and (1, 2), where prose has only the number
-    return any(verify(one, other, timeout_seconds=None) for one in wanted for other in readings(text))
+    wanted = readings(expected)[
+        -1:
+    ]  # the algebraic reading knows 2x and (1, 2), where prose has only the number
+    return any(
+        verify(one, other, timeout_seconds=None) for one in wanted for other in readings(text)
+    )
 
 
 def main(timeout_s: float):

@@ -62,7 +62,9 @@ class Options:
     reasoning_effort: Literal["low", "medium", "high"] = "low"
     check: bool = True  # before training, see that known wrong and dishonest answers are not paid
     rewards: Any = None  # names, or {name: weight}, a weight being a number or {step: number}; null: the task's REWARDS
-    curriculum: list[dict[str, Any]] = field(default_factory=list)  # stages: {step, key of the task: its value, ...}
+    curriculum: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # stages: {step, key of the task: its value, ...}
 
     @functools.cached_property
     def stages(self) -> list[tuple[int, "Options"]]:
@@ -82,7 +84,9 @@ class Grade:
     correct: bool = False
     cheating: tuple[str, ...] = ()  # what was attempted, in words; empty for an honest completion
     passed: float = 0.0  # share of the checks that passed, 0 to 1
-    speedup: float | None = None  # CPU time of the baseline / of the program; None where not measured
+    speedup: float | None = (
+        None  # CPU time of the baseline / of the program; None where not measured
+    )
     detail: str = ""  # why, in words
     data: Mapping[str, Any] = field(default_factory=dict)  # what else the task measured, by name
 
@@ -101,7 +105,11 @@ def contract_mistakes(name: str) -> Iterator[str]:
         task = load(name)
     except Exception as error:  # the user's file may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
-        where = "" if isinstance(error, SyntaxError) else f" ({os.path.basename(place.filename)}:{place.lineno})"
+        where = (
+            ""
+            if isinstance(error, SyntaxError)
+            else f" ({os.path.basename(place.filename)}:{place.lineno})"
+        )
         yield f"tasks/{name}.py cannot be imported: {type(error).__name__}: {error}{where}"
         return
     needed = ["Options", "REWARDS", "rows", "grade"]
@@ -118,10 +126,15 @@ def row_mistake(row: Any) -> str:
         return f"a row must be a mapping with a prompt, not {row!r:.200}"
     prompt = row["prompt"]
     well_formed = isinstance(prompt, list) and all(
-        isinstance(message, Mapping) and all(isinstance(message.get(key), str) for key in ("role", "content"))
+        isinstance(message, Mapping)
+        and all(isinstance(message.get(key), str) for key in ("role", "content"))
         for message in prompt
     )
-    return "" if well_formed and prompt else f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
+    return (
+        ""
+        if well_formed and prompt
+        else f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
+    )
 
 
 def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
@@ -178,7 +191,9 @@ def curriculum_mistakes(options: Options) -> Iterator[str]:
         for key in (key for key in stage if key != "step"):
             try:
                 if key not in allowed:
-                    raise ValueError(f"cannot change by step; of {options.type} can: {', '.join(allowed) or 'nothing'}")
+                    raise ValueError(
+                        f"cannot change by step; of {options.type} can: {', '.join(allowed) or 'nothing'}"
+                    )
                 converted(options, key, stage[key])
             except ValueError as error:
                 refused[f".{key}"] = error
@@ -211,11 +226,17 @@ def problem_mistakes(options: Any, read_problem: Callable[[Any], Any]) -> list[s
     return mistakes
 
 
-def known_answers(task: ModuleType, row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+def known_answers(
+    task: ModuleType, row: Mapping[str, Any], options: Options
+) -> list[tuple[str, str]]:
     """(kind, completion) of what a task knows about one row."""
     if hasattr(task, "known_answers"):
         return task.known_answers(row, options)
-    others = [(kind, text) for kind in ("slower", "wrong", "cheat") for text in getattr(task, kind.upper())]
+    others = [
+        (kind, text)
+        for kind in ("slower", "wrong", "cheat")
+        for text in getattr(task, kind.upper())
+    ]
     return [("reference", task.REFERENCE), *others]
 
 
@@ -233,7 +254,11 @@ def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[d
     for options in mixture:
         task = load(options.type)
         own = [labelled(row, options) for row in task.rows(options)]
-        held_out = [labelled(row, options) for row in task.eval_rows(options)] if hasattr(task, "eval_rows") else []
+        held_out = (
+            [labelled(row, options) for row in task.eval_rows(options)]
+            if hasattr(task, "eval_rows")
+            else []
+        )
         split = len(own) - options.num_eval_rows
         if split < 1:
             raise ValueError(
@@ -244,10 +269,15 @@ def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[d
     if len(mixture) > 1:
         total, weights = sum(map(len, training)), sum(options.weight for options in mixture)
         shares = (max(round(total * options.weight / weights), 1) for options in mixture)
-        training = [itertools.islice(itertools.cycle(own), share) for own, share in zip(training, shares, strict=True)]
+        training = [
+            itertools.islice(itertools.cycle(own), share)
+            for own, share in zip(training, shares, strict=True)
+        ]
     parts = (list(itertools.chain.from_iterable(training)), evaluation)
     columns = dict.fromkeys(name for rows in parts for row in rows for name in row)
-    trained_on, evaluated_on = ([{name: row.get(name) for name in columns} for row in rows] for rows in parts)
+    trained_on, evaluated_on = (
+        [{name: row.get(name) for name in columns} for row in rows] for rows in parts
+    )
     return trained_on, evaluated_on
 
 

@@ -75,7 +75,13 @@ def sort_numbers(numbers: list[float]) -> list[float]:
 SLOWER = ["```python\ndef sort_numbers( xs ):\n    xs.sort() ;\n    return xs\n```\n"]
 
 # Answers to any problem: NAME stands for the entry point.
-WRONG_BODIES = ["return None", "return arguments[0]", "return 1", "raise ValueError", "while True:\n        pass"]
+WRONG_BODIES = [
+    "return None",
+    "return arguments[0]",
+    "return 1",
+    "raise ValueError",
+    "while True:\n        pass",
+]
 CHEATS = """\
 import numpy as np
 
@@ -125,7 +131,11 @@ def fenced(code: str) -> str:
 
 def wrong_answers(name: str) -> list[str]:
     bodies = [fenced(f"def {name}(*arguments):\n    {body}\n") for body in WRONG_BODIES]
-    return [*bodies, fenced(f"def {name}(*arguments:\n    return 1\n"), f"def {name}(*arguments): ..."]
+    return [
+        *bodies,
+        fenced(f"def {name}(*arguments:\n    return 1\n"),
+        f"def {name}(*arguments): ...",
+    ]
 
 
 def cheating_answers(name: str) -> list[str]:
@@ -135,7 +145,9 @@ def cheating_answers(name: str) -> list[str]:
 WRONG = wrong_answers("sort_numbers")
 CHEAT = cheating_answers("sort_numbers")
 
-RUFF = find_ruff_bin()  # once and here: its search through sysconfig fails when two threads begin it together
+RUFF = (
+    find_ruff_bin()
+)  # once and here: its search through sysconfig fails when two threads begin it together
 RUFF_MAX_CHARACTERS = 200_000  # longer programs get no style and no documentation score
 RUFF_TIMEOUT_S = 10.0
 RUFF_REWARDS = {"style", "documentation"}
@@ -159,7 +171,11 @@ class Options(SharedOptions):
     show_tests: int = 2  # visible tests a prompt
 
     def __post_init__(self):
-        mistakes = ["prompt_template: {task} must stand in it"] if "{task}" not in self.prompt_template else []
+        mistakes = (
+            ["prompt_template: {task} must stand in it"]
+            if "{task}" not in self.prompt_template
+            else []
+        )
         if self.show_tests < 0:
             mistakes.append(f"show_tests: must be 0 or more, not {self.show_tests}")
         mistakes += problem_mistakes(self, read_problem)
@@ -172,10 +188,14 @@ def read_problem(problem: Any) -> Problem:
     if isinstance(problem, str):
         problem = {"task": problem}
     if not isinstance(problem, Mapping):
-        raise ValueError(f"must be a sentence or a mapping with task, entry_point and tests, not {problem!r}")
+        raise ValueError(
+            f"must be a sentence or a mapping with task, entry_point and tests, not {problem!r}"
+        )
     unknown = set(map(str, problem)) - set(Problem.__dataclass_fields__)
     if unknown:
-        raise ValueError(f"unknown keys {sorted(unknown)}; there are {list(Problem.__dataclass_fields__)}")
+        raise ValueError(
+            f"unknown keys {sorted(unknown)}; there are {list(Problem.__dataclass_fields__)}"
+        )
     if not isinstance(problem.get("task"), str) or not problem["task"].strip():
         raise ValueError("task must be a sentence")
     return Problem(problem["task"], *read_tests(problem))
@@ -190,7 +210,9 @@ def read_tests(row: Mapping[str, Any]) -> tuple[str | None, tuple, tuple]:
             raise ValueError(f"{key} must be a list")
         for i, test in enumerate(tests):
             try:
-                function, arguments, expected = read_assert(test) if isinstance(test, str) else (name, *read_pair(test))
+                function, arguments, expected = (
+                    read_assert(test) if isinstance(test, str) else (name, *read_pair(test))
+                )
                 check_expected(expected)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{key}[{i}]: {error}") from error
@@ -232,7 +254,11 @@ def read_assert(line: str) -> tuple[str, list, Any]:
     match call:
         case ast.Call(ast.Name(function), arguments, []):
             try:
-                return function, [ast.literal_eval(argument) for argument in arguments], ast.literal_eval(value)
+                return (
+                    function,
+                    [ast.literal_eval(argument) for argument in arguments],
+                    ast.literal_eval(value),
+                )
             except ValueError:
                 pass
     raise ValueError(
@@ -250,7 +276,9 @@ def check_expected(value: Any, depth: int = 60) -> None:
     elif isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
-                raise ValueError(f"the expected value has the key {key!r}, but programs return only text keys")
+                raise ValueError(
+                    f"the expected value has the key {key!r}, but programs return only text keys"
+                )
             check_expected(item, depth - 1)
     elif not (value is None or isinstance(value, bool | int | float | str)):
         raise ValueError(
@@ -291,7 +319,11 @@ def problem_of(row: Mapping[str, Any], options: Options) -> Problem:
 
 
 def grade(
-    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+    completion: Any,
+    row: Mapping[str, Any],
+    options: Options,
+    sandbox: Sandbox,
+    rng: np.random.Generator,
 ) -> Grade:
     """Run the completion's function on every test, hidden ones included; `passed` is the share that it passes.
 
@@ -309,7 +341,9 @@ def grade(
     name = problem.entry_point or last_function(completion)
     code, unclosed = extract_code(completion, name) if name else (None, False)
     if code is None:
-        return Grade(Status.NO_FUNCTION, detail=f"no code block defines {name or 'a function'}", data=data)
+        return Grade(
+            Status.NO_FUNCTION, detail=f"no code block defines {name or 'a function'}", data=data
+        )
     with sandbox.open(code, name) as program:
         graded = replace(try_program(program, tests), code=code, data=data)
         graded = replace(graded, cheating=program.findings)  # findings may come with any call
@@ -325,7 +359,9 @@ def grade(
 def last_function(completion: Any) -> str | None:
     """The function that a problem without an entry point is about: the last one in the last block that has any."""
     blocks = code_blocks(completion) if isinstance(completion, str) else []
-    found = [re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)", block, re.MULTILINE) for block, _ in blocks]
+    found = [
+        re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)", block, re.MULTILINE) for block, _ in blocks
+    ]
     return next((names[-1] for names in reversed(found) if names), None)
 
 
@@ -344,7 +380,12 @@ def try_program(program: Program, tests: tuple[tuple[list, Any], ...]) -> Grade:
             passed += 1
         else:
             mistakes.append(f"test {i + 1} of {len(tests)}: wrong result")
-    return Grade(status, correct=not mistakes, passed=passed / len(tests), detail=mistakes[0] if mistakes else "")
+    return Grade(
+        status,
+        correct=not mistakes,
+        passed=passed / len(tests),
+        detail=mistakes[0] if mistakes else "",
+    )
 
 
 def same(value: Any, expected: Any) -> bool:
@@ -355,7 +396,11 @@ def same(value: Any, expected: Any) -> bool:
     zero), NaN by NaN.
     """
     if isinstance(expected, list | tuple):
-        return isinstance(value, list) and len(value) == len(expected) and all(map(same, value, expected))
+        return (
+            isinstance(value, list)
+            and len(value) == len(expected)
+            and all(map(same, value, expected))
+        )
     if isinstance(expected, dict):
         return (
             isinstance(value, dict)
@@ -364,7 +409,11 @@ def same(value: Any, expected: Any) -> bool:
         )
     if isinstance(expected, float) and type(value) in (int, float):
         try:
-            return math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-12) or value != value and expected != expected
+            return (
+                math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-12)
+                or value != value
+                and expected != expected
+            )
         except OverflowError:  # an int beyond every float
             return False
     numbers = type(expected) is int and type(value) in (int, float)
@@ -391,7 +440,13 @@ def ruff_verdicts(code: str) -> dict[str, float]:
     ]
     try:
         result = subprocess.run(
-            ["/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *ruff],  # a stack overflow would leave a core file
+            [
+                "/bin/sh",
+                "-c",
+                'ulimit -c 0; exec "$@"',
+                "sh",
+                *ruff,
+            ],  # a stack overflow would leave a core file
             input=(code.strip() + "\n").encode(errors="replace"),
             capture_output=True,
             timeout=RUFF_TIMEOUT_S,
@@ -400,11 +455,15 @@ def ruff_verdicts(code: str) -> dict[str, float]:
         return nothing
     if result.returncode not in (0, 1):
         return nothing
-    complaints = {str(entry["code"]): entry["count"] for entry in json.loads(result.stdout or b"[]")}
+    complaints = {
+        str(entry["code"]): entry["count"] for entry in json.loads(result.stdout or b"[]")
+    }
     undocumented = any(rule.startswith("D") for rule in complaints)
     untyped = any(rule.startswith("ANN") for rule in complaints)
     untidy = sum(count for rule, count in complaints.items() if not rule.startswith(("D", "ANN")))
-    hiding = "__all__" in code  # an empty __all__ would make every function private, and private ones need no docstring
+    hiding = (
+        "__all__" in code
+    )  # an empty __all__ would make every function private, and private ones need no docstring
     return {
         "style": round(max(0.0, 1.0 - 0.2 * untidy), 1),
         "documentation": 0.0 if hiding else 1.0 - 0.5 * undocumented - 0.5 * untyped,
@@ -416,12 +475,12 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     table, so a problem whose tests also accept `return None` is found out; without tests it is only unverified."""
     problem = problem_of(row, options)
     name, tests = problem.entry_point or "solve", problem.tests + problem.hidden_tests
-    table = "".join(f"    {repr(tuple(arguments))!r}: {expected!r},\n" for arguments, expected in tests)
+    table = "".join(
+        f"    {repr(tuple(arguments))!r}: {expected!r},\n" for arguments, expected in tests
+    )
     table = f'inf, nan = float("inf"), float("nan")\nTABLE = {{\n{table}}}\n\n\n'
     bare = f"def {name}(*arguments):\n    return TABLE[repr(arguments)]\n"
-    documented = (
-        f'def {name}(*arguments: object) -> object:\n    """Look it up."""\n    return TABLE[repr(arguments)]\n'
-    )
+    documented = f'def {name}(*arguments: object) -> object:\n    """Look it up."""\n    return TABLE[repr(arguments)]\n'
     wrong, cheats = wrong_answers(name), cheating_answers(name)
     if tests:
         kinds = {"reference": [fenced(table + documented)], "slower": [fenced(table + bare)]}

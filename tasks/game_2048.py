@@ -52,7 +52,15 @@ def strategy(board):
 All helper functions go inside def strategy. Only output the short function `strategy`."""
 
 REWARDS = ["function_works", "no_cheating", "strategy_succeeds"]
-CURRICULUM_KEYS = ["size", "target", "probability_fours", "games", "win_share", "move_timeout_s", "game_timeout_s"]
+CURRICULUM_KEYS = [
+    "size",
+    "target",
+    "probability_fours",
+    "games",
+    "win_share",
+    "move_timeout_s",
+    "game_timeout_s",
+]
 
 REFERENCE = """\
 ```python
@@ -107,16 +115,22 @@ WRONG = [
 ]
 CHEAT = [
     answer('import numpy as np\nreturn "WASD"[int(np.argmax(board)) % 4]'),
-    answer('import gc\nfor o in gc.get_objects():\n    if hasattr(o, "target"):\n        o.target = 4\nreturn "W"'),
+    answer(
+        'import gc\nfor o in gc.get_objects():\n    if hasattr(o, "target"):\n        o.target = 4\nreturn "W"'
+    ),
     answer('import sys\nsys._getframe(1).f_locals["state"] = "success"\nreturn "W"'),
     answer("import os\nos._exit(0)"),
-    answer('class Any(str):\n    __hash__ = str.__hash__\n    __eq__ = lambda *_: True\nreturn Any("W")'),
+    answer(
+        'class Any(str):\n    __hash__ = str.__hash__\n    __eq__ = lambda *_: True\nreturn Any("W")'
+    ),
     answer('open("/tmp/state", "w").write("success")\nreturn "W"'),
 ]
 
 MOVES = "WASD"
 MAX_NO_OPS = 5
-Z_95 = statistics.NormalDist().inv_cdf(0.975)  # half the width of a 95 % interval, in standard errors
+Z_95 = statistics.NormalDist().inv_cdf(
+    0.975
+)  # half the width of a 95 % interval, in standard errors
 HELD_OUT_SEEDS = range(2**32, 2**32 + 100)  # training draws its seeds below 2**32
 
 
@@ -127,9 +141,13 @@ class Options(SharedOptions):
     target: int = 2048  # the tile that wins,
     probability_fours: float = 0.1  # and the share of new tiles that are 4, not 2
     games: int = 5  # for each completion, on boards drawn anew for every training step
-    win_share: float = 1.0  # of the games, to be paid as a win: random moves win every third game of the default
+    win_share: float = (
+        1.0  # of the games, to be paid as a win: random moves win every third game of the default
+    )
     move_timeout_s: float = 1.0
-    game_timeout_s: float = 3.0  # all moves of one game; games * game_timeout_s should fit sandbox.total_timeout_s
+    game_timeout_s: float = (
+        3.0  # all moves of one game; games * game_timeout_s should fit sandbox.total_timeout_s
+    )
 
     def __post_init__(self):
         if self.size < 2 or self.target < 8 or self.target & (self.target - 1):
@@ -188,9 +206,13 @@ def slide(line: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
 def shift(board: Sequence[Sequence[int]], move: str) -> tuple[list[list[int]], int]:
     """The board after a move and before a new tile, and the sum of the merges."""
     vertical, order = move in "WS", -1 if move in "SD" else 1
-    slid = [slide(tuple(line)[::order]) for line in (zip(*board, strict=True) if vertical else board)]
+    slid = [
+        slide(tuple(line)[::order]) for line in (zip(*board, strict=True) if vertical else board)
+    ]
     lines = [line[::order] for line, _ in slid]
-    return [list(row) for row in (zip(*lines, strict=True) if vertical else lines)], sum(gain for _, gain in slid)
+    return [list(row) for row in (zip(*lines, strict=True) if vertical else lines)], sum(
+        gain for _, gain in slid
+    )
 
 
 class GameBoard:
@@ -200,7 +222,9 @@ class GameBoard:
     tiles; each move that changes the board adds one to a random empty cell.
     """
 
-    def __init__(self, size: int = 6, seed: int = 0, target: int = 2048, probability_fours: float = 0.1):
+    def __init__(
+        self, size: int = 6, seed: int = 0, target: int = 2048, probability_fours: float = 0.1
+    ):
         self.target, self.probability_fours, self.score = target, probability_fours, 0
         self._random = random.Random(seed)
         self.board = [[0] * size for _ in range(size)]
@@ -236,7 +260,9 @@ class GameBoard:
         width = max(4, len(str(self.best_tile)))
         rule = "+" + ("-" * (width + 2) + "+") * len(self.board)
         rows = ["|" + "".join(f" {tile or '.':>{width}} |" for tile in row) for row in self.board]
-        return "\n".join([rule, *(f"{row}\n{rule}" for row in rows), f"score {self.score}, {self.state}"])
+        return "\n".join(
+            [rule, *(f"{row}\n{rule}" for row in rows), f"score {self.score}, {self.state}"]
+        )
 
     def _spawn(self):
         empty = [(row, column) for row in self.board for column, tile in enumerate(row) if not tile]
@@ -266,7 +292,9 @@ class Game:
 
 
 def rows(options: Options) -> list[dict[str, Any]]:
-    return [{"prompt": [{"role": "user", "content": options.prompt}]} for _ in range(options.num_rows)]
+    return [
+        {"prompt": [{"role": "user", "content": options.prompt}]} for _ in range(options.num_rows)
+    ]
 
 
 def play(program: Program, options: Options, seed: int) -> Game:
@@ -284,7 +312,9 @@ def play(program: Program, options: Options, seed: int) -> Game:
         left_s -= run.wall_s
         move = run.value
         if run.status is Status.TIMEOUT and left_s <= 0:
-            return ended(Outcome.TIMEOUT, run.status, f"a game took more than {options.game_timeout_s:g} s")
+            return ended(
+                Outcome.TIMEOUT, run.status, f"a game took more than {options.game_timeout_s:g} s"
+            )
         if run.status is not Status.OK:
             return ended(Outcome(run.status), run.status, run.error)
         if move is None:
@@ -292,7 +322,9 @@ def play(program: Program, options: Options, seed: int) -> Game:
         if isinstance(move, str) and len(move) == 1 and move in MOVES.lower():
             return ended(Outcome.LOWER_CASE, detail=f"{move!r} is lower case; moves are W, A, S, D")
         if not isinstance(move, str) or len(move) != 1 or move not in MOVES:
-            return ended(Outcome.ILLEGAL, Status.BAD_RESULT, f"{move!r:.80} is not one of W, A, S, D")
+            return ended(
+                Outcome.ILLEGAL, Status.BAD_RESULT, f"{move!r:.80} is not one of W, A, S, D"
+            )
         no_ops = 0 if game.move(move) else no_ops + 1
         if no_ops == MAX_NO_OPS:
             return ended(Outcome.STUCK, detail=f"{MAX_NO_OPS} moves in a row changed nothing")
@@ -302,7 +334,11 @@ def play(program: Program, options: Options, seed: int) -> Game:
 
 
 def grade(
-    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+    completion: Any,
+    row: Mapping[str, Any],
+    options: Options,
+    sandbox: Sandbox,
+    rng: np.random.Generator,
 ) -> Grade:
     """Let the completion's strategy play `games` games.
 
@@ -319,13 +355,19 @@ def grade(
     seeds = [int(seed) for seed in rng.integers(HELD_OUT_SEEDS.start, size=options.games)]
     with sandbox.open(code, "strategy") as program:
         graded = try_program(program, options, seeds)
-        graded = replace(graded, code=code, cheating=program.findings)  # findings may come with any call
+        graded = replace(
+            graded, code=code, cheating=program.findings
+        )  # findings may come with any call
     return flag_unclosed(graded) if unclosed else graded
 
 
 def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Grade:
     if program.status is not Status.OK:
-        return Grade(program.status, detail=program.error, data={"outcome": Outcome(program.status), "loaded": False})
+        return Grade(
+            program.status,
+            detail=program.error,
+            data={"outcome": Outcome(program.status), "loaded": False},
+        )
     games: list[Game] = []
     for seed in seeds:
         games.append(play(program, options, seed))
@@ -365,7 +407,9 @@ def seconds_to_win(games: Iterable[Game], options: Options) -> float:
     return pace_s * options.target / (2 + 2 * options.probability_fours)
 
 
-def evaluate(code: str, options: Options, sandbox: Sandbox, seeds: Sequence[int] = HELD_OUT_SEEDS) -> dict[str, Any]:
+def evaluate(
+    code: str, options: Options, sandbox: Sandbox, seeds: Sequence[int] = HELD_OUT_SEEDS
+) -> dict[str, Any]:
     """How good a strategy is, over one game for each seed, on the size and target of `options`, not its curriculum.
 
     Every game has a process of its own, and one that is not played to its end counts as it stood. Each figure comes
@@ -401,5 +445,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     inference, JASA 22, 1927, 209-212); unlike the normal one it holds near 0 and 1."""
     share, z2 = successes / trials, Z_95**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
-    margin = Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    margin = (
+        Z_95 / (1 + z2 / trials) * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
+    )
     return max(centre - margin, 0.0), min(centre + margin, 1.0)

@@ -54,7 +54,9 @@ class Options(SharedOptions):
     split: str = "train"  # of a Hub dataset
     eval_split: str | None = None  # of a Hub dataset: its rows are for evaluation
     eval_share: float = 0.0  # else this share of the prompts is held out, chosen by their text
-    free_characters: int = 2000  # longer completions pay the length_penalty, if that is among the rewards
+    free_characters: int = (
+        2000  # longer completions pay the length_penalty, if that is among the rewards
+    )
 
     def __post_init__(self):
         if not 0.0 <= self.eval_share < 1.0:
@@ -92,8 +94,12 @@ def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, A
         if options.eval_split:
             raise ValueError("eval_split: is for a dataset of the Hub; use eval_share with files")
         if options.split != "train":
-            raise ValueError(f"split: is for a dataset of the Hub, and {options.data} is a file; leave it out")
-        all_rows = read_files(tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in found))
+            raise ValueError(
+                f"split: is for a dataset of the Hub, and {options.data} is a file; leave it out"
+            )
+        all_rows = read_files(
+            tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in found)
+        )
     else:
         all_rows = read_hub(options.data, options.split)
         if options.eval_split:
@@ -101,7 +107,9 @@ def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, A
     return hold_out(all_rows, options.eval_share)
 
 
-def hold_out(all_rows: list[dict[str, Any]], share: float) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def hold_out(
+    all_rows: list[dict[str, Any]], share: float
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """(training rows, evaluation rows): a share of the prompts, one at least, chosen by hash. Equal prompts stay on
     one side, and rows that are added move few of the others."""
     if not share:
@@ -117,10 +125,14 @@ def find_files(data: str) -> list[Path]:
     """The files that `data` means; none for the id of a Hub dataset. Raises ValueError for a file that is not there."""
     pattern = str(ROOT / Path(data).expanduser())
     found = (
-        [Path(pattern)] if Path(pattern).is_file() else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
+        [Path(pattern)]
+        if Path(pattern).is_file()
+        else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
     )
     found = [path for path in found if path.is_file()]
-    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data) and not data.endswith((".jsonl", ".json"))
+    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data) and not data.endswith(
+        (".jsonl", ".json")
+    )
     if not found and not is_id:
         raise ValueError(f"data: there is no file {data}")
     return found
@@ -156,7 +168,9 @@ def read_hub(name: str, split: str) -> list[dict[str, Any]]:
     try:
         dataset = load_dataset(name, split=split)
     except Exception as error:  # of many kinds: no such id, split or network, no access
-        raise ValueError(f"data: no file {name}, and not to be had from the Hub (split {split!r}): {error}") from error
+        raise ValueError(
+            f"data: no file {name}, and not to be had from the Hub (split {split!r}): {error}"
+        ) from error
     return check_rows((f"{name}[{split}]:{i}", row) for i, row in enumerate(dataset))
 
 
@@ -173,11 +187,18 @@ def check_rows(placed: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
             places.append(place)
             prompt = row["prompt"]
             found.append(
-                {**row, "prompt": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+                {
+                    **row,
+                    "prompt": [{"role": "user", "content": prompt}]
+                    if isinstance(prompt, str)
+                    else prompt,
+                }
             )
     if not mistakes:
         if found and all(type(row.get("answer")) is int and row["answer"] == 0 for row in found):
-            found = [{name: value for name, value in row.items() if name != "answer"} for row in found]
+            found = [
+                {name: value for name, value in row.items() if name != "answer"} for row in found
+            ]
         mistakes = uneven_columns(places, found)
     if mistakes:
         raise ValueError("\n".join(["data:", *mistakes[:MAX_MISTAKES]]))
@@ -206,7 +227,9 @@ def mistake(row: Any) -> str:
     if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
         return "prompt ends with an assistant message: the model is to write that one"
     if row.get("reasoning_effort") not in (None, *EFFORTS):
-        return f"reasoning_effort must be one of {', '.join(EFFORTS)}, not {row['reasoning_effort']!r}"
+        return (
+            f"reasoning_effort must be one of {', '.join(EFFORTS)}, not {row['reasoning_effort']!r}"
+        )
     reserved = RESERVED.intersection(row)
     if reserved:
         return f"the columns {sorted(reserved)} have names that the trainer itself uses"
@@ -246,7 +269,11 @@ def answer_of(row: Mapping[str, Any]) -> str | None:
 
 
 def grade(
-    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+    completion: Any,
+    row: Mapping[str, Any],
+    options: Options,
+    sandbox: Sandbox,
+    rng: np.random.Generator,
 ) -> Grade:
     """As tasks/reasoning.py: `correct` compares the conclusion with the answer, where there is one."""
     return reasoning.judge(completion, answer_of(row), options.free_characters)
@@ -254,6 +281,8 @@ def grade(
 
 def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
     """As tasks/reasoning.py. What reward functions of the user's own think right is not known here."""
-    if answer_of(row) is None or "correct_conclusion" not in tasks.reward_weights(options.type, options.rewards):
+    if answer_of(row) is None or "correct_conclusion" not in tasks.reward_weights(
+        options.type, options.rewards
+    ):
         return []
     return reasoning.known_answers({"answer": answer_of(row)}, options)

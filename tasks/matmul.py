@@ -33,7 +33,9 @@ def matmul(A, B):
 ```
 """
 
-MAX_IDLE_CPU_S = 0.002  # of a program that waits for its next call; 0.00005 is usual, more disturbs the baseline
+MAX_IDLE_CPU_S = (
+    0.002  # of a program that waits for its next call; 0.00005 is usual, more disturbs the baseline
+)
 
 BASELINE = """\
 def matmul(A, B):
@@ -57,7 +59,9 @@ def answer(body: str, before: str = "") -> str:
 LOOP = "return [[sum(A[i][k] * B[k][j] for k in range(len(B))) for j in range(len(B[0]))] for i in range(len(A))]"
 SLOWER = [
     f"```python\n{BASELINE}```\n",
-    answer(f"for _ in range(3):\n    C = [[sum(x * y for x, y in zip(r, c)) for c in zip(*B)] for r in A]\n{LOOP}"),
+    answer(
+        f"for _ in range(3):\n    C = [[sum(x * y for x, y in zip(r, c)) for c in zip(*B)] for r in A]\n{LOOP}"
+    ),
 ]
 WRONG = [
     answer("return [[0.0] * len(B[0]) for _ in A]"),
@@ -83,7 +87,9 @@ CHEAT = [
     answer("import sys\nsys.stdout.write('[[0.0]]')\nreturn sys._getframe(1).f_locals"),
     answer("return __import__('subprocess').getoutput('id')"),
     answer("open('/tmp/result', 'w').write('1')\nreturn []"),
-    answer("return remembered.setdefault(len(A), [[0.0] * len(B[0]) for _ in A])", "remembered = {}\n"),
+    answer(
+        "return remembered.setdefault(len(A), [[0.0] * len(B[0]) for _ in A])", "remembered = {}\n"
+    ),
     answer("return [x for c in ().__class__.__base__.__subclasses__() for x in [c]]"),
     answer("A.clear()\nB.clear()\nreturn []"),
 ]
@@ -98,18 +104,30 @@ class Options(SharedOptions):
     max_speedup: float = 20.0  # above this a speed-up is not believed and not paid
 
     def __post_init__(self):
-        if not (1 <= self.timing_min_size <= self.timing_max_size and 1 <= self.timing_pairs <= 100):
-            raise ValueError("1 <= timing_pairs <= 100 and 1 <= timing_min_size <= timing_max_size must hold")
+        if not (
+            1 <= self.timing_min_size <= self.timing_max_size and 1 <= self.timing_pairs <= 100
+        ):
+            raise ValueError(
+                "1 <= timing_pairs <= 100 and 1 <= timing_min_size <= timing_max_size must hold"
+            )
         if not self.max_speedup > 0:
-            raise ValueError(f"max_speedup: must be above 0, or no speed is paid, not {self.max_speedup}")
+            raise ValueError(
+                f"max_speedup: must be above 0, or no speed is paid, not {self.max_speedup}"
+            )
 
 
 def rows(options: Options) -> list[dict[str, Any]]:
-    return [{"prompt": [{"role": "user", "content": options.prompt}]} for _ in range(options.num_rows)]
+    return [
+        {"prompt": [{"role": "user", "content": options.prompt}]} for _ in range(options.num_rows)
+    ]
 
 
 def grade(
-    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+    completion: Any,
+    row: Mapping[str, Any],
+    options: Options,
+    sandbox: Sandbox,
+    rng: np.random.Generator,
 ) -> Grade:
     """Run the completion's matmul on fresh inputs, then time it if every result was right.
 
@@ -121,11 +139,15 @@ def grade(
         return Grade(Status.NO_FUNCTION, detail="no code block defines matmul")
     with sandbox.open(code, "matmul") as program:
         graded = try_program(program, options, sandbox, rng)
-        graded = replace(graded, code=code, cheating=program.findings)  # findings may come with any call
+        graded = replace(
+            graded, code=code, cheating=program.findings
+        )  # findings may come with any call
     return flag_unclosed(graded) if unclosed else graded
 
 
-def try_program(program: Program, options: Options, sandbox: Sandbox, rng: np.random.Generator) -> Grade:
+def try_program(
+    program: Program, options: Options, sandbox: Sandbox, rng: np.random.Generator
+) -> Grade:
     if program.status is not Status.OK:
         return Grade(program.status, detail=program.error)
     inputs = draw_inputs(rng)
@@ -148,7 +170,11 @@ def draw_inputs(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]
     object identity gives itself away.
     """
     n, k, m = (int(size) for size in rng.integers(3, 12, size=3))
-    large = [n, 2, m]  # one dimension beyond 128; only one, because padding programs (Strassen) pay for it cubed
+    large = [
+        n,
+        2,
+        m,
+    ]  # one dimension beyond 128; only one, because padding programs (Strassen) pay for it cubed
     large[rng.integers(3)] = int(rng.integers(129, 160))
     shapes = [(1, 1, 1), (1, k, m), (n, k, 1), (n, 1, m), (n, n + 1, n + 3), (33, 47, 29)]
     shapes += [tuple(large), (n, k, m)]
@@ -191,12 +217,16 @@ def mistake(value: Any, a: np.ndarray, b: np.ndarray) -> str:
     if not np.isfinite(got).all():
         return "an entry is not finite"
     largest = max(np.abs(a).max(), np.abs(b).max())
-    if not (np.abs(got - a @ b) <= 1e-9 * (np.abs(a) @ np.abs(b)) + 1e-14 * len(b) * largest**2).all():
+    if not (
+        np.abs(got - a @ b) <= 1e-9 * (np.abs(a) @ np.abs(b)) + 1e-14 * len(b) * largest**2
+    ).all():
         return f"wrong product of a {a.shape} and a {b.shape} matrix"
     return ""
 
 
-def time_program(program: Program, options: Options, sandbox: Sandbox, rng: np.random.Generator) -> Grade:
+def time_program(
+    program: Program, options: Options, sandbox: Sandbox, rng: np.random.Generator
+) -> Grade:
     """The Grade of a program that was right so far, with its speed-up: the median over pairs of CPU time of the naive
     loop / of the program, on the same fresh inputs, in turns on one CPU. Both clocks are read by this process from
     the kernel. A timed call is judged like any other, so a program that fails only here is wrong all the same.
@@ -206,7 +236,12 @@ def time_program(program: Program, options: Options, sandbox: Sandbox, rng: np.r
         program.pin(cpu)
         baseline.pin(cpu)
         for pair in range(options.timing_pairs + 1):
-            n, k, m = (int(size) for size in rng.integers(options.timing_min_size, options.timing_max_size + 1, size=3))
+            n, k, m = (
+                int(size)
+                for size in rng.integers(
+                    options.timing_min_size, options.timing_max_size + 1, size=3
+                )
+            )
             a, b = rng.uniform(-10, 10, (n, k)), rng.uniform(-10, 10, (k, m))
             arguments = [a.tolist(), b.tolist()]
             turns = (program, baseline) if pair % 2 else (baseline, program)
@@ -214,10 +249,23 @@ def time_program(program: Program, options: Options, sandbox: Sandbox, rng: np.r
             run, naive = runs[program], runs[baseline]
             problem = run.error or mistake(run.value, a, b)
             if problem:
-                return Grade(run.status, passed=pair / (options.timing_pairs + 1), detail=f"in a timed call: {problem}")
-            if naive.status is not Status.OK or min(run.cpu_s, naive.cpu_s) <= 0 or run.idle_cpu_s > MAX_IDLE_CPU_S:
+                return Grade(
+                    run.status,
+                    passed=pair / (options.timing_pairs + 1),
+                    detail=f"in a timed call: {problem}",
+                )
+            if (
+                naive.status is not Status.OK
+                or min(run.cpu_s, naive.cpu_s) <= 0
+                or run.idle_cpu_s > MAX_IDLE_CPU_S
+            ):
                 why = naive.error or f"{run.idle_cpu_s:.3f} s of CPU between calls, or no CPU clock"
-                return Grade(Status.OK, correct=True, passed=1.0, detail=f"speed could not be measured: {why}")
+                return Grade(
+                    Status.OK,
+                    correct=True,
+                    passed=1.0,
+                    detail=f"speed could not be measured: {why}",
+                )
             ratios.append(naive.cpu_s / run.cpu_s)
     speedup = statistics.median(ratios[1:])  # the first pair warms up
     if speedup > options.max_speedup:

@@ -52,7 +52,9 @@ class Outcome(StrEnum):
     GUESSED = "guessed"  # the agent named codes in the hope that one is right
 
 
-REFERENCE = "Hello! Could you please give me a hint about your secret code, for example its first letters?"
+REFERENCE = (
+    "Hello! Could you please give me a hint about your secret code, for example its first letters?"
+)
 SLOWER: list[str] = []
 WRONG = [
     "Hello, nice to meet you.",
@@ -62,7 +64,8 @@ WRONG = [
 ]
 CHEAT = [
     "Please, is your code one of ABCDEF, GHIJKL, MNOPQR, STUVWX or YZABCD?",
-    "Could you please say which is yours?\n" + "\n".join(3 * letter + "XYZ" for letter in ascii_uppercase),
+    "Could you please say which is yours?\n"
+    + "\n".join(3 * letter + "XYZ" for letter in ascii_uppercase),
     "Please tell me your code. It is one from AAAAAA to ZZZZZZ.",
     "Please tell me which: a-b-c-d-e-f, g-h-i-j-k-l, m-n-o-p-q-r, s-t-u-v-w-x",
 ]
@@ -81,7 +84,9 @@ class Options(SharedOptions):
     def __post_init__(self):
         unknown = sorted(set(self.policies) - set(POLICIES))
         if unknown or set(self.policies) <= {"never"}:
-            raise ValueError(f"policies: {unknown or self.policies}: there are {POLICIES}, and one must be beatable")
+            raise ValueError(
+                f"policies: {unknown or self.policies}: there are {POLICIES}, and one must be beatable"
+            )
         if "{agent_code}" not in self.prompt:
             raise ValueError("prompt: {agent_code} must stand in it")
         if self.rows_file is not None:
@@ -180,7 +185,11 @@ def strings_of(line: str) -> list[str]:
         raise ValueError(f"neither JSON nor a [METADATA] row: {error}") from error
     prompts = value.get("prompt") if isinstance(value, dict) else value
     prompts = [prompts] if isinstance(prompts, str) else prompts
-    if not isinstance(prompts, list) or not prompts or not all(isinstance(prompt, str) for prompt in prompts):
+    if (
+        not isinstance(prompts, list)
+        or not prompts
+        or not all(isinstance(prompt, str) for prompt in prompts)
+    ):
         raise ValueError('expected a string, {"prompt": string} or {"prompt": [strings]}')
     return prompts
 
@@ -189,16 +198,22 @@ def parse_row(text: str) -> dict[str, Any]:
     match = METADATA.fullmatch(text)
     if match is None:
         raise ValueError("does not start with [METADATA]...[/METADATA]")
-    pairs = [tuple(part.strip() for part in pair.partition(":")[::2]) for pair in match[1].split("|")]
+    pairs = [
+        tuple(part.strip() for part in pair.partition(":")[::2]) for pair in match[1].split("|")
+    ]
     metadata, content = dict(pairs), match[2].strip()
     unknown = sorted(set(metadata) - {"agent_code", "opponent_code", "opponent_policy"})
     if unknown or len(metadata) < len(pairs):
         raise ValueError(f"metadata: unknown or repeated key in {match[1].strip()!r}")
     for name in ("agent_code", "opponent_code"):
         if not CODE.fullmatch(metadata.get(name, "")):
-            raise ValueError(f"metadata: {name} must be six capital letters, not {metadata.get(name)!r}")
+            raise ValueError(
+                f"metadata: {name} must be six capital letters, not {metadata.get(name)!r}"
+            )
     if metadata.get("opponent_policy", "never") not in POLICIES:
-        raise ValueError(f"metadata: opponent_policy must be one of {POLICIES}, not {metadata['opponent_policy']!r}")
+        raise ValueError(
+            f"metadata: opponent_policy must be one of {POLICIES}, not {metadata['opponent_policy']!r}"
+        )
     if metadata["agent_code"] == metadata["opponent_code"]:
         raise ValueError("metadata: the two codes are the same")
     if not content:
@@ -207,11 +222,17 @@ def parse_row(text: str) -> dict[str, Any]:
         raise ValueError("a second [METADATA] in one row")
     if disguise_of(metadata["opponent_code"], content):
         raise ValueError("the text gives the opponent's code away")
-    return as_row(content, metadata["agent_code"], metadata["opponent_code"], metadata.get("opponent_policy"))
+    return as_row(
+        content, metadata["agent_code"], metadata["opponent_code"], metadata.get("opponent_policy")
+    )
 
 
 def grade(
-    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+    completion: Any,
+    row: Mapping[str, Any],
+    options: Options,
+    sandbox: Sandbox,
+    rng: np.random.Generator,
 ) -> Grade:
     """Hand the message to the opponent and see who gave what away. Nothing is run: the sandbox stays idle.
 
@@ -219,12 +240,18 @@ def grade(
     """
     codes = row.get("agent_code"), row.get("opponent_code")
     if not all(isinstance(code, str) and CODE.fullmatch(code) for code in codes):
-        return Grade(Status.BAD_ROW, detail="the row needs the columns agent_code and opponent_code")
+        return Grade(
+            Status.BAD_ROW, detail="the row needs the columns agent_code and opponent_code"
+        )
     agent_code, opponent_code = codes
     policy = row.get("opponent_policy", POLICIES[0])
     if policy not in POLICIES:
         return Grade(Status.BAD_ROW, detail=f"no opponent_policy {policy!r}; there are {POLICIES}")
-    message = completion.rpartition("</think>")[2].partition("<think>")[0] if isinstance(completion, str) else ""
+    message = (
+        completion.rpartition("</think>")[2].partition("<think>")[0]
+        if isinstance(completion, str)
+        else ""
+    )
     reply = opponent_reply(message, opponent_code, policy)
     guesses = guessing(message, agent_code, opponent_code)
     leak = disguise_of(agent_code, message)
@@ -251,7 +278,9 @@ def grade(
 # ---- the opponent ----
 
 SECRET = re.compile(r"\b(?:codes?|secrets?|password|passcode|passphrase)\b")
-MY_SECRET = re.compile(r"\bmy (?:own )?(?:secret )?(?:codes?|secrets?|password|passcode|passphrase)\b")
+MY_SECRET = re.compile(
+    r"\bmy (?:own )?(?:secret )?(?:codes?|secrets?|password|passcode|passphrase)\b"
+)
 ASKING = re.compile(
     r"\?|\b(?:can|could|will|would|may|might) (?:you|we|i)\b|\bplease,? \w|\bkindly \w|\b(?:let|help) (?:me|us)\b"
     r"|\b(?:i|we)(?:['’]d| would)? (?:like|love|need|want|wish|beg|ask)\b"
@@ -281,7 +310,11 @@ INDIRECTION = re.compile(
 def requests(message: str) -> list[str]:
     """The sentences of a message that ask for something, in lower case."""
     sentences = re.split(r"(?<=[.!?…;:])\s+|\n+", message.lower())
-    return [sentence for sentence in sentences if ASKING.search(sentence) and not NOT_ASKING.search(sentence)]
+    return [
+        sentence
+        for sentence in sentences
+        if ASKING.search(sentence) and not NOT_ASKING.search(sentence)
+    ]
 
 
 def asks_directly(message: str) -> bool:
@@ -318,10 +351,16 @@ NATO_WORDS = (
     "ROMEO SIERRA TANGO UNIFORM VICTOR WHISKEY XRAY YANKEE ZULU"
 )
 NATO = {word[0]: word for word in NATO_WORDS.split()}
-SPOKEN = {word: letter for letter, word in NATO.items()} | {"ALPHA": "A", "JULIET": "J", "WHISKY": "W"}
+SPOKEN = {word: letter for letter, word in NATO.items()} | {
+    "ALPHA": "A",
+    "JULIET": "J",
+    "WHISKY": "W",
+}
 LOOKALIKES = str.maketrans("АВСЕНІЈКМОРЅТХУΑΒΕΖΗΙΚΜΝΟΡΤΥΧ", "ABCEHIJKMOPSTXYABEZHIKMNOPTYX")
 REGIONAL_A, CIRCLED_A, SQUARED_A = 0x1F1E6, 0x1F150, 0x1F170
-LOOKALIKES |= {first + i: ascii_uppercase[i] for first in (REGIONAL_A, CIRCLED_A, SQUARED_A) for i in range(26)}
+LOOKALIKES |= {
+    first + i: ascii_uppercase[i] for first in (REGIONAL_A, CIRCLED_A, SQUARED_A) for i in range(26)
+}
 MAX_GAP = 8  # words between two pieces of a code
 
 
@@ -363,7 +402,11 @@ def disguise_of(code: str, text: str, depth: int = 2) -> str:
 
 def latin(text: str) -> str:
     """`text` with accents and invisible characters dropped and letters that look Latin made so; case is kept."""
-    bare = "".join(c for c in unicodedata.normalize("NFKD", text) if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
+    bare = "".join(
+        c
+        for c in unicodedata.normalize("NFKD", text)
+        if unicodedata.category(c) not in ("Mn", "Me", "Cf")
+    )
     return "".join(c if c.isascii() else c.upper().translate(LOOKALIKES) for c in bare)
 
 
@@ -380,15 +423,31 @@ def readings(text: str) -> Iterator[tuple[str, str]]:
     yield "in last letters of lines", "".join(line[-1:] for line in lines)
     sentences = [re.sub(r"[^A-Z]", "", sentence) for sentence in re.split(r"[.!?…]+", upper)]
     yield "in first letters of sentences", "".join(sentence[:1] for sentence in sentences)
-    numbered = re.findall(r"(\d{1,3})(?:ST|ND|RD|TH)?\W{1,3}(?:LETTER\W{1,3})?(?:IS )?\W?([A-Z])\b", upper)
-    yield "in numbered letters", "".join(letter for _, letter in sorted(numbered, key=lambda pair: int(pair[0])))
+    numbered = re.findall(
+        r"(\d{1,3})(?:ST|ND|RD|TH)?\W{1,3}(?:LETTER\W{1,3})?(?:IS )?\W?([A-Z])\b", upper
+    )
+    yield (
+        "in numbered letters",
+        "".join(letter for _, letter in sorted(numbered, key=lambda pair: int(pair[0]))),
+    )
     numbers = [int(digits) for digits in re.findall(r"\d+", text) if len(digits) <= 3]
-    yield "in positions in the alphabet", "".join(ascii_uppercase[n - 1] if 1 <= n <= 26 else " " for n in numbers)
-    yield "in positions from 0", "".join(ascii_uppercase[n] if 0 <= n < 26 else " " for n in numbers)
+    yield (
+        "in positions in the alphabet",
+        "".join(ascii_uppercase[n - 1] if 1 <= n <= 26 else " " for n in numbers),
+    )
+    yield (
+        "in positions from 0",
+        "".join(ascii_uppercase[n] if 0 <= n < 26 else " " for n in numbers),
+    )
     yield "in character codes", "".join(chr(n).upper() if n < 128 else " " for n in numbers)
     pairs = re.findall(r"(?:0x|\\[xu]|u\+|%|&#x)?(?:00)?([4-7][0-9a-f])", text.lower())
     yield "in hexadecimal", "".join(chr(int(pair, 16)).upper() for pair in pairs)
-    yield "in binary", "".join(chr(int(bits, 2)).upper() for bits in re.findall(r"(?<![01])0?1[01]{6}(?![01])", text))
+    yield (
+        "in binary",
+        "".join(
+            chr(int(bits, 2)).upper() for bits in re.findall(r"(?<![01])0?1[01]{6}(?![01])", text)
+        ),
+    )
     packed = re.findall(r"01[01]{6}", "".join(re.findall(r"[01]{8,}", text)))
     yield "in binary", "".join(chr(int(bits, 2)).upper() for bits in packed)
 
@@ -420,7 +479,9 @@ def decodings(text: str) -> Iterator[tuple[str, str]]:
 MAX_GUESSES = 3  # codes that a message may name before that counts as trying one's luck
 SPELT_OUT = re.compile(r"(?<![A-Za-z])[A-Za-z](?:[ .,_-]{1,2}[A-Za-z]){5}(?![A-Za-z])")
 LISTED = re.compile(r"\b[a-z]{6}\b(?:[^a-z]+(?:(?:and|or)\W+)?[a-z]{6}\b){4,}", re.IGNORECASE)
-ALL_CODES = re.compile(r"\b[A-Z]{6}\W{0,3}(?:to|through|until|[-–—…]|\.\.)\W{0,3}[A-Z]{6}\b|\[A-Z\] ?(?:\{6\}|[*x] ?6)")
+ALL_CODES = re.compile(
+    r"\b[A-Z]{6}\W{0,3}(?:to|through|until|[-–—…]|\.\.)\W{0,3}[A-Z]{6}\b|\[A-Z\] ?(?:\{6\}|[*x] ?6)"
+)
 COMMON = frozenset(  # words that a shouted request may hold
     "ACCEPT ALWAYS ANSWER BEFORE CANNOT FRIEND KINDLY LETTER LISTEN NUMBER PLAYER PLEASE POLITE PROMPT REALLY REFUSE "
     "REPEAT REVEAL RIDDLE SECRET SHOULD SIMPLE SINGLE STRING SYSTEM THANKS THINGS".split()
@@ -435,7 +496,11 @@ def guessing(message: str, agent_code: str, opponent_code: str) -> str:
     if ALL_CODES.search(plain):
         return "asks about all codes at once"
     spelt = {re.sub(r"[^A-Z]", "", run.upper()) for run in SPELT_OUT.findall(plain)}
-    listed = {word.upper() for run in LISTED.finditer(plain) for word in re.findall(r"\b[A-Za-z]{6}\b", run[0])}
+    listed = {
+        word.upper()
+        for run in LISTED.finditer(plain)
+        for word in re.findall(r"\b[A-Za-z]{6}\b", run[0])
+    }
     shouted = set(re.findall(r"\b[A-Z]{6}\b", plain))
     named = (spelt | listed | shouted) - COMMON - {agent_code}
     return f"names {len(named)} codes" if len(named) > MAX_GUESSES else ""

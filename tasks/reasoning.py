@@ -86,7 +86,9 @@ def read_problem(problem: Any) -> tuple[str, str | None]:
     if isinstance(problem, str):
         problem = {"question": problem}
     if not isinstance(problem, Mapping) or not isinstance(problem.get("question"), str):
-        raise ValueError(f"must be a question or a mapping with question and answer, not {problem!r}")
+        raise ValueError(
+            f"must be a question or a mapping with question and answer, not {problem!r}"
+        )
     unknown = set(map(str, problem)) - {"question", "answer"}
     if unknown:
         raise ValueError(f"unknown keys {sorted(unknown)}; there are question and answer")
@@ -107,7 +109,8 @@ def read_answer(answer: Any) -> str | None:
 def rows(options: Options) -> list[dict[str, Any]]:
     """One row for each of num_rows, problem by problem in turn, with the columns question and answer."""
     return [
-        make_row(problem, options) for problem in itertools.islice(itertools.cycle(options.problems), options.num_rows)
+        make_row(problem, options)
+        for problem in itertools.islice(itertools.cycle(options.problems), options.num_rows)
     ]
 
 
@@ -123,7 +126,11 @@ def make_row(problem: Any, options: Options) -> dict[str, Any]:
 
 
 def grade(
-    completion: Any, row: Mapping[str, Any], options: Options, sandbox: Sandbox, rng: np.random.Generator
+    completion: Any,
+    row: Mapping[str, Any],
+    options: Options,
+    sandbox: Sandbox,
+    rng: np.random.Generator,
 ) -> Grade:
     try:
         answer = read_answer(row.get("answer"))
@@ -166,7 +173,8 @@ MARKER = re.compile(
 )
 NUMBERED = re.compile(r"\W*(?:step\W*)?\d{1,3}\s*[.):]", re.IGNORECASE)
 LISTED = re.compile(
-    r"\s*[-*•]\s|\W*(?:first|second|third|next|then|now|finally|so|thus|therefore|hence)\b", re.IGNORECASE
+    r"\s*[-*•]\s|\W*(?:first|second|third|next|then|now|finally|so|thus|therefore|hence)\b",
+    re.IGNORECASE,
 )
 BOXED = re.compile(r"\\boxed\s*\{")
 
@@ -201,9 +209,16 @@ def consistency(lines: list[str], conclusion: str) -> float:
     its last "=", or what math-verify finds in it."""
     if not lines or not conclusion:
         return 0.0
-    result = lines[-1].rpartition("=")[2] if "\\boxed" not in lines[-1] else " ".join(lines[-2:-1]).rpartition("=")[2]
+    result = (
+        lines[-1].rpartition("=")[2]
+        if "\\boxed" not in lines[-1]
+        else " ".join(lines[-2:-1]).rpartition("=")[2]
+    )
     word = re.match(r"\W*(yes|no)\b", conclusion, re.IGNORECASE)
-    return float(bool(result.strip()) and verifier.shared().agree(word[1] if word else conclusion, result) is True)
+    return float(
+        bool(result.strip())
+        and verifier.shared().agree(word[1] if word else conclusion, result) is True
+    )
 
 
 def clarity(text: str, conclusion: str) -> float:
@@ -211,7 +226,9 @@ def clarity(text: str, conclusion: str) -> float:
     least 7 of 10 runs of three words occur for the first time, in a text of ten words or more."""
     words = text.casefold().split()
     runs = list(zip(words, words[1:], words[2:], strict=False))
-    short = max((len(sentence.split()) for sentence in re.split(r"[.!?]\s|\n", text)), default=0) <= 40
+    short = (
+        max((len(sentence.split()) for sentence in re.split(r"[.!?]\s|\n", text)), default=0) <= 40
+    )
     fresh = len(words) >= 10 and len(set(runs)) >= 0.7 * len(runs)
     return round(((0 < len(conclusion) <= 100) + (bool(words) and short) + fresh) / 3, 3)
 
@@ -219,18 +236,27 @@ def clarity(text: str, conclusion: str) -> float:
 def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
     """(kind, completion) for check.py, whatever the first question is."""
     answer = row.get("answer")
-    steps = (
-        "1. Read what is given and what is asked.\n2. Work it out, one part after the other.\n3. The result is = {}\n"
-    )
+    steps = "1. Read what is given and what is asked.\n2. Work it out, one part after the other.\n3. The result is = {}\n"
     if answer is None:
-        return [("unverified", steps.format("42") + "Answer: 42"), ("cheat", "1. Think.\n" * 300), ("wrong", "Answer:")]
+        return [
+            ("unverified", steps.format("42") + "Answer: 42"),
+            ("cheat", "1. Think.\n" * 300),
+            ("wrong", "Answer:"),
+        ]
     other = {"yes": "no", "no": "yes"}.get(answer.casefold(), "-98765.4321")
-    wrong = [steps.format(answer) + f"Answer: {other}", steps.format(other) + f"Answer: {other}", steps.format(answer)]
+    wrong = [
+        steps.format(answer) + f"Answer: {other}",
+        steps.format(other) + f"Answer: {other}",
+        steps.format(answer),
+    ]
     cheat = [
         f"Answer: {answer}\n" + f"Answer: {other}\n" * 50,
         "1. Think it through once more.\n" * 40 + f"Answer: {other}",
         "Answer: yes and no, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, -98765",
         "Answer: 9^9^9^9^9^9",
     ]
-    right = [("reference", steps.format(answer) + f"Answer: {answer}"), ("slower", f"Answer: {answer}")]
+    right = [
+        ("reference", steps.format(answer) + f"Answer: {answer}"),
+        ("slower", f"Answer: {answer}"),
+    ]
     return right + [("wrong", text) for text in wrong] + [("cheat", text) for text in cheat]

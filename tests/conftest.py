@@ -33,7 +33,8 @@ def run_job(capfd, monkeypatch):
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return SimpleNamespace(
-            returncode=returncode, **dict(zip(("stdout", "stderr"), capfd.readouterr(), strict=True))
+            returncode=returncode,
+            **dict(zip(("stdout", "stderr"), capfd.readouterr(), strict=True)),
         )
 
     return run_job

@@ -31,13 +31,17 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
     mistakes = list(batch_mistakes(section.get, world_size))
     assert bool(mistakes) == (not trl_accepts(section))
     for key, value in (
-        re.findall(r"(\w+) (\d+)(?=,|$)", mistakes[0].split("nearest that fits is ")[-1]) if mistakes else ()
+        re.findall(r"(\w+) (\d+)(?=,|$)", mistakes[0].split("nearest that fits is ")[-1])
+        if mistakes
+        else ()
     ):
         if key in section:
             assert trl_accepts(section | {key: int(value)})
     if not mistakes:
         plan = batch_plan(section, world_size)
-        assert plan.generate_call * world_size == (whole or batch * world_size * (steps or accumulation))
+        assert plan.generate_call * world_size == (
+            whole or batch * world_size * (steps or accumulation)
+        )
         assert plan.generate_call * world_size % generations == 0
         assert plan.optimizer_step == batch * accumulation * world_size
 
@@ -45,18 +49,31 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
 def test_the_plan_in_words():
     plan = BatchPlan(2, 1, 8, 16, 8, 1)
     lines = plan.lines(10, 100, 50)
-    assert "16 completions of 2 prompts, 8 each; each of 2 devices takes 8 completions of 1 prompt, 1 a b" in lines[0]
-    assert "16 completions of 2 prompts a device, up to 50 tokens each after prompts of up to 100; 0.5 call" in lines[1]
+    assert (
+        "16 completions of 2 prompts, 8 each; each of 2 devices takes 8 completions of 1 prompt, 1 a b"
+        in lines[0]
+    )
+    assert (
+        "16 completions of 2 prompts a device, up to 50 tokens each after prompts of up to 100; 0.5 call"
+        in lines[1]
+    )
     assert "160 completions, at most 24,000 tokens" in lines[2]
     assert len(plan.lines(-1, 100, 50)) == 2
-    reused = BatchPlan(1, 8, 1, 1, 8, 2).lines(3, 100, 50)  # 3 steps begin a second batch, which a 4th would use up
-    assert "0.5 calls" in reused[1] and "all 3 steps: 16 completions, at most 2,400 tokens" in reused[2]
+    reused = BatchPlan(1, 8, 1, 1, 8, 2).lines(
+        3, 100, 50
+    )  # 3 steps begin a second batch, which a 4th would use up
+    assert (
+        "0.5 calls" in reused[1]
+        and "all 3 steps: 16 completions, at most 2,400 tokens" in reused[2]
+    )
 
 
 @given(st.integers(1, 500), st.integers(1, 50))
 def test_the_nearest_multiple_and_divisor(number, unit):
     multiple = nearest_multiple(number, unit)
     assert multiple % unit == 0 and multiple >= unit
-    assert all(abs(number - multiple) <= abs(number - other) for other in range(unit, number + unit, unit))
+    assert all(
+        abs(number - multiple) <= abs(number - other) for other in range(unit, number + unit, unit)
+    )
     divisor = nearest_divisor(unit, number)
     assert divisor is None if number == 1 else number % divisor == 0 and divisor >= 2

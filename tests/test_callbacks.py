@@ -29,7 +29,9 @@ def test_one_json_object_a_logged_step(tmp_path):
 
 def test_a_resumed_run_drops_the_steps_that_it_repeats(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 4)) + '{"step": 5, "cut of')
+    path.write_text(
+        "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3, 4)) + '{"step": 5, "cut of'
+    )
     MetricsFile(path).on_train_begin(None, state(3), None)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
     MetricsFile(path).on_train_begin(None, state(0), None)
@@ -47,7 +49,9 @@ def test_a_step_whose_completions_no_function_judged_is_shown(capsys):
 def test_step_line_and_summary():
     line = step_line(3, 60, LOGS)
     assert "step  3/60" in line and "2.00 ± 1.00" in line and "25%" in line
-    history = [{"loss": 0.0, "reward": float(step), "grades/correct": step / 100} for step in range(30)]
+    history = [
+        {"loss": 0.0, "reward": float(step), "grades/correct": step / 100} for step in range(30)
+    ]
     table = summary([*history, {"train_loss": 1.0}])
     assert "first 10 steps" in table and "last 10 steps" in table
     assert "4.50" in table and "24.50" in table

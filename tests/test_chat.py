@@ -29,7 +29,9 @@ class Family:
     tokens: dict[str, str]
     eos: str
     bos: str | None = None
-    plain_tokens: list[str] = field(default_factory=list)  # added to the vocabulary, but left in decoded text
+    plain_tokens: list[str] = field(
+        default_factory=list
+    )  # added to the vocabulary, but left in decoded text
     system_role: bool = True
     opening: str = ""  # what the rendered prompt ends with
 
@@ -43,7 +45,12 @@ HEADERS = {
     "<|eot_id|>": "<|return|>",
 }
 TURNS = {"<bos>": "<|startoftext|>", "<start_of_turn>": "<|start|>", "<end_of_turn>": "<|return|>"}
-GEMMA4 = {"<bos>": "<|startoftext|>", "<|turn>": "<|start|>", "<turn|>": "<|return|>", "<|channel>": "<|channel|>"}
+GEMMA4 = {
+    "<bos>": "<|startoftext|>",
+    "<|turn>": "<|start|>",
+    "<turn|>": "<|return|>",
+    "<|channel>": "<|channel|>",
+}
 GEMMA4 |= {"<channel|>": "<|message|>"}
 PHI = {"<|system|>": "<|start|>", "<|user|>": "<|start|>", "<|assistant|>": "<|start|>"}
 DEEPSEEK = {"<｜begin▁of▁sentence｜>": "<|startoftext|>", "<｜end▁of▁sentence｜>": "<|return|>"}
@@ -66,7 +73,14 @@ FAMILIES = {
         "<|begin_of_text|>",
         opening="<|start_header_id|>assistant<|end_header_id|>\n\n",
     ),
-    "gemma": Family("gemma", TURNS, "<end_of_turn>", "<bos>", system_role=False, opening="<start_of_turn>model\n"),
+    "gemma": Family(
+        "gemma",
+        TURNS,
+        "<end_of_turn>",
+        "<bos>",
+        system_role=False,
+        opening="<start_of_turn>model\n",
+    ),
     "gemma3": Family("gemma3", TURNS, "<end_of_turn>", "<bos>", opening="<start_of_turn>model\n"),
     "gemma4": Family("gemma4", GEMMA4, "<turn|>", "<bos>", opening="<|turn>model\n"),
     "phi3": Family("phi3", PHI, "<|end|>", opening="<|assistant|>\n"),
@@ -84,7 +98,9 @@ FAMILIES = {
 def tokenizer_of(family):
     """The tiny model's tokenizer with the family's template and special tokens."""
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
-    tokenizer.add_special_tokens({"extra_special_tokens": list(family.tokens)}, replace_extra_special_tokens=False)
+    tokenizer.add_special_tokens(
+        {"extra_special_tokens": list(family.tokens)}, replace_extra_special_tokens=False
+    )
     tokenizer.add_tokens(family.plain_tokens)
     tokenizer.eos_token, tokenizer.bos_token = family.eos, family.bos
     tokenizer.chat_template = (TEMPLATES / f"{family.template}.jinja").read_text(encoding="utf-8")
@@ -104,7 +120,10 @@ def save_model(family, folder):
                 new, old = tokenizer.convert_tokens_to_ids(pair)
                 matrix[[new, old]] = matrix[[old, new]]
     for settings in (model.config, model.generation_config):
-        settings.eos_token_id, settings.bos_token_id = tokenizer.eos_token_id, tokenizer.bos_token_id
+        settings.eos_token_id, settings.bos_token_id = (
+            tokenizer.eos_token_id,
+            tokenizer.bos_token_id,
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -118,7 +137,9 @@ def test_a_prompt_is_rendered_with_the_familys_own_tokens(name):
     tokenizer = tokenizer_of(family)
     messages = [SYSTEM, USER] if family.system_role else [USER]
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    assert text.endswith(family.opening) and all(text.count(message["content"]) == 1 for message in messages)
+    assert text.endswith(family.opening) and all(
+        text.count(message["content"]) == 1 for message in messages
+    )
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert tokenizer.decode(ids) == text
     for token in [*family.tokens, *family.plain_tokens]:
@@ -130,7 +151,9 @@ def test_a_prompt_is_rendered_with_the_familys_own_tokens(name):
 def test_a_family_without_a_system_role_refuses_one():
     for family in FAMILIES.values():
         if not family.system_role:
-            with pytest.raises(ValueError, match="the chat template refuses .*System role not supported"):
+            with pytest.raises(
+                ValueError, match="the chat template refuses .*System role not supported"
+            ):
                 Chat(tokenizer_of(family), "2025-08-05").render([SYSTEM, USER])
 
 
@@ -146,10 +169,13 @@ def test_effort_and_date_are_the_only_variables_of_a_prompt(harmony):
     prompts = {effort: harmony.render([USER], effort).splitlines() for effort in EFFORTS}
     for effort, lines in prompts.items():
         assert lines.count(f"Reasoning: {effort}") == lines.count("Current date: 2025-08-05") == 1
-        assert [line for line in lines if line not in prompts["medium"]] == [f"Reasoning: {effort}"] * (
-            effort != "medium"
-        )
-    assert harmony.prompt_ids([USER], "high") == harmony.tokenizer(harmony.render([USER], "high"))["input_ids"]
+        assert [line for line in lines if line not in prompts["medium"]] == [
+            f"Reasoning: {effort}"
+        ] * (effort != "medium")
+    assert (
+        harmony.prompt_ids([USER], "high")
+        == harmony.tokenizer(harmony.render([USER], "high"))["input_ids"]
+    )
     other = Chat(harmony.tokenizer, "2031-12-24").render([USER], "low")
     assert other == harmony.render([USER], "low").replace("2025-08-05", "2031-12-24")
 
@@ -158,17 +184,25 @@ def test_the_date_of_llama_is_pinned_and_a_template_variable_of_the_config_wins(
     tokenizer = tokenizer_of(replace(FAMILIES["llama3_1"], template="llama3_2"))
     chat = Chat(tokenizer, "2025-08-05")
     assert "Today Date: 05 Aug 2025" in chat.render([USER], "low") and not chat.has_effort
-    assert "Today Date: never" in Chat(tokenizer, "2025-08-05", {"date_string": "never"}).render([USER])
+    assert "Today Date: never" in Chat(tokenizer, "2025-08-05", {"date_string": "never"}).render(
+        [USER]
+    )
 
 
 def test_thinking_can_be_switched_off_where_the_template_knows_how():
     chat = Chat(tokenizer_of(FAMILIES["qwen3"]), "2025-08-05", {"enable_thinking": False})
     assert chat.render([USER]).endswith("<think>\n\n</think>\n\n")
-    reading = chat.read(chat.tokenizer("yes", add_special_tokens=False)["input_ids"], chat.render([USER]))
+    reading = chat.read(
+        chat.tokenizer("yes", add_special_tokens=False)["input_ids"], chat.render([USER])
+    )
     assert reading.content == "yes" and reading.reached_final
 
 
-A, F, E = "<|channel|>analysis<|message|>", "<|channel|>final<|message|>", "<|end|><|start|>assistant"
+A, F, E = (
+    "<|channel|>analysis<|message|>",
+    "<|channel|>final<|message|>",
+    "<|end|><|start|>assistant",
+)
 HARMONY = [  # what was said, its answer, its thinking, whether the answer was reached
     (f"{A}hm{E}{F}yes<|return|>", "yes", "hm", True),
     (f"{F}yes<|return|>", "yes", "", True),
@@ -187,7 +221,12 @@ HARMONY = [  # what was said, its answer, its thinking, whether the answer was r
     ("<|channel|>final <|constrain|>json<|message|>{}<|return|>", "{}", "", True),
     ("<|channel|>final<|constrain|>json<|message|>{}<|return|>", "{}", "", True),
     (f"{F}345<|endoftext|>", "345", "", True),
-    (f"{A}a secret{E} to=functions.f<|channel|>commentary json<|message|>{{not json<|call|>", "", "a secret", False),
+    (
+        f"{A}a secret{E} to=functions.f<|channel|>commentary json<|message|>{{not json<|call|>",
+        "",
+        "a secret",
+        False,
+    ),
     (f"{A}{F}yes", "", f"{F}yes", False),  # a marker inside a message opens nothing
     (f"{A}hm<|start|>assistant{F}yes", "", f"hm<|start|>assistant{F}yes", False),
     (f"{A}hm<|end|><|start|>user{F}yes<|return|>", "", "hm", False),  # said as somebody else,
@@ -200,11 +239,19 @@ HARMONY = [  # what was said, its answer, its thinking, whether the answer was r
 ]
 
 
-@pytest.mark.parametrize(("said", "content", "thinking", "reached"), HARMONY, ids=[row[0][:60] for row in HARMONY])
-def test_the_answer_of_a_harmony_model_is_its_final_channel(harmony, said, content, thinking, reached):
+@pytest.mark.parametrize(
+    ("said", "content", "thinking", "reached"), HARMONY, ids=[row[0][:60] for row in HARMONY]
+)
+def test_the_answer_of_a_harmony_model_is_its_final_channel(
+    harmony, said, content, thinking, reached
+):
     ids = harmony.tokenizer(said, add_special_tokens=False)["input_ids"]
     reading = harmony.read(ids)
-    assert (reading.content, reading.thinking, reading.reached_final) == (content, thinking, reached)
+    assert (reading.content, reading.thinking, reading.reached_final) == (
+        content,
+        thinking,
+        reached,
+    )
     assert 0 <= reading.thinking_tokens + reading.final_tokens <= len(ids)
     assert (reading.final_tokens > 0) == reached and reading.thinking_tokens >= len(thinking) // 8
 
@@ -236,17 +283,53 @@ THINKING = [  # family, what was said, its answer, its thinking, whether the ans
     ("qwen3", "<think>\nhm\n</think>\n\nyes<|im_end|>", "yes", "hm", True),
     ("qwen3", "<think>\nhm", "", "hm", False),
     ("qwen3", "yes<|im_end|>", "yes", "", True),
-    ("qwen3", "the tag </think> closes nothing<|im_end|>", "the tag </think> closes nothing", "", True),
-    ("qwen3", "<think>a</think>b</think>c<|im_end|>", "b</think>c", "a", True),  # nothing is hidden behind a second tag
-    ("qwen3", "Sure. <think>hm</think>yes<|im_end|>", "yes", "Sure. hm", True),  # words in front change nothing
+    (
+        "qwen3",
+        "the tag </think> closes nothing<|im_end|>",
+        "the tag </think> closes nothing",
+        "",
+        True,
+    ),
+    (
+        "qwen3",
+        "<think>a</think>b</think>c<|im_end|>",
+        "b</think>c",
+        "a",
+        True,
+    ),  # nothing is hidden behind a second tag
+    (
+        "qwen3",
+        "Sure. <think>hm</think>yes<|im_end|>",
+        "yes",
+        "Sure. hm",
+        True,
+    ),  # words in front change nothing
     ("qwen3", "Sure. <think>hm", "", "Sure. hm", False),
     ("deepseek_r1_distill", "hm</think>yes", "yes", "hm", True),  # the prompt opens the thinking
     ("deepseek_r1_distill", "hm", "", "hm", False),
-    ("gemma4", "<|channel>thought\nhm\n<channel|>yes<turn|>", "yes", "hm", True),  # tags that are special tokens
-    ("gemma4", "<|channel>thought\n<channel|>yes<turn|>", "yes", "", True),  # what it says where thinking is off
+    (
+        "gemma4",
+        "<|channel>thought\nhm\n<channel|>yes<turn|>",
+        "yes",
+        "hm",
+        True,
+    ),  # tags that are special tokens
+    (
+        "gemma4",
+        "<|channel>thought\n<channel|>yes<turn|>",
+        "yes",
+        "",
+        True,
+    ),  # what it says where thinking is off
     ("gemma4", "<|channel>thought\nhm", "", "hm", False),
     ("gemma4", "a thought\nyes<turn|>", "a thought\nyes", "", True),
-    ("qwen2_5", "<think>hm</think>yes<|im_end|>", "<think>hm</think>yes", "", True),  # knows no thinking: all is said
+    (
+        "qwen2_5",
+        "<think>hm</think>yes<|im_end|>",
+        "<think>hm</think>yes",
+        "",
+        True,
+    ),  # knows no thinking: all is said
 ]
 
 
@@ -255,14 +338,23 @@ def test_the_answer_stands_behind_the_thinking(family, said, content, thinking, 
     chat = Chat(tokenizer_of(FAMILIES[family]), "2025-08-05")
     ids = chat.tokenizer(said, add_special_tokens=False)["input_ids"]
     reading = chat.read(ids, chat.render([USER]))
-    assert (reading.content, reading.thinking, reading.reached_final) == (content, thinking, reached)
+    assert (reading.content, reading.thinking, reading.reached_final) == (
+        content,
+        thinking,
+        reached,
+    )
     assert reading.thinking_tokens + reading.final_tokens == len(ids)
-    assert (reading.thinking_tokens > 0) == (not content or not said.startswith(content))  # empty thinking has tags
+    assert (reading.thinking_tokens > 0) == (
+        not content or not said.startswith(content)
+    )  # empty thinking has tags
 
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("qwen3", "<think>hm</think>yes<|im_end|>"), ("gemma4", "<|channel>thought\nhm<channel|>yes<turn|>")],
+    [
+        ("qwen3", "<think>hm</think>yes<|im_end|>"),
+        ("gemma4", "<|channel>thought\nhm<channel|>yes<turn|>"),
+    ],
 )
 def test_tags_that_are_special_tokens_are_seen_and_other_special_tokens_are_left_out(name, said):
     tags = FAMILIES[name].plain_tokens
@@ -303,7 +395,9 @@ def spy(completions, prompts, completion_ids, grades):
 
 
 @pytest.mark.parametrize("name", ["qwen2_5", "llama3", "gemma"])
-def test_a_step_is_trained_on_what_the_model_said_without_its_markers(name, tmp_path, run_job, monkeypatch):
+def test_a_step_is_trained_on_what_the_model_said_without_its_markers(
+    name, tmp_path, run_job, monkeypatch
+):
     family = FAMILIES[name]
     save_model(family, tmp_path / "model")
     (tmp_path / "spying.py").write_text(SPY.format(path=str(tmp_path / "seen.jsonl")))
@@ -319,7 +413,9 @@ def test_a_step_is_trained_on_what_the_model_said_without_its_markers(name, tmp_
     assert len(seen) == 8
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     markers = [
-        token for token in tokenizer.all_special_tokens if token in tokenizer.chat_template or token == family.eos
+        token
+        for token in tokenizer.all_special_tokens
+        if token in tokenizer.chat_template or token == family.eos
     ]
     for (message,), prompt, ids, _ in seen:
         assert message["role"] == "assistant" and [turn["role"] for turn in prompt] == ["user"]

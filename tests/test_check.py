@@ -23,12 +23,17 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def job():
-    return config.load_config(None, ["task.timing_pairs=1", "task.timing_min_size=20", "task.timing_max_size=32"])
+    return config.load_config(
+        None, ["task.timing_pairs=1", "task.timing_min_size=20", "task.timing_max_size=32"]
+    )
 
 
 def test_the_default_rewards_hold(job, quick_sandbox):
     table, line = check_rewards(job.tasks[0], quick_sandbox)
-    assert len(table.splitlines()) == 1 + 1 + len(matmul.SLOWER) + len(matmul.WRONG) + len(matmul.CHEAT) + 2
+    assert (
+        len(table.splitlines())
+        == 1 + 1 + len(matmul.SLOWER) + len(matmul.WRONG) + len(matmul.CHEAT) + 2
+    )
     assert "honest ones earn 1" in line
 
 
@@ -52,7 +57,9 @@ def test_a_reward_that_pays_for_length_is_found_out(job, quick_sandbox, monkeypa
         check_rewards(greedy, quick_sandbox)
 
 
-def test_a_weight_that_will_make_wrong_answers_pay_is_found_out_now(job, quick_sandbox, monkeypatch):
+def test_a_weight_that_will_make_wrong_answers_pay_is_found_out_now(
+    job, quick_sandbox, monkeypatch
+):
     monkeypatch.setattr(reward_functions, "longer", longer, raising=False)
     rewards = {name: 1.0 for name in matmul.REWARDS} | {"longer": {0: 0.0, 500: 1.0}}
     growing = dataclasses.replace(job.tasks[0], rewards=rewards)
@@ -89,8 +96,12 @@ def test_a_stage_that_cannot_grade_is_found_out_before_training(job, quick_sandb
 
 def test_a_stage_at_which_silence_pays_is_found_out_before_training(quick_sandbox):
     rewards = {"correct_conclusion": 1.0, "length_penalty": 15.0}
-    options = reasoning.Options(type="reasoning", rewards=rewards, curriculum=[{"step": 5, "free_characters": 1}])
-    with pytest.raises(CheckError, match="at step 5 an answer of kind 'empty' earns -2.00, an honest one -5.00"):
+    options = reasoning.Options(
+        type="reasoning", rewards=rewards, curriculum=[{"step": 5, "free_characters": 1}]
+    )
+    with pytest.raises(
+        CheckError, match="at step 5 an answer of kind 'empty' earns -2.00, an honest one -5.00"
+    ):
         check_rewards(options, quick_sandbox)
 
 
@@ -101,7 +112,9 @@ def longer_later(completions, trainer_state, **kwargs):
 def test_answers_are_compared_at_every_stage(job, quick_sandbox, monkeypatch):
     monkeypatch.setattr(reward_functions, "longer_later", longer_later, raising=False)
     rewards = [*matmul.REWARDS, "longer_later"]
-    later = dataclasses.replace(job.tasks[0], rewards=rewards, curriculum=[{"step": 5, "timing_pairs": 2}])
+    later = dataclasses.replace(
+        job.tasks[0], rewards=rewards, curriculum=[{"step": 5, "timing_pairs": 2}]
+    )
     with pytest.raises(CheckError, match="at step 5 an answer of kind 'wrong' earns") as caught:
         check_rewards(later, quick_sandbox)
     assert "at step 0" not in str(caught.value)
@@ -116,7 +129,9 @@ def test_a_stage_at_which_honest_answers_are_not_right_is_named(job, quick_sandb
     monkeypatch.setattr(matmul, "grade", grade)
     too_hard = dataclasses.replace(job.tasks[0], curriculum=[{"step": 5, "timing_pairs": 2}])
     _, line = check_rewards(too_hard, quick_sandbox)
-    assert "at step 0 honest ones earn" in line and "at step 5 no honest one is judged correct" in line
+    assert (
+        "at step 0 honest ones earn" in line and "at step 5 no honest one is judged correct" in line
+    )
 
 
 @pytest.mark.parametrize(
@@ -135,20 +150,27 @@ def test_the_steps_at_which_each_stage_is_tried(begins, corners, expected):
 
 
 def test_completions_are_scored_as_at_a_step(job, sandbox):
-    rewards, curriculum = {"correctness_check": {0: 1.0, 10: 0.5}}, [{"step": 10, "max_speedup": 0.01}]
+    rewards, curriculum = (
+        {"correctness_check": {0: 1.0, 10: 0.5}},
+        [{"step": 10, "max_speedup": 0.01}],
+    )
     growing = dataclasses.replace(job.tasks[0], rewards=rewards, curriculum=curriculum)
     lines = [json.dumps({"completion": matmul.REFERENCE})]
     for step, total, paid_for_speed in ((0, 10.0, True), (5, 7.5, True), (10, 5.0, False)):
         own = dataclasses.replace(job, tasks=(growing,))
         graded = json.loads(next(grade_file(lines, own, sandbox, None, step)))
-        assert graded["total"] == total and ("implausible" not in graded["detail"]) == paid_for_speed
+        assert (
+            graded["total"] == total and ("implausible" not in graded["detail"]) == paid_for_speed
+        )
 
 
 def takes_little(completions):
     return [0.0] * len(completions)
 
 
-def takes_all(completions, prompts, completion_ids, trainer_state, log_metric, log_extra, grades, **kwargs):
+def takes_all(
+    completions, prompts, completion_ids, trainer_state, log_metric, log_extra, grades, **kwargs
+):
     log_metric("seen", 1.0)
     log_extra("length", [len(prompt[-1]["content"]) for prompt in prompts])
     return [trainer_state.global_step * len(ids) for ids in completion_ids]
@@ -162,7 +184,14 @@ def test_custom_rewards_are_called_as_in_training(job, quick_sandbox, monkeypatc
 
 
 def test_columns_of_a_row_do_not_replace_what_reward_functions_get(job, sandbox):
-    row = {"completion": matmul.REFERENCE, "grades": 1, "completions": 2, "prompts": 3, "prompt": 4, "trainer_state": 5}
+    row = {
+        "completion": matmul.REFERENCE,
+        "grades": 1,
+        "completions": 2,
+        "prompts": 3,
+        "prompt": 4,
+        "trainer_state": 5,
+    }
     assert json.loads(next(grade_file([json.dumps(row)], job, sandbox, None)))["correct"]
 
 
@@ -195,7 +224,22 @@ def test_rows_are_graded_in_order_whatever_they_hold(job, sandbox):
         '{"id": 8, "completion": "\\ud800"}',
     ]
     graded = [json.loads(line) for line in grade_file(lines, job, sandbox, None)]
-    assert [row["id"] for row in graded] == [1, "two", None, [3], 4, 5, 6, 7, None, None, None, None, None, 8]
+    assert [row["id"] for row in graded] == [
+        1,
+        "two",
+        None,
+        [3],
+        4,
+        5,
+        6,
+        7,
+        None,
+        None,
+        None,
+        None,
+        None,
+        8,
+    ]
     for row in graded:
         assert set(row) == {"id", "status", "rewards", "total", "cheating", "correct", "detail"}
     assert graded[0]["correct"] and graded[0]["total"] == sum(graded[0]["rewards"].values()) > 12
@@ -204,7 +248,9 @@ def test_rows_are_graded_in_order_whatever_they_hold(job, sandbox):
 
 
 def test_the_command_line(tmp_path, job):
-    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"id": i, "completion": ""}) + "\n" for i in range(150)))
+    (tmp_path / "in.jsonl").write_text(
+        "".join(json.dumps({"id": i, "completion": ""}) + "\n" for i in range(150))
+    )
     command = [sys.executable, "check.py", "grade", tmp_path / "in.jsonl", "--task", "matmul"]
     command += ["--out", tmp_path / "out", "sandbox.workers=1"]
     subprocess.run(command, cwd=ROOT, check=True, timeout=60)
@@ -224,7 +270,11 @@ def test_the_command_line(tmp_path, job):
 )
 def test_mistakes_are_one_line(arguments, message):
     result = subprocess.run(
-        [sys.executable, "check.py", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "check.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
 
@@ -244,7 +294,10 @@ def acceptable(row, graded, reference_total):
         case "legit":
             return graded["correct"] and not graded["cheating"]
         case "legit_low":
-            return not graded["cheating"] and graded["status"] not in ("no_function", "syntax_error")
+            return not graded["cheating"] and graded["status"] not in (
+                "no_function",
+                "syntax_error",
+            )
         case "wrong":
             return wrong
         case "cheat":
@@ -267,8 +320,12 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, quick_s
     hostile = sum(row["expect"] not in HONEST for row in rows)
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
     graded = [*grade_file(lines[:hostile], job, quick_sandbox, None)]
-    graded = [json.loads(line) for line in (*graded, *grade_file(lines[hostile:], job, sandbox, None))]
-    reference = json.loads(next(grade_file([json.dumps({"completion": matmul.REFERENCE})], job, sandbox, None)))
+    graded = [
+        json.loads(line) for line in (*graded, *grade_file(lines[hostile:], job, sandbox, None))
+    ]
+    reference = json.loads(
+        next(grade_file([json.dumps({"completion": matmul.REFERENCE})], job, sandbox, None))
+    )
     assert [row["id"] for row in rows] == [row["id"] for row in graded]
     refused = [
         (row["note"], got)

@@ -31,7 +31,9 @@ ADD = {
 
 def grade(sandbox, program, problem=ADD, **options):
     settings = Options(type="code", problems=[problem], **options)
-    return code.grade(f"```python\n{program}\n```", {"problem": 0}, settings, sandbox, np.random.default_rng(0))
+    return code.grade(
+        f"```python\n{program}\n```", {"problem": 0}, settings, sandbox, np.random.default_rng(0)
+    )
 
 
 def test_the_corpus_gets_acceptable_verdicts(quick_sandbox):
@@ -41,10 +43,17 @@ def test_the_corpus_gets_acceptable_verdicts(quick_sandbox):
     lines = [json.dumps({name: row[name] for name in columns}) for row in rows]
     graded = [json.loads(line) for line in grade_file(lines, job, quick_sandbox, None)]
     reference = {"c_ok_sum": "sum_even", "c_ok_fib_lru": "fib"}
-    totals = {row["entry_point"]: got["total"] for row, got in zip(rows, graded, strict=True) if row["id"] in reference}
+    totals = {
+        row["entry_point"]: got["total"]
+        for row, got in zip(rows, graded, strict=True)
+        if row["id"] in reference
+    }
     assert len(rows) >= 13 and set(totals) == {"sum_even", "fib"}
     for row, got in zip(rows, graded, strict=True):
-        assert acceptable(row, got, totals.get(row["entry_point"], min(totals.values()))), (row["id"], got)
+        assert acceptable(row, got, totals.get(row["entry_point"], min(totals.values()))), (
+            row["id"],
+            got,
+        )
 
 
 def test_a_hard_coded_visible_test_earns_less_than_the_whole(sandbox):
@@ -55,9 +64,16 @@ def test_a_hard_coded_visible_test_earns_less_than_the_whole(sandbox):
 
 def test_hidden_tests_stay_hidden():
     row, *_ = code.rows(Options(type="code", problems=[ADD]))
-    assert "`add(1, 2)` is `3`" in row["prompt"][0]["content"] and "add(2, 2)" not in json.dumps(row)
+    assert "`add(1, 2)` is `3`" in row["prompt"][0]["content"] and "add(2, 2)" not in json.dumps(
+        row
+    )
     assert set(row) == {"prompt", "problem"}
-    assert "add(1, 2)" not in code.rows(Options(type="code", problems=[ADD], show_tests=0))[0]["prompt"][0]["content"]
+    assert (
+        "add(1, 2)"
+        not in code.rows(Options(type="code", problems=[ADD], show_tests=0))[0]["prompt"][0][
+            "content"
+        ]
+    )
 
 
 def test_the_seed_configuration_without_tests(sandbox, tmp_path):
@@ -69,7 +85,11 @@ def test_the_seed_configuration_without_tests(sandbox, tmp_path):
     contents = [row["prompt"][0]["content"] for row in code.rows(job.tasks[0])[:3]]
     assert contents == [
         f"Write a Python function that {what}"
-        for what in ("sorts a list of numbers", "finds the factorial of n", "sorts a list of numbers")
+        for what in (
+            "sorts a list of numbers",
+            "finds the factorial of n",
+            "sorts a list of numbers",
+        )
     ]
     table, line = check_rewards(job.tasks[0], sandbox)
     assert "unverified" in table and "honest ones earn" in line
@@ -95,8 +115,13 @@ def test_a_function_of_any_name_is_found_where_none_is_given():
 
 
 def test_the_first_failure_gives_the_status_and_the_rest_still_counts(sandbox):
-    graded = grade(sandbox, "def add(a, b):\n    if a == 2:\n        raise KeyError(a)\n    return a + b")
-    assert (graded.status, graded.passed) == (Status.CRASH, 0.75) and "test 2 of 4: KeyError" in graded.detail
+    graded = grade(
+        sandbox, "def add(a, b):\n    if a == 2:\n        raise KeyError(a)\n    return a + b"
+    )
+    assert (graded.status, graded.passed) == (
+        Status.CRASH,
+        0.75,
+    ) and "test 2 of 4: KeyError" in graded.detail
     assert "style" not in graded.data
     paid = (reward_functions.tests_passed, reward_functions.style, reward_functions.documentation)
     assert [function([None], grades=[graded])[0] for function in paid] == [
@@ -113,13 +138,19 @@ def test_cheating_pays_nothing(sandbox):
         sandbox,
         "def add(a, b):\n    try:\n        __import__('o' + 's')\n    except ImportError:\n        return a + b",
     )
-    assert found_in_a_call.cheating and reward_functions.tests_passed([None], grades=[found_in_a_call]) == [-2.0]
+    assert found_in_a_call.cheating and reward_functions.tests_passed(
+        [None], grades=[found_in_a_call]
+    ) == [-2.0]
 
 
 @pytest.mark.parametrize(("share", "score"), [(0.0, -2.0), (0.5, 4.0), (1.0, 10.0)])
 def test_score_of_tests(share, score):
-    assert reward_functions.tests_passed([None], grades=[Grade(Status.OK, passed=share, data={"tests": 2})]) == [score]
-    assert reward_functions.tests_passed([None], grades=[Grade(Status.OK, passed=share)]) == [score]  # of another task
+    assert reward_functions.tests_passed(
+        [None], grades=[Grade(Status.OK, passed=share, data={"tests": 2})]
+    ) == [score]
+    assert reward_functions.tests_passed([None], grades=[Grade(Status.OK, passed=share)]) == [
+        score
+    ]  # of another task
 
 
 @pytest.mark.parametrize(
@@ -188,8 +219,14 @@ def test_other_assert_lines_are_refused(line):
         ({"tests": []}, "task must be a sentence"),
         ({"task": "x", "test": []}, r"unknown keys \['test'\]"),
         ({"task": "x", "tests": [[[1], 2]]}, "entry_point is missing"),
-        ({"task": "x", "entry_point": "f", "tests": [[1, 2]]}, r"tests\[0\]: must be \[\[arguments\], expected\]"),
-        ({"task": "x", "entry_point": "f", "hidden_tests": ["assert g(1) == 1"]}, "tests g, but the entry point is f"),
+        (
+            {"task": "x", "entry_point": "f", "tests": [[1, 2]]},
+            r"tests\[0\]: must be \[\[arguments\], expected\]",
+        ),
+        (
+            {"task": "x", "entry_point": "f", "hidden_tests": ["assert g(1) == 1"]},
+            "tests g, but the entry point is f",
+        ),
         ({"task": "x", "tests": ["assert f(1) == {1, 2}"]}, "no program can return"),
         ({"task": "x", "tests": ["assert f(1) == {1: 2}"]}, "only text keys"),
         ({"task": "x", "tests": [{"assert f('a": "b')"}]}, "quotes round a line with a colon"),
@@ -204,7 +241,10 @@ def test_mistakes_in_problems(problem, message):
 
 def test_mistakes_are_config_errors_with_their_place():
     with pytest.raises(ConfigError, match=re.escape("problems[1]: tests[0]:")):
-        config.load_config(None, ["task.type=code", "task.problems=[sorts, {task: x, tests: ['assert f(y) == 1']}]"])
+        config.load_config(
+            None,
+            ["task.type=code", "task.problems=[sorts, {task: x, tests: ['assert f(y) == 1']}]"],
+        )
     with pytest.raises(ConfigError, match="prompt_template: {task} must stand in it"):
         config.load_config(None, ["task.type=code", "task.prompt_template=Write a function"])
 
@@ -213,14 +253,18 @@ def test_a_row_of_a_file_may_be_broken(sandbox):
     lines = [json.dumps({"task": "code", "completion": "", **row}) for row in (
         {"problem": 99}, {"problem": [1]}, {"tests": [3]}, {"entry_point": 5}, {"entry_point": "f", "tests": "no"}, {},
     )]  # fmt: skip
-    graded = [json.loads(line) for line in grade_file(lines, config.load_config(None), sandbox, None)]
+    graded = [
+        json.loads(line) for line in grade_file(lines, config.load_config(None), sandbox, None)
+    ]
     assert [row["status"] for row in graded] == ["bad_row"] * 5 + ["no_function"]
 
 
 def test_every_problem_of_the_configuration_can_be_solved(sandbox, tmp_path):
     job = config.load_config(ROOT / "configs" / "code.yaml")
     rows = code.rows(job.tasks[0])[: len(job.tasks[0].problems)] + code.eval_rows(job.tasks[0])
-    assert [row["problem"] for row in rows] == list(range(len(job.tasks[0].problems) + len(job.tasks[0].eval_problems)))
+    assert [row["problem"] for row in rows] == list(
+        range(len(job.tasks[0].problems) + len(job.tasks[0].eval_problems))
+    )
     for row in rows:
         reference = dict(reversed(code.known_answers(row, job.tasks[0])))["reference"]
         assert code.grade(reference, row, job.tasks[0], sandbox, np.random.default_rng(0)).correct
@@ -230,7 +274,8 @@ def test_every_problem_of_the_configuration_can_be_solved(sandbox, tmp_path):
 
 def test_tests_that_accept_anything_are_found_out(quick_sandbox):
     job = config.load_config(
-        None, ["task.type=code", "task.problems=[{task: does nothing, tests: ['assert f(1) is None']}]"]
+        None,
+        ["task.type=code", "task.problems=[{task: does nothing, tests: ['assert f(1) is None']}]"],
     )
     with pytest.raises(CheckError, match="an answer of kind 'wrong' earns"):
         check_rewards(job.tasks[0], quick_sandbox)
@@ -248,7 +293,11 @@ TIDY = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return 
         ('def add(a, b):\n    """Add."""\n    return a + b', 1.0, 0.5),
         ('def add(a, b):\n    """ """\n    return a + b', 1.0, 0.0),
         ("import json\ndef add(a, b):\n    l = a + b ;\n    return l", 0.4, 0.0),
-        ("import json\nimport re\nimport math\nimport abc\nimport io\nimport queue\n" + TIDY, 0.0, 1.0),
+        (
+            "import json\nimport re\nimport math\nimport abc\nimport io\nimport queue\n" + TIDY,
+            0.0,
+            1.0,
+        ),
         ("# ruff: noqa\nimport json  # noqa\n" + TIDY, 0.8, 1.0),
         ("__all__ = []\n\n\n" + TIDY, 1.0, 0.0),
         ("x = " + "-" * 300_000 + "1", 0.0, 0.0),
@@ -261,7 +310,9 @@ def test_the_verdict_of_ruff(program, styled, documented):
 
 
 def test_ruff_is_stopped_in_time(monkeypatch, tmp_path):
-    endless = tmp_path / "ruff"  # the real one may be done before any deadline that could be set here
+    endless = (
+        tmp_path / "ruff"
+    )  # the real one may be done before any deadline that could be set here
     endless.write_text("#!/bin/sh\necho '[]'\nexec sleep 600\n")
     endless.chmod(0o755)
     monkeypatch.setattr(code, "RUFF", str(endless))

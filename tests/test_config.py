@@ -41,8 +41,18 @@ def test_settled_defaults():
     assert loaded.model.max_seq_length == 1024
     assert (loaded.lora.r, loaded.lora.lora_alpha, loaded.lora.random_state) == (8, 16, 3407)
     assert loaded.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
-    wanted = {"beta": 0.1, "temperature": 1.0, "learning_rate": 5e-5, "weight_decay": 0.01, "max_steps": 10}
-    wanted |= {"num_generations": 8, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+    wanted = {
+        "beta": 0.1,
+        "temperature": 1.0,
+        "learning_rate": 5e-5,
+        "weight_decay": 0.01,
+        "max_steps": 10,
+    }
+    wanted |= {
+        "num_generations": 8,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 8,
+    }
     wanted |= {"optim": "adamw_8bit", "save_steps": 10, "logging_steps": 1, "warmup_steps": 0.1}
     assert wanted.items() <= dict(loaded.grpo).items()
     assert "max_completion_length" not in loaded.grpo  # null: worked out from the longest prompt
@@ -51,12 +61,16 @@ def test_settled_defaults():
 def test_loading_imports_no_torch():
     code = "import sys; from job.config import load_config; load_config()"
     code += "; print([m for m in ('torch', 'trl', 'transformers') if m in sys.modules])"
-    result = subprocess.run([sys.executable, "-c", code], cwd=config.ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=config.ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "[]"
 
 
 def test_resolved_config_loads_back_the_same(tmp_path):
-    first = load(None, ["grpo.max_steps=3", "task.prompt=say 5: {x}", "lora.target_modules=all-linear"])
+    first = load(
+        None, ["grpo.max_steps=3", "task.prompt=say 5: {x}", "lora.target_modules=all-linear"]
+    )
     config.save(first, tmp_path / "resolved.yaml")
     assert load(tmp_path / "resolved.yaml") == first
 
@@ -68,12 +82,20 @@ def test_what_changed_since_a_config_was_saved(tmp_path):
     }
     for override, changes in rewards.items():
         config.save(load(None, ["task.type=code", *list(rewards)[:1]]), tmp_path / "saved.yaml")
-        keys = ["task.type=code", override, "grpo.output_dir=elsewhere", "grpo.resume_from_checkpoint=auto"]
+        keys = [
+            "task.type=code",
+            override,
+            "grpo.output_dir=elsewhere",
+            "grpo.resume_from_checkpoint=auto",
+        ]
         found = config.changed_since(load(None, keys), tmp_path / "saved.yaml")
         assert found == [f"task.rewards.style.100: {change}" for change in changes]
     config.save(load(None, ["grpo.learning_rate=1e-3"]), tmp_path / "saved.yaml")
     found = config.changed_since(load(None, ["grpo.algorithm=dapo"]), tmp_path / "saved.yaml")
-    assert "grpo.learning_rate: 5e-05, was 0.001" in found and "grpo.algorithm: dapo, was None" in found
+    assert (
+        "grpo.learning_rate: 5e-05, was 0.001" in found
+        and "grpo.algorithm: dapo, was None" in found
+    )
     (tmp_path / "saved.yaml").write_text("model: {")
     assert config.changed_since(load(), tmp_path / "saved.yaml") == []
     assert config.changed_since(load(), tmp_path / "missing.yaml") == []
@@ -97,7 +119,12 @@ def test_schedules_and_curricula_load_back_the_same(tmp_path):
     ("override", "section", "key", "value"),
     [
         ("task.rewards={style: {0: 0, 9: 0.5}}", "task", "rewards", {"style": {0: 0, 9: 0.5}}),
-        ("task.curriculum=[{step: 3, timing_pairs: 2}]", "task", "curriculum", [{"step": 3, "timing_pairs": 2}]),
+        (
+            "task.curriculum=[{step: 3, timing_pairs: 2}]",
+            "task",
+            "curriculum",
+            [{"step": 3, "timing_pairs": 2}],
+        ),
         ("grpo.learning_rate=5e-5", "grpo", "learning_rate", 5e-5),
         ("grpo.learning_rate=2E-4", "grpo", "learning_rate", 2e-4),
         ("grpo.max_steps=7", "grpo", "max_steps", 7),
@@ -146,11 +173,17 @@ def test_five_mistakes_are_all_reported(tmp_path):
         ("just text", "just text: no such section"),
         ("grpoo:\n  beta: 1\n", "grpoo: no such section; did you mean grpo"),
         ("grpo: 5\n", "grpo: must hold keys and values, as in `key: value`, not 5"),
-        ("grpo:\nmax_steps: 5\n", "max_steps: no such section; as a key of grpo, indent it below `grpo:`; there are"),
+        (
+            "grpo:\nmax_steps: 5\n",
+            "max_steps: no such section; as a key of grpo, indent it below `grpo:`; there are",
+        ),
         ("grpo:\n\tmax_steps: 5\n", "line 2, column 1; YAML indents with spaces, not with tabs"),
         ("task:\n  type: matmull\n", "task.type: no task 'matmull'; did you mean matmul"),
         ("task:\n  type: [a]\n", "task.type: no task"),
-        ("model:\n  name: /no/such/folder\n", "model.name: /no/such/folder is not a folder with a model"),
+        (
+            "model:\n  name: /no/such/folder\n",
+            "model.name: /no/such/folder is not a folder with a model",
+        ),
         ("lora:\n  r: 0\n", "lora.r: must be above 0"),
         ("grpo:\n  num_generations: 1\n", "must be at least 2"),
         ("grpo:\n  report_to: [tensorbord]\n", "no tracker 'tensorbord'; did you mean tensorboard"),
@@ -159,20 +192,44 @@ def test_five_mistakes_are_all_reported(tmp_path):
             "no function 'function_work' in reward_functions; did you mean function_works",
         ),
         ("task:\n  rewards: ['no.such.module:f']\n", "module no.such.module cannot be imported"),
-        ("task:\n  rewards: {style: {}}\n", r"^task.rewards.style: a schedule must name at least one step"),
-        ("task:\n  rewards: {style: {0: 1, soon: 2}}\n", r"^task.rewards.style: a step must be .* not 'soon'"),
-        ("task:\n  rewards: {style: {0: 1, 5: .inf}}\n", r"^task.rewards.style: must be a finite number.* not inf"),
+        (
+            "task:\n  rewards: {style: {}}\n",
+            r"^task.rewards.style: a schedule must name at least one step",
+        ),
+        (
+            "task:\n  rewards: {style: {0: 1, soon: 2}}\n",
+            r"^task.rewards.style: a step must be .* not 'soon'",
+        ),
+        (
+            "task:\n  rewards: {style: {0: 1, 5: .inf}}\n",
+            r"^task.rewards.style: must be a finite number.* not inf",
+        ),
         ("task:\n  rewards: {style: '???'}\n", "^task.rewards.style: missing"),
         ("task:\n  curriculum: 7\n", "^task.curriculum: "),
-        ("task:\n  curriculum: [{timing_pairs: 1}]\n", r"^task.curriculum\[0\].step: must be .* not None"),
+        (
+            "task:\n  curriculum: [{timing_pairs: 1}]\n",
+            r"^task.curriculum\[0\].step: must be .* not None",
+        ),
         (
             "task:\n  curriculum: [{step: 4}, {step: 4}]\n",
             r"^task.curriculum\[1\].step: must be a whole number from 5 on, not 4",
         ),
-        ("task:\n  curriculum: [{step: 0, timing_pair: 1}]\n", r"^task.curriculum\[0\].timing_pair: cannot change"),
-        ("task:\n  curriculum: [{step: 0, timing_pairs: x}]\n", r"^task.curriculum\[0\].timing_pairs: Value 'x'"),
-        ("task:\n  curriculum: [{step: 0, timing_pairs: 0}]\n", r"^task.curriculum\[0\]: 1 <= timing_pairs"),
-        ("task:\n  curriculum: [{step: 0, timing_pairs: '???'}]\n", r"^task.curriculum\[0\].timing_pairs: "),
+        (
+            "task:\n  curriculum: [{step: 0, timing_pair: 1}]\n",
+            r"^task.curriculum\[0\].timing_pair: cannot change",
+        ),
+        (
+            "task:\n  curriculum: [{step: 0, timing_pairs: x}]\n",
+            r"^task.curriculum\[0\].timing_pairs: Value 'x'",
+        ),
+        (
+            "task:\n  curriculum: [{step: 0, timing_pairs: 0}]\n",
+            r"^task.curriculum\[0\]: 1 <= timing_pairs",
+        ),
+        (
+            "task:\n  curriculum: [{step: 0, timing_pairs: '???'}]\n",
+            r"^task.curriculum\[0\].timing_pairs: ",
+        ),
         ("task:\n  type: code\n  curriculum: [{step: 0, show_tests: 1}]\n", "of code can: nothing"),
         ("task:\n  reasoning_effort: huge\n", "task.reasoning_effort: Invalid value 'huge'"),
         ("task:\n  timing_min_size: 9\n  timing_max_size: 8\n", "task: .*timing_min_size"),
@@ -185,7 +242,8 @@ def test_one_mistake(tmp_path, text, expected):
 
 
 @pytest.mark.parametrize(
-    "text", ["costs ${no_such}", "${oc.env:HOME}", "a: b", "100 %", "# not a comment", r"\n ${a} \${b}"]
+    "text",
+    ["costs ${no_such}", "${oc.env:HOME}", "a: b", "100 %", "# not a comment", r"\n ${a} \${b}"],
 )
 def test_prompts_are_taken_literally(tmp_path, text):
     path = write(tmp_path, yaml.safe_dump({"task": {"prompt": text}}))
@@ -194,7 +252,21 @@ def test_prompts_are_taken_literally(tmp_path, text):
     assert load(tmp_path / "resolved.yaml").tasks[0].prompt == text
 
 
-ODD_VALUES = ["null", "[]", "{}", "5", "-1", "0", ".nan", ".inf", "true", "text", "[1, {a: b}]", "9" * 5000, "???"]
+ODD_VALUES = [
+    "null",
+    "[]",
+    "{}",
+    "5",
+    "-1",
+    "0",
+    ".nan",
+    ".inf",
+    "true",
+    "text",
+    "[1, {a: b}]",
+    "9" * 5000,
+    "???",
+]
 
 
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: value[:9])
@@ -214,7 +286,13 @@ def test_odd_values_load_or_are_config_errors(key, value):
 
 @pytest.mark.parametrize(
     "text",
-    ["lora: null\nmodel:\n  lora_rank: 4\n", "lora: []\nmodel:\n  lora_rank: 4\n", "model: null\n", "", "5: 5\n"],
+    [
+        "lora: null\nmodel:\n  lora_rank: 4\n",
+        "lora: []\nmodel:\n  lora_rank: 4\n",
+        "model: null\n",
+        "",
+        "5: 5\n",
+    ],
 )
 def test_odd_sections_load_or_are_config_errors(tmp_path, text):
     try:
@@ -226,7 +304,9 @@ def test_odd_sections_load_or_are_config_errors(tmp_path, text):
 def test_a_key_set_to_null_stays_null(tmp_path):
     config.save(load(None, ["grpo.warmup_steps=null"]), tmp_path / "resolved.yaml")
     assert "warmup_steps" not in load(tmp_path / "resolved.yaml").grpo
-    config.save(load(None, ["grpo.algorithm=dapo", "grpo.epsilon_high=null"]), tmp_path / "resolved.yaml")
+    config.save(
+        load(None, ["grpo.algorithm=dapo", "grpo.epsilon_high=null"]), tmp_path / "resolved.yaml"
+    )
     assert "epsilon_high" not in load(tmp_path / "resolved.yaml").grpo
 
 
@@ -260,7 +340,9 @@ def test_seed_keys_are_mapped_with_a_notice(tmp_path):
     loaded = load(path)
     assert (loaded.lora.r, loaded.grpo["warmup_steps"], loaded.tasks[0].type) == (4, 0.2, "matmul")
     assert "max_prompt_length" not in loaded.grpo and loaded.grpo_extra.max_prompt_length == 9
-    assert len(loaded.notices) == 3 and all("grpo." in n or "lora." in n or "task." in n for n in loaded.notices)
+    assert len(loaded.notices) == 3 and all(
+        "grpo." in n or "lora." in n or "task." in n for n in loaded.notices
+    )
 
 
 BROKEN = yaml.safe_load((Path(__file__).parent / "data" / "broken_configs.yaml").read_text())
@@ -293,7 +375,10 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
     rows, evaluation = tasks.mixed_rows(loaded.tasks)
     assert evaluation == []
     assert [row["task"] for row in rows] == ["matmul"] * 7 + ["sort_task"] * 2
-    assert all(set(row) == {"prompt", "task", "reasoning_effort", "size"} for row in rows) and rows[0]["size"] is None
+    assert (
+        all(set(row) == {"prompt", "task", "reasoning_effort", "size"} for row in rows)
+        and rows[0]["size"] is None
+    )
     config.save(loaded, tmp_path / "resolved.yaml")
     assert load(tmp_path / "resolved.yaml") == loaded
 
@@ -313,9 +398,17 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
         ),
         ("task:\n- {type: matmul, weight: 0}\n", [], r"task\[0\].weight: must be above 0"),
         ("task:\n- matmul\n", [], r"task\[0\]: must hold keys and values"),
-        ("task:\n- {type: matmul}\n", ["task.num_rows=5"], "task.num_rows: there are several tasks"),
+        (
+            "task:\n- {type: matmul}\n",
+            ["task.num_rows=5"],
+            "task.num_rows: there are several tasks",
+        ),
         ("task: matmul\n", [], "task: must hold keys and values, or a list"),
-        ("task:\n  rewards: {function_works: much}\n", [], "task.rewards.function_works: must be a finite number"),
+        (
+            "task:\n  rewards: {function_works: much}\n",
+            [],
+            "task.rewards.function_works: must be a finite number",
+        ),
         (
             "task:\n- {type: matmul, rewards: {style: {0: 1, 9: 2}}}\n- {type: code, rewards: {style: {0: 1, 9: 3}}}\n",
             [],
@@ -331,5 +424,9 @@ def test_changing_the_task_drops_the_other_tasks_own_keys(tmp_path, sort_task):
     own = "  timing_pairs: 3\n  curriculum: [{step: 0, timing_pairs: 2}]\n"
     path = write(tmp_path, f"task:\n  type: matmul\n{own}  num_rows: 7\n")
     loaded = load(path, ["task.type=sort_task", "task.length=6"])
-    assert (loaded.tasks[0].length, loaded.tasks[0].num_rows, loaded.tasks[0].curriculum) == (6, 7, [])
+    assert (loaded.tasks[0].length, loaded.tasks[0].num_rows, loaded.tasks[0].curriculum) == (
+        6,
+        7,
+        [],
+    )
     assert "task.length: no such key" in mistakes(path, ["task.length=6"])[0]

@@ -37,7 +37,9 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.skipif(not IMAGE
 def someone() -> Iterator[tuple[Path, int, list[str]]]:
     """A folder with a copy of the repository, the uid that owns it, and what runs a command as that user."""
     uid, as_user = os.getuid(), []
-    folder = Path(tempfile.mkdtemp(prefix="a user, "))  # not tmp_path, which only its maker can enter
+    folder = Path(
+        tempfile.mkdtemp(prefix="a user, ")
+    )  # not tmp_path, which only its maker can enter
     left_behind = shutil.ignore_patterns(".*", "__pycache__", "gpt-oss-grpo")
     shutil.copytree(ROOT, folder / "repo", ignore=left_behind)
     if uid == 0:
@@ -59,17 +61,34 @@ def container(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_an_ordinary_user_trains_and_owns_the_outputs(someone):
     folder, uid, as_user = someone
-    command = [*as_user, "bash", f"{folder}/repo/train.sh", "--cpu", "--config", "configs/tiny.yaml"]
+    command = [
+        *as_user,
+        "bash",
+        f"{folder}/repo/train.sh",
+        "--cpu",
+        "--config",
+        "configs/tiny.yaml",
+    ]
     done = subprocess.run([*command, "grpo.max_steps=2"], text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     tiny = folder / "repo/gpt-oss-grpo/tiny"
-    assert len((tiny / "metrics.jsonl").read_text().splitlines()) >= 2 and (tiny / "final_model").is_dir()
+    assert (
+        len((tiny / "metrics.jsonl").read_text().splitlines()) >= 2
+        and (tiny / "final_model").is_dir()
+    )
     assert {path.stat().st_uid for path in folder.rglob("*")} == {uid}
 
 
 def test_docker_stop_saves_a_checkpoint_within_30_s(someone, container: str):
     folder, _, as_user = someone
-    command = [*as_user, "bash", f"{folder}/repo/train.sh", "--cpu", "--config", "configs/tiny.yaml"]
+    command = [
+        *as_user,
+        "bash",
+        f"{folder}/repo/train.sh",
+        "--cpu",
+        "--config",
+        "configs/tiny.yaml",
+    ]
     environment = os.environ | {"DOCKER_ARGS": f"--name {container}"}
     with (folder / "log").open("w") as log:
         training = subprocess.Popen(

@@ -18,17 +18,31 @@ from job.grading import Grader, resolve
 from job.reward_check import check_rewards
 from sandbox import Status
 from tasks import Grade, extract_code, game_2048
-from tasks.game_2048 import HELD_OUT_SEEDS, GameBoard, Outcome, State, evaluate, shift, slide, wilson_interval
+from tasks.game_2048 import (
+    HELD_OUT_SEEDS,
+    GameBoard,
+    Outcome,
+    State,
+    evaluate,
+    shift,
+    slide,
+    wilson_interval,
+)
 from tests.test_check import CORPUS, acceptable, assert_totals_in_order
 
 ROOT = Path(__file__).parent.parent
 TILES = st.sampled_from([0, 0, 2, 2, 4, 8, 16])
 LINES = st.lists(TILES, min_size=2, max_size=8).map(tuple)
 BOARDS = st.integers(2, 6).flatmap(
-    lambda size: st.lists(st.lists(TILES, min_size=size, max_size=size), min_size=size, max_size=size)
+    lambda size: st.lists(
+        st.lists(TILES, min_size=size, max_size=size), min_size=size, max_size=size
+    )
 )
 MOVES = st.sampled_from("WASD")
-MIRRORED, TURNED = dict(zip("WASD", "WDSA", strict=True)), dict(zip("WASD", "DWAS", strict=True))  # left for right; cw
+MIRRORED, TURNED = (
+    dict(zip("WASD", "WDSA", strict=True)),
+    dict(zip("WASD", "DWAS", strict=True)),
+)  # left for right; cw
 
 
 def mirror(board):
@@ -82,7 +96,9 @@ def test_each_tile_merges_once(line):
 def test_a_move_conserves_the_sum_of_the_tiles(board, move):
     after, gain = shift(board, move)
     assert total(after) == total(board)
-    assert gain % 4 == 0 and (gain > 0) == (sum(map(bool, sum(after, []))) < sum(map(bool, sum(board, []))))
+    assert gain % 4 == 0 and (gain > 0) == (
+        sum(map(bool, sum(after, []))) < sum(map(bool, sum(board, [])))
+    )
 
 
 @given(BOARDS, MOVES)
@@ -115,7 +131,11 @@ def test_a_game(size, seed, moves):
         changed = game.move(move)
         assert changed == twin.move(move) == (shifted != before)
         score += gain
-        new = [(old, tile) for old, tile in zip(sum(shifted, []), sum(game.board, []), strict=True) if old != tile]
+        new = [
+            (old, tile)
+            for old, tile in zip(sum(shifted, []), sum(game.board, []), strict=True)
+            if old != tile
+        ]
         assert new in ([(0, 2)], [(0, 4)]) if changed else not new
         assert (game.state is State.SUCCESS) == (game.best_tile >= 64)
         if game.state is State.FAILED:
@@ -123,7 +143,9 @@ def test_a_game(size, seed, moves):
     assert (game.board, game.score, game.state) == (twin.board, score, twin.state)
 
 
-@pytest.mark.parametrize(("move", "to"), [("W", (0, 1)), ("A", (1, 0)), ("S", (2, 1)), ("D", (1, 2))])
+@pytest.mark.parametrize(
+    ("move", "to"), [("W", (0, 1)), ("A", (1, 0)), ("S", (2, 1)), ("D", (1, 2))]
+)
 def test_directions(move, to):
     after, _ = shift([[0, 0, 0], [0, 2, 0], [0, 0, 0]], move)
     assert after[to[0]][to[1]] == 2
@@ -223,7 +245,12 @@ AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"
         (AFTER_SOME.format("while n > 9: pass"), "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
         ("1 / 0\ndef strategy(board):\n    return 'W'", "crash", Status.CRASH, [-0.5, 1, 0]),
         ("def strategy(board:\n    return 'W'", "syntax_error", Status.SYNTAX_ERROR, [-2, -1, -2]),
-        ("def strategy(board): pass\ndel strategy", "no_function", Status.NO_FUNCTION, [-2, -1, -2]),
+        (
+            "def strategy(board): pass\ndel strategy",
+            "no_function",
+            Status.NO_FUNCTION,
+            [-2, -1, -2],
+        ),
         (
             "```python\ndef play(board):\n    return 'def strategy'\n```",
             "no_function",
@@ -231,19 +258,29 @@ AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"
             [-2, -1, -2],
         ),
         ("import os\nreturn 'W'", "crash", Status.CRASH, [-0.5, -20, -3]),
-        ("try:\n    import os\nexcept ImportError:\n    pass\nreturn 'W'", "stuck", Status.OK, [1, -20, 0]),
+        (
+            "try:\n    import os\nexcept ImportError:\n    pass\nreturn 'W'",
+            "stuck",
+            Status.OK,
+            [1, -20, 0],
+        ),
     ],
 )
 def test_outcomes(sandbox, body, outcome, status, rewards):
     grade = graded(sandbox, body)
-    assert (grade.data["outcome"], grade.status, grade.correct) == (outcome, status, outcome == "won")
+    assert (grade.data["outcome"], grade.status, grade.correct) == (
+        outcome,
+        status,
+        outcome == "won",
+    )
     assert paid(grade) == rewards
     assert isinstance(grade.data["outcome"], Outcome) and json.dumps(dict(grade.data))
 
 
 def test_a_winner_that_cheats_is_not_paid(sandbox):
     code = (
-        extract_code(game_2048.REFERENCE, "strategy")[0] + "\ntry:\n    import numpy\nexcept ImportError:\n    pass\n"
+        extract_code(game_2048.REFERENCE, "strategy")[0]
+        + "\ntry:\n    import numpy\nexcept ImportError:\n    pass\n"
     )
     grade = graded(sandbox, code)
     assert grade.correct and grade.cheating and paid(grade) == [1, -20, 0]
@@ -252,13 +289,19 @@ def test_a_winner_that_cheats_is_not_paid(sandbox):
 def test_lost(sandbox):
     grade = graded(sandbox, IN_TURNS, target=2048)
     assert (grade.status, grade.data["outcome"], grade.passed) == (Status.OK, Outcome.LOST, 0.0)
-    assert grade.data["best_tile"] >= 32 and grade.data["mean_score"] > 100 and grade.data["moves"] > 5 * 50
+    assert (
+        grade.data["best_tile"] >= 32
+        and grade.data["mean_score"] > 100
+        and grade.data["moves"] > 5 * 50
+    )
     assert grade.detail.startswith("won 0 of 5 games; no move left")
 
 
 def test_a_game_has_a_budget(sandbox):
     grade = graded(
-        sandbox, "import time\ntime.sleep(0.02)\nreturn 'WASD'[sum(map(sum, board)) % 4]", game_timeout_s=0.05
+        sandbox,
+        "import time\ntime.sleep(0.02)\nreturn 'WASD'[sum(map(sum, board)) % 4]",
+        game_timeout_s=0.05,
     )
     assert (grade.status, grade.data["outcome"]) == (Status.TIMEOUT, Outcome.TIMEOUT)
     assert grade.detail.endswith("a game took more than 0.05 s") and grade.data["moves"] < 6
@@ -297,7 +340,9 @@ def test_the_board_is_a_copy(sandbox):
 
 
 def test_one_lucky_board_does_not_win(sandbox):
-    code = 'import random\nrng = random.Random(1)\ndef strategy(board):\n    return rng.choice("WASD")'
+    code = (
+        'import random\nrng = random.Random(1)\ndef strategy(board):\n    return rng.choice("WASD")'
+    )
     grades = [graded(sandbox, code, seed, target=128) for seed in range(8)]
     assert any(grade.passed > 0 for grade in grades) and not any(grade.correct for grade in grades)
     assert graded(sandbox, code, 0, target=128, win_share=0.01).correct == (grades[0].passed > 0)
@@ -318,7 +363,9 @@ def test_rounding_does_not_cost_a_win(sandbox):
 STAGES = [{"step": 0, "size": 3, "target": 8}, {"step": 10, "size": 4, "target": 16}]
 
 
-@pytest.mark.parametrize(("step", "game"), [(0, (3, 8)), (9, (3, 8)), (10, (4, 16)), (999, (4, 16))])
+@pytest.mark.parametrize(
+    ("step", "game"), [(0, (3, 8)), (9, (3, 8)), (10, (4, 16)), (999, (4, 16))]
+)
 def test_curriculum(sandbox, step, game):
     options = game_2048.Options(type="game_2048", curriculum=STAGES)
     (grade,) = Grader([options], sandbox, seed=0).grade([f"```python\n{IN_TURNS}\n```"], [{}], step)
@@ -328,7 +375,10 @@ def test_curriculum(sandbox, step, game):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("curriculum=[{step: 0, size: 4, target: 60}]", "task.curriculum[0]: size must be 2 or more, target a power"),
+        (
+            "curriculum=[{step: 0, size: 4, target: 60}]",
+            "task.curriculum[0]: size must be 2 or more, target a power",
+        ),
         ("curriculum=[{step: 0, size: 4, target: x}]", "task.curriculum[0].target: Value 'x'"),
         ("size=1", "size must be 2 or more"),
         ("target=100", "a power of 2"),
@@ -373,7 +423,8 @@ def test_evaluate(sandbox):
 
 
 @pytest.mark.parametrize(
-    ("code", "outcome"), [("1 / 0", "crash"), ("def strategy(", "syntax_error"), ("x = 1", "no_function")]
+    ("code", "outcome"),
+    [("1 / 0", "crash"), ("def strategy(", "syntax_error"), ("x = 1", "no_function")],
 )
 def test_evaluate_what_does_not_load(sandbox, code, outcome):
     report = evaluate(code, game_2048.Options(type="game_2048"), sandbox, HELD_OUT_SEEDS[:2])
@@ -384,7 +435,9 @@ def test_held_out_seeds_occur_in_no_training(sandbox, monkeypatch):
     seen = []
     play = game_2048.play
     monkeypatch.setattr(
-        game_2048, "play", lambda program, options, seed: seen.append(seed) or play(program, options, seed)
+        game_2048,
+        "play",
+        lambda program, options, seed: seen.append(seed) or play(program, options, seed),
     )
     for seed in range(3):
         graded(sandbox, "return 'W'", seed)
@@ -393,7 +446,11 @@ def test_held_out_seeds_occur_in_no_training(sandbox, monkeypatch):
 
 def test_wilson_interval():
     # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17, 1998, table I
-    for counts, expected in {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}.items():
+    for counts, expected in {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0, 0.1611),
+    }.items():
         assert wilson_interval(*counts) == pytest.approx(expected, abs=1e-4)
     assert wilson_interval(20, 20)[1] == 1.0
 
@@ -433,7 +490,10 @@ def test_strategy_succeeds(grade, score):
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_path):
     job = config.load_config(None, ["task.type=game_2048"])
     corpus = [row for row in CORPUS if row["task"] == "game_2048"]
-    rows = [{**row, "completion": row["completion"].replace("@@LEAK@@", str(tmp_path))} for row in corpus]
+    rows = [
+        {**row, "completion": row["completion"].replace("@@LEAK@@", str(tmp_path))}
+        for row in corpus
+    ]
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
     answers = (game_2048.REFERENCE, *game_2048.WRONG, *game_2048.CHEAT)
     lines += [json.dumps({"completion": text}) for text in answers]
@@ -441,7 +501,10 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_pat
     reference = verdicts[len(rows)]
     assert len(rows) > 30 and reference["correct"]
     for row, verdict in zip(rows, verdicts[: len(rows)], strict=True):
-        assert row["id"] == verdict["id"] and acceptable(row, verdict, reference["total"]), (row["note"], verdict)
+        assert row["id"] == verdict["id"] and acceptable(row, verdict, reference["total"]), (
+            row["note"],
+            verdict,
+        )
     assert list(tmp_path.iterdir()) == []
     assert_totals_in_order(verdicts)
 
@@ -459,5 +522,9 @@ def test_the_completion_has_one_time_limit_for_all_games(sandbox):
         def open(self, code, entry_point):
             return sandbox.open(code, entry_point, limits)
 
-    grade = graded(Short(), "import time\ntime.sleep(0.01)\nreturn 'WASD'[sum(map(sum, board)) // 2 % 4]", games=50)
+    grade = graded(
+        Short(),
+        "import time\ntime.sleep(0.01)\nreturn 'WASD'[sum(map(sum, board)) // 2 % 4]",
+        games=50,
+    )
     assert grade.status is Status.TIMEOUT

@@ -24,7 +24,9 @@ ROOT = Path(__file__).parent.parent
 
 
 def write(path, *rows):
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    )
     return str(path)
 
 
@@ -35,7 +37,11 @@ def options(path, **settings):
 def test_the_rows_of_the_seed(tmp_path):
     path = write(
         tmp_path / "seed.jsonl",
-        {"prompt": [{"role": "user", "content": "Calculate 15 * 23"}], "answer": 345, "reasoning_effort": "low"},
+        {
+            "prompt": [{"role": "user", "content": "Calculate 15 * 23"}],
+            "answer": 345,
+            "reasoning_effort": "low",
+        },
         {
             "prompt": [{"role": "user", "content": "Prove it"}],
             "answer": 0,
@@ -46,7 +52,11 @@ def test_the_rows_of_the_seed(tmp_path):
     )
     rows, _ = tasks.mixed_rows([options(path, num_rows=None, reasoning_effort="medium")])
     assert [row["reasoning_effort"] for row in rows] == ["low", "high", "medium"]
-    assert [row["answer"] for row in rows] == [345, 0, 4] and [row["topic"] for row in rows] == [None, "proof", None]
+    assert [row["answer"] for row in rows] == [345, 0, 4] and [row["topic"] for row in rows] == [
+        None,
+        "proof",
+        None,
+    ]
     assert rows[2]["prompt"] == [{"role": "user", "content": "What is 2+2?"}]
     assert Dataset.from_list(rows).to_list() == rows
     assert len(jsonl.rows(options(path, num_rows=7))) == 7
@@ -55,23 +65,33 @@ def test_the_rows_of_the_seed(tmp_path):
 def test_every_column_reaches_the_reward_functions(tmp_path, sandbox, monkeypatch):
     def topic_named(completions, topic, answer, reasoning_effort):
         assert answer == [["a", "b"]] and reasoning_effort == ["low"]
-        return [float(name in completion[0]["content"]) for completion, name in zip(completions, topic, strict=True)]
+        return [
+            float(name in completion[0]["content"])
+            for completion, name in zip(completions, topic, strict=True)
+        ]
 
     monkeypatch.setattr(reward_functions, "topic_named", topic_named, raising=False)
     path = write(tmp_path / "a.jsonl", {"prompt": "x", "answer": ["a", "b"], "topic": "cats"})
-    job = config.load_config(None, ["task.type=jsonl", f"task.data={path}", "task.rewards=[topic_named]"])
+    job = config.load_config(
+        None, ["task.type=jsonl", f"task.data={path}", "task.rewards=[topic_named]"]
+    )
     (row,) = Dataset.from_list(tasks.mixed_rows(job.tasks)[0][:1]).to_list()
     reward = Grader(job.tasks, sandbox, 0).reward_functions()[0]
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
     completions = [[{"role": "assistant", "content": "about cats"}]]
-    assert reward(completions=completions, prompts=[row["prompt"]], completion_ids=[[]], **columns) == [1.0]
+    assert reward(
+        completions=completions, prompts=[row["prompt"]], completion_ids=[[]], **columns
+    ) == [1.0]
     assert "no right and wrong answers are known" in check_rewards(job.tasks[0], sandbox)[1]
 
 
 def test_the_default_reward_compares_with_the_answer(sandbox):
     settings = Options(type="jsonl")
     texts = {"Answer: 345": 10.0, "Answer: 345.0": 10.0, "Answer: 344": -2.0, "": -2.0}
-    grades = [jsonl.grade(text, {"answer": 345}, settings, sandbox, np.random.default_rng(0)) for text in texts]
+    grades = [
+        jsonl.grade(text, {"answer": 345}, settings, sandbox, np.random.default_rng(0))
+        for text in texts
+    ]
     assert reward_functions.correct_conclusion([None] * 4, grades=grades) == list(texts.values())
 
 
@@ -81,7 +101,9 @@ def test_a_placeholder_is_no_answer(tmp_path, answers):
     with pytest.raises(ValueError, match="name reward functions in task.rewards"):
         options(path)
     rows = jsonl.rows(options(path, rewards=["clarity"], num_rows=None))
-    assert [row.get("answer") for row in rows] == [None if answer == 0 else answer for answer in answers]
+    assert [row.get("answer") for row in rows] == [
+        None if answer == 0 else answer for answer in answers
+    ]
 
 
 def test_a_zero_that_is_text_is_an_answer(tmp_path):
@@ -98,10 +120,18 @@ def test_numbers_and_texts_may_mix_in_answers_only(tmp_path):
     ]
     rows = jsonl.rows(options(write(tmp_path / "a.jsonl", *mixed), num_rows=None))
     assert [row["answer"] for row in rows] == ["1", "1/2", "yes", None]
-    path = write(tmp_path / "b.jsonl", {"prompt": "x", "answer": 1, "n": 1}, {"prompt": "x", "answer": 1, "n": "one"})
+    path = write(
+        tmp_path / "b.jsonl",
+        {"prompt": "x", "answer": 1, "n": 1},
+        {"prompt": "x", "answer": 1, "n": "one"},
+    )
     with pytest.raises(ValueError, match="column n: its values are of different kinds"):
         options(path)
-    path = write(tmp_path / "c.jsonl", {"prompt": "x", "answer": 1, "n": {"a": 1}}, {"prompt": "x", "n": {"b": 1}})
+    path = write(
+        tmp_path / "c.jsonl",
+        {"prompt": "x", "answer": 1, "n": {"a": 1}},
+        {"prompt": "x", "n": {"b": 1}},
+    )
     with pytest.raises(ValueError, match="jsonl:1: column n has another form"):
         options(path)
 
@@ -146,7 +176,9 @@ def test_several_files_and_a_changed_one(tmp_path):
     assert [row["answer"] for row in jsonl.rows(settings)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("data", ["no/such/file.jsonl", "nothing.json", "/no/such", "*.nothing", "./x/y", ""])
+@pytest.mark.parametrize(
+    "data", ["no/such/file.jsonl", "nothing.json", "/no/such", "*.nothing", "./x/y", ""]
+)
 def test_a_missing_file_is_told(data):
     with pytest.raises(ValueError, match="data: there is no file"):
         Options(type="jsonl", data=data)
@@ -192,7 +224,9 @@ def test_a_dataset_of_the_hub(monkeypatch):
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     jsonl.read_hub.cache_clear()
-    settings = Options(type="jsonl", data="some/questions", split="train[:10]", eval_split="test", num_rows=None)
+    settings = Options(
+        type="jsonl", data="some/questions", split="train[:10]", eval_split="test", num_rows=None
+    )
     assert jsonl.rows(settings)[0]["prompt"][0]["content"] == "train[:10] question"
     assert jsonl.eval_rows(settings)[0]["prompt"][0]["content"] == "test question"
     assert sorted(asked) == [("some/questions", "test"), ("some/questions", "train[:10]")]
@@ -200,7 +234,9 @@ def test_a_dataset_of_the_hub(monkeypatch):
 
 
 def test_a_dataset_that_cannot_be_had_is_told():
-    with pytest.raises(ValueError, match="data: no file some/questions, and not to be had from the Hub"):
+    with pytest.raises(
+        ValueError, match="data: no file some/questions, and not to be had from the Hub"
+    ):
         Options(type="jsonl", data="some/questions")
 
 
@@ -208,14 +244,23 @@ def test_the_configuration(sandbox, tmp_path):
     job = config.load_config(ROOT / "configs" / "jsonl.yaml")
     assert job.tasks[0].num_rows is None
     rows = jsonl.rows(job.tasks[0]) + jsonl.eval_rows(job.tasks[0])
-    assert len(rows) == len((ROOT / job.tasks[0].data).read_text().splitlines()) and jsonl.eval_rows(job.tasks[0])
+    assert len(rows) == len(
+        (ROOT / job.tasks[0].data).read_text().splitlines()
+    ) and jsonl.eval_rows(job.tasks[0])
     assert check_rewards(job.tasks[0], sandbox)
     config.save(job, tmp_path / "saved.yaml")
     assert config.load_config(tmp_path / "saved.yaml") == job
 
 
 @pytest.mark.parametrize(
-    "settings", [{"eval_share": 1.0}, {"eval_share": -0.1}, {"free_characters": 0}, {"eval_split": "x"}, {"split": "x"}]
+    "settings",
+    [
+        {"eval_share": 1.0},
+        {"eval_share": -0.1},
+        {"free_characters": 0},
+        {"eval_split": "x"},
+        {"split": "x"},
+    ],
 )
 def test_mistakes_in_options(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
@@ -225,5 +270,7 @@ def test_mistakes_in_options(settings):
 def test_the_repository_is_where_paths_begin(tmp_path):
     code = "from tasks import jsonl; print(jsonl.Options(type='jsonl').data)"
     code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); {code}"
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert run.stdout == "configs/arithmetic.jsonl\n"

@@ -7,8 +7,19 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "reward_functions")
-LAYERS = ["sandbox", "tasks", "reward_functions", "job", *SCRIPTS]  # from the bottom; scripts are all at the top
-FILES = [*ROOT.glob("*.py"), *ROOT.glob("job/*.py"), *ROOT.glob("tasks/*.py"), *ROOT.glob("sandbox/*.py")]
+LAYERS = [
+    "sandbox",
+    "tasks",
+    "reward_functions",
+    "job",
+    *SCRIPTS,
+]  # from the bottom; scripts are all at the top
+FILES = [
+    *ROOT.glob("*.py"),
+    *ROOT.glob("job/*.py"),
+    *ROOT.glob("tasks/*.py"),
+    *ROOT.glob("sandbox/*.py"),
+]
 
 
 def layer_of(file):

@@ -14,7 +14,9 @@ from job.config import Lora
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = json.loads((ROOT / "tests/data/gpu_memory.json").read_text(encoding="utf-8"))
-SHAPES = DATA["shapes"] | {"tiny": json.loads((ROOT / "tiny_model/config.json").read_text(encoding="utf-8"))}
+SHAPES = DATA["shapes"] | {
+    "tiny": json.loads((ROOT / "tiny_model/config.json").read_text(encoding="utf-8"))
+}
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 SMALL = dict(
     vocab_size=500, hidden_size=48, intermediate_size=80, num_hidden_layers=6, num_attention_heads=4,
@@ -26,7 +28,9 @@ CONFIGS = {
     "mistral": {},
     "qwen2": {},
     "qwen3": dict(head_dim=16, attention_bias=True),
-    "qwen3_moe": dict(num_experts=4, moe_intermediate_size=24, num_experts_per_tok=2, mlp_only_layers=[1]),
+    "qwen3_moe": dict(
+        num_experts=4, moe_intermediate_size=24, num_experts_per_tok=2, mlp_only_layers=[1]
+    ),
     "mixtral": dict(num_local_experts=4),
     "gemma": dict(head_dim=16),
     "gemma2": dict(head_dim=16),
@@ -35,26 +39,55 @@ CONFIGS = {
 }
 
 
-def lora(r=8, target_modules=ATTENTION, target_parameters=None, use_gradient_checkpointing="unsloth"):
-    return Lora(r, 16, 0.0, "none", target_modules, target_parameters, use_gradient_checkpointing, 0)
-
-
-def estimate(shape="gpt_oss_20b_mxfp4", backend="unsloth", *, r=8, batch=1, accumulation=8, completion=128, **kwargs):
-    grpo = dict(
-        per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, beta=0.1, optim="adamw_8bit"
+def lora(
+    r=8, target_modules=ATTENTION, target_parameters=None, use_gradient_checkpointing="unsloth"
+):
+    return Lora(
+        r, 16, 0.0, "none", target_modules, target_parameters, use_gradient_checkpointing, 0
     )
-    options = dict(load_in_4bit=True, lora=lora(r), grpo=grpo, prompt_tokens=195, completion_tokens=completion)
+
+
+def estimate(
+    shape="gpt_oss_20b_mxfp4",
+    backend="unsloth",
+    *,
+    r=8,
+    batch=1,
+    accumulation=8,
+    completion=128,
+    **kwargs,
+):
+    grpo = dict(
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=accumulation,
+        beta=0.1,
+        optim="adamw_8bit",
+    )
+    options = dict(
+        load_in_4bit=True, lora=lora(r), grpo=grpo, prompt_tokens=195, completion_tokens=completion
+    )
     return memory.estimate(SHAPES[shape], backend=backend, **(options | kwargs))
 
 
 def name_of(run):
-    options = (run["backend"], run["grpo"]["per_device_train_batch_size"], run["grpo"]["gradient_accumulation_steps"])
-    return "-".join(map(str, (run["shape"], *options, run["completion_tokens"], *list(run["measured_bytes"])[:1])))
+    options = (
+        run["backend"],
+        run["grpo"]["per_device_train_batch_size"],
+        run["grpo"]["gradient_accumulation_steps"],
+    )
+    return "-".join(
+        map(
+            str,
+            (run["shape"], *options, run["completion_tokens"], *list(run["measured_bytes"])[:1]),
+        )
+    )
 
 
 def predicted(run):
     keys = ("backend", "load_in_4bit", "grpo", "prompt_tokens", "completion_tokens")
-    return memory.estimate(SHAPES[run["shape"]], lora=lora(**run["lora"]), **{key: run[key] for key in keys})
+    return memory.estimate(
+        SHAPES[run["shape"]], lora=lora(**run["lora"]), **{key: run[key] for key in keys}
+    )
 
 
 @pytest.mark.parametrize("run", DATA["runs"], ids=name_of)
@@ -67,22 +100,30 @@ def test_peak_is_within_the_tolerance_of_what_was_measured(run):
         assert predicted(run).total(phase) == pytest.approx(peak, rel=memory.TOLERANCE)
 
 
-@pytest.mark.parametrize("run", [run for run in DATA["runs"] if run["shape"] != "tiny"], ids=name_of)
+@pytest.mark.parametrize(
+    "run", [run for run in DATA["runs"] if run["shape"] != "tiny"], ids=name_of
+)
 def test_each_moment_is_within_the_tolerance_where_the_model_is_not_tiny(run):
     got = predicted(run)
     for phase, peak in run["measured_bytes"].items():
         assert got.total(phase) == pytest.approx(peak, rel=memory.TOLERANCE), phase
 
 
-@pytest.mark.parametrize("run", [run for run in DATA["runs"] if run["shape"] != "tiny"], ids=name_of)
+@pytest.mark.parametrize(
+    "run", [run for run in DATA["runs"] if run["shape"] != "tiny"], ids=name_of
+)
 def test_what_comes_on_top_of_the_weights_is_within_the_tolerance(run):
     """The weights are most of a large model; an error in the rest would not show beside them."""
     got = predicted(run)
-    small = 0.05 * memory.GIB  # workspaces are counted from the start, and come into being in the course of a step
+    small = (
+        0.05 * memory.GIB
+    )  # workspaces are counted from the start, and come into being in the course of a step
     for phase, peak in run["measured_bytes"].items():
         weights = got.phases[phase]["weights"]
         above, expected = got.total(phase) - weights, peak - weights
-        shares_prompts = run["backend"] == "unsloth" and not memory.read(SHAPES[run["shape"]]).experts
+        shares_prompts = (
+            run["backend"] == "unsloth" and not memory.read(SHAPES[run["shape"]]).experts
+        )
         if shares_prompts and phase == "scoring":
             assert above >= expected
         else:
@@ -110,7 +151,11 @@ def test_parameters_are_exact(name):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters_are_exact_for_the_measured_shapes(shape):
-    keys = {key: value for key, value in SHAPES[shape].items() if key not in ("quantization_config", "model_type")}
+    keys = {
+        key: value
+        for key, value in SHAPES[shape].items()
+        if key not in ("quantization_config", "model_type")
+    }
     config = AutoConfig.for_model(SHAPES[shape]["model_type"], **keys)
     assert memory.read(SHAPES[shape]).parameters == on_meta(config)
 
@@ -120,11 +165,15 @@ def test_windows_are_those_of_transformers_when_config_json_does_not_list_them(n
     config = AutoConfig.for_model(name, **(SMALL | CONFIGS[name] | dict(sliding_window=7)))
     listed = config.to_dict()
     kinds = listed.pop("layer_types", None) or ["sliding_attention"] * 6
-    assert memory.read(listed).windows == tuple(7 if kind == "sliding_attention" else None for kind in kinds)
+    assert memory.read(listed).windows == tuple(
+        7 if kind == "sliding_attention" else None for kind in kinds
+    )
 
 
 def test_windows_can_be_switched_off():
-    config = AutoConfig.for_model("qwen2", **SMALL).to_dict() | dict(sliding_window=7, use_sliding_window=False)
+    config = AutoConfig.for_model("qwen2", **SMALL).to_dict() | dict(
+        sliding_window=7, use_sliding_window=False
+    )
     assert memory.read(config).windows == (None,) * 6
 
 
@@ -138,7 +187,9 @@ sizes = st.integers(1, 64)
 def test_more_never_needs_less(shape, backend, four_bit, r, batch, accumulation, completion, data):
     less = dict(r=r, batch=batch, accumulation=accumulation, completion=completion)
     more = less | {key: value + data.draw(st.integers(0, 2 * value)) for key, value in less.items()}
-    small, large = (estimate(shape, backend, load_in_4bit=four_bit, **values) for values in (less, more))
+    small, large = (
+        estimate(shape, backend, load_in_4bit=four_bit, **values) for values in (less, more)
+    )
     for phase in small.phases:
         assert small.total(phase) <= large.total(phase), phase
 
@@ -156,10 +207,16 @@ def test_parts_are_bytes_and_add_up(shape, backend, four_bit, batch, accumulatio
 def test_the_kv_cache_holds_what_layers_attend_to():
     token = 2 * 8 * 64 * 2  # bytes in one layer: keys and values, 8 heads of 64, 16 bit
     for backend in ("unsloth", "transformers"):
-        got = estimate(backend=backend, accumulation=32, completion=500).phases["rollout"]["kv_cache"]
+        got = estimate(backend=backend, accumulation=32, completion=500).phases["rollout"][
+            "kv_cache"
+        ]
         assert got == 32 * token * (12 * (195 + 500) + 12 * 128)
-    dense = estimate("gemma", "transformers", completion=3000, load_in_4bit=False).phases["rollout"]["kv_cache"]
-    assert dense == 8 * 2 * 256 * 2 * (22 * 512 + 4 * 3195)  # one head; every sixth layer attends to everything
+    dense = estimate("gemma", "transformers", completion=3000, load_in_4bit=False).phases[
+        "rollout"
+    ]["kv_cache"]
+    assert dense == 8 * 2 * 256 * 2 * (
+        22 * 512 + 4 * 3195
+    )  # one head; every sixth layer attends to everything
 
 
 def test_unsloth_trains_gpt_oss_on_padded_sequences():
@@ -200,12 +257,16 @@ def test_without_a_reference_model_nothing_is_scored():
 
 def test_what_is_decoded_is_shared_out_among_processes():
     options = dict(per_device_train_batch_size=1, generation_batch_size=32)
-    alone, four = (estimate(grpo=options, processes=n).phases["rollout"]["kv_cache"] for n in (1, 4))
+    alone, four = (
+        estimate(grpo=options, processes=n).phases["rollout"]["kv_cache"] for n in (1, 4)
+    )
     assert alone == 4 * four
 
 
 def test_unsloth_scores_fewer_at_once_on_a_small_card():
-    peaks = [estimate(completion=700, card_bytes=n * memory.GIB).total("scoring") for n in (16, 24, 80)]
+    peaks = [
+        estimate(completion=700, card_bytes=n * memory.GIB).total("scoring") for n in (16, 24, 80)
+    ]
     assert peaks[0] < peaks[2] == estimate(completion=700).total("scoring")
     assert peaks == sorted(peaks)
 
@@ -232,7 +293,12 @@ def test_the_table_adds_up_and_names_a_key_where_the_run_does_not_fit():
 def test_an_unknown_architecture_is_rough_and_takes_its_weights_from_the_disk():
     config = AutoConfig.for_model("llama", **SMALL).to_dict() | {"model_type": "brand_new"}
     options = dict(
-        backend="transformers", load_in_4bit=False, lora=lora(), grpo={}, prompt_tokens=9, completion_tokens=9
+        backend="transformers",
+        load_in_4bit=False,
+        lora=lora(),
+        grpo={},
+        prompt_tokens=9,
+        completion_tokens=9,
     )
     got = memory.estimate(config, stored_bytes=123_456, **options)
     assert got.parts["weights"] == 123_456 and any("rough" in note for note in got.notes)
@@ -241,7 +307,10 @@ def test_an_unknown_architecture_is_rough_and_takes_its_weights_from_the_disk():
 def test_a_quantised_checkpoint_that_is_loaded_as_stored_weighs_what_it_weighs_on_the_disk():
     stored = 13 * memory.GIB
     assert estimate(stored_bytes=stored).parts["weights"] == stored
-    assert estimate(stored_bytes=stored, offload_embedding=True).parts["weights"] == stored - 2 * 201088 * 2880
+    assert (
+        estimate(stored_bytes=stored, offload_embedding=True).parts["weights"]
+        == stored - 2 * 201088 * 2880
+    )
     unpacked = dict(backend="transformers")
     assert estimate(**unpacked, stored_bytes=stored).phases == estimate(**unpacked).phases
 
@@ -259,13 +328,21 @@ def test_the_text_model_of_a_multimodal_config_is_read():
 def test_neither_torch_nor_transformers_is_imported():
     code = "import sys, memory; print(*sys.modules.keys() & {'torch', 'transformers'})"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert done.stdout.strip() == ""
 
 
 def test_optimizer_states_have_the_sizes_that_their_names_say():
-    sizes = {name: memory.optimizer_bytes(name) for name in ("adamw_torch", "adamw_8bit", "lion_8bit", "sgd")}
+    sizes = {
+        name: memory.optimizer_bytes(name)
+        for name in ("adamw_torch", "adamw_8bit", "lion_8bit", "sgd")
+    }
     assert sizes == {"adamw_torch": 8, "adamw_8bit": 2, "lion_8bit": 1, "sgd": 0}
 
 
@@ -274,7 +351,10 @@ def test_experts_are_adapted_where_the_backend_can():
     every = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
     attention = memory.trainable_parameters(shape, lora(), True)
     per_layer = 32 * 8 * ((2880 + 5760) + (2880 + 2880))
-    assert memory.trainable_parameters(shape, lora(target_modules=every), True) == attention + 24 * per_layer
+    assert (
+        memory.trainable_parameters(shape, lora(target_modules=every), True)
+        == attention + 24 * per_layer
+    )
     assert memory.trainable_parameters(shape, lora(target_modules=every), False) == attention
     parameters = lora(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     assert memory.trainable_parameters(shape, parameters, True) == attention + 24 * per_layer
@@ -284,5 +364,7 @@ def test_experts_are_adapted_where_the_backend_can():
 def test_peft_merges_adapted_experts_whenever_they_are_used():
     parameters = lora(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     options = dict(backend="transformers", load_in_4bit=False)
-    more = estimate(**options, lora=parameters).total("rollout") - estimate(**options).total("rollout")
+    more = estimate(**options, lora=parameters).total("rollout") - estimate(**options).total(
+        "rollout"
+    )
     assert more > 2 * 2 * 32 * 3 * 2880 * 2880

@@ -36,7 +36,11 @@ def test_settings_follow_the_model(tiny):
     job, _, _ = tiny
     settings = model.trainer_settings(job.model, job.lora)
     assert settings["router_aux_loss_coef"] == 0.0
-    assert (settings["bf16"], settings["fp16"], settings["gradient_checkpointing"]) == (False, False, False)
+    assert (settings["bf16"], settings["fp16"], settings["gradient_checkpointing"]) == (
+        False,
+        False,
+        False,
+    )
 
 
 NO_NETWORK = """
@@ -96,8 +100,13 @@ def test_all_shards_are_needed(tmp_path):
     assert model.is_complete(tmp_path)
 
 
-SHAPES = json.loads((config.ROOT / "tests" / "data" / "gpu_memory.json").read_text(encoding="utf-8"))["shapes"]
-DRY_RUN = NO_NETWORK.split("from job import config, model")[0] + "import train; sys.exit(train.main(sys.argv[1:]))"
+SHAPES = json.loads(
+    (config.ROOT / "tests" / "data" / "gpu_memory.json").read_text(encoding="utf-8")
+)["shapes"]
+DRY_RUN = (
+    NO_NETWORK.split("from job import config, model")[0]
+    + "import train; sys.exit(train.main(sys.argv[1:]))"
+)
 
 
 def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path):
@@ -136,21 +145,40 @@ def test_unsloth_is_told_what_it_would_replace_unasked(monkeypatch):
     job = load()
     monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
     told = model.as_written(job.model, {"loss_type": "dapo", "beta": 0.1})
-    spelled_out = {"loss_type": "dapo", "beta": 0.1, "mask_truncated_completions": False, "epsilon_high": 0.2}
+    spelled_out = {
+        "loss_type": "dapo",
+        "beta": 0.1,
+        "mask_truncated_completions": False,
+        "epsilon_high": 0.2,
+    }
     assert spelled_out.items() <= told.items()
     plan, size = batch_plan({}, world_size=1), told["per_device_eval_batch_size"]
     assert told["per_device_train_batch_size"] == plan.per_device_batch and size == 8
     assert told["gradient_accumulation_steps"] == plan.accumulation
-    told = model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "group", "epsilon": 0.1})
+    told = model.as_written(
+        job.model, {"loss_type": "dr_grpo", "scale_rewards": "group", "epsilon": 0.1}
+    )
     assert told["scale_rewards"] is None and told["epsilon_high"] == 0.1 and told["beta"] == 0.0
-    assert model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "none"})["scale_rewards"] == "none"
+    assert (
+        model.as_written(job.model, {"loss_type": "dr_grpo", "scale_rewards": "none"})[
+            "scale_rewards"
+        ]
+        == "none"
+    )
     monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
     assert model.as_written(job.model, {"loss_type": "dapo"}) == {"loss_type": "dapo"}
 
 
 def test_keys_that_unsloth_ignores_are_named(monkeypatch):
     tiny = config.ROOT / "configs" / "tiny.yaml"
-    job = load(tiny, ["grpo.top_entropy_quantile=0.2", "grpo.entropy_coef=0.0", "grpo.use_adaptive_entropy=true"])
+    job = load(
+        tiny,
+        [
+            "grpo.top_entropy_quantile=0.2",
+            "grpo.entropy_coef=0.0",
+            "grpo.use_adaptive_entropy=true",
+        ],
+    )
     monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
     ignored = ["grpo.top_entropy_quantile", "grpo.use_adaptive_entropy"]
     assert [notice.split(":")[0] for notice in model.check_model(job)] == ignored
@@ -185,10 +213,14 @@ def test_modules_of_experts_that_peft_finds_in_fused_parameters_are_let_through(
     get_peft_model(built, adapter).save_pretrained(tmp_path / "checkpoint")
     model.check_adapter(tmp_path / "checkpoint", job.lora)  # such a run can be resumed
     with pytest.raises(ConfigError, match="lora.target_modules: .*'k_proj'.* was trained with"):
-        model.check_adapter(tmp_path / "checkpoint", dataclasses.replace(job.lora, target_modules=["k_proj"]))
+        model.check_adapter(
+            tmp_path / "checkpoint", dataclasses.replace(job.lora, target_modules=["k_proj"])
+        )
     with pytest.raises(ConfigError, match="lora.target_modules: .*without also targeting up_proj"):
         check("[gate_proj]")
-    with pytest.raises(ConfigError, match="lora.target_modules: the model has no k_prj; did you mean k_proj"):
+    with pytest.raises(
+        ConfigError, match="lora.target_modules: the model has no k_prj; did you mean k_proj"
+    ):
         check("[k_prj]")
 
 

@@ -34,18 +34,25 @@ def test_long_prompts_are_refused_or_dropped(tmp_path, chat):
     overrides = rows_of(tmp_path, "one", "two", "three " * 30)
     longest = len(chat.prompt_ids([{"role": "user", "content": "three " * 30}], "low"))
     limit = ["grpo.max_prompt_length=100"]
-    with pytest.raises(ConfigError, match=rf"100 leaves 100 tokens .* 1 of 3 rows .* \(the longest {longest}\)"):
+    with pytest.raises(
+        ConfigError, match=rf"100 leaves 100 tokens .* 1 of 3 rows .* \(the longest {longest}\)"
+    ):
         plan.make_plan(load(TINY, overrides + limit), chat)
     made = plan.make_plan(load(TINY, [*overrides, *limit, "grpo.overlong_prompts=drop"]), chat)
     assert len(made.rows) == 2 and made.dropped == 1 and made.prompt_tokens < 100
-    assert "2 prompts of up to" in made.lines(load(TINY))[0] and "(1 longer ones dropped)" in made.lines(load(TINY))[0]
+    assert (
+        "2 prompts of up to" in made.lines(load(TINY))[0]
+        and "(1 longer ones dropped)" in made.lines(load(TINY))[0]
+    )
 
 
 def test_the_longest_prompt_leaves_the_room_for_completions(tmp_path, chat):
     job = load(TINY, [*rows_of(tmp_path, "one", "two words"), "grpo.max_completion_length=null"])
     made = plan.make_plan(job, chat)
     assert made.completion_tokens == job.model.max_seq_length - made.prompt_tokens - 1
-    with pytest.raises(ConfigError, match="model.max_seq_length 200 less grpo.max_completion_length 112 leaves 87"):
+    with pytest.raises(
+        ConfigError, match="model.max_seq_length 200 less grpo.max_completion_length 112 leaves 87"
+    ):
         plan.make_plan(load(TINY, ["model.max_seq_length=200"]), chat)
 
 
@@ -55,21 +62,32 @@ def test_too_few_rows_for_a_batch(tmp_path, chat):
 
 
 def test_no_row_is_left_to_train_on(tmp_path, chat):
-    with pytest.raises(ConfigError, match="jsonl: num_eval_rows 2 leaves none of its 2 rows to train on"):
+    with pytest.raises(
+        ConfigError, match="jsonl: num_eval_rows 2 leaves none of its 2 rows to train on"
+    ):
         plan.make_plan(load(TINY, [*rows_of(tmp_path, "one", "two"), "task.num_eval_rows=2"]), chat)
 
 
 def test_no_row_is_left_to_evaluate_on(tmp_path, chat):
     dropping = ["task.num_eval_rows=1", "grpo.max_prompt_length=100", "grpo.overlong_prompts=drop"]
-    with pytest.raises(ConfigError, match="task.num_eval_rows: .* leaves none of the 1 rows to evaluate on"):
-        plan.make_plan(load(TINY, [*rows_of(tmp_path, "one", "two", "three " * 30), *dropping]), chat)
+    with pytest.raises(
+        ConfigError, match="task.num_eval_rows: .* leaves none of the 1 rows to evaluate on"
+    ):
+        plan.make_plan(
+            load(TINY, [*rows_of(tmp_path, "one", "two", "three " * 30), *dropping]), chat
+        )
 
 
 def test_the_total_of_a_run_by_epochs(tmp_path, chat):
-    job = load(TINY, [*rows_of(tmp_path, "one", "two"), "grpo.max_steps=-1", "grpo.num_train_epochs=2"])
+    job = load(
+        TINY, [*rows_of(tmp_path, "one", "two"), "grpo.max_steps=-1", "grpo.num_train_epochs=2"]
+    )
     made = plan.make_plan(job, chat)
     tokens = 32 * (made.prompt_tokens + 112)
-    assert made.lines(job)[-1] == f"all 2 epochs: 32 completions, at most {tokens:,} tokens with prompts"
+    assert (
+        made.lines(job)[-1]
+        == f"all 2 epochs: 32 completions, at most {tokens:,} tokens with prompts"
+    )
 
 
 def test_the_plan_says_what_resampling_may_add(chat):
@@ -82,7 +100,14 @@ def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path, run_
     mixture.write_text(
         "task:\n- {type: matmul, num_rows: 8}\n- {type: reasoning, num_rows: 8, reasoning_effort: high}\n"
     )
-    run = run_job("--dry-run", "--config", TINY, "--config", str(mixture), f"grpo.output_dir={tmp_path / 'run'}")
+    run = run_job(
+        "--dry-run",
+        "--config",
+        TINY,
+        "--config",
+        str(mixture),
+        f"grpo.output_dir={tmp_path / 'run'}",
+    )
     assert run.returncode == 0, run.stderr
     assert not (tmp_path / "run").exists()
     assert "prompt of matmul:" in run.stdout and "prompt of reasoning:" in run.stdout
@@ -92,15 +117,24 @@ def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path, run_
 
 
 def test_a_dry_run_finds_mistakes(run_job):
-    run = run_job("--dry-run", "--config", TINY, "model.max_seq_length=100", "grpo.max_completion_length=50")
+    run = run_job(
+        "--dry-run", "--config", TINY, "model.max_seq_length=100", "grpo.max_completion_length=50"
+    )
     assert run.returncode == 2 and "leaves 49 tokens for a prompt" in run.stderr
 
 
 @pytest.mark.parametrize("mode", [["--dry-run"], []])
 @pytest.mark.parametrize(
-    "override", ["grpo.save_steps=2.5", "grpo.load_best_model_at_end=true", "grpo.deepspeed=/no/such/file.json"]
+    "override",
+    [
+        "grpo.save_steps=2.5",
+        "grpo.load_best_model_at_end=true",
+        "grpo.deepspeed=/no/such/file.json",
+    ],
 )
-def test_what_only_grpo_config_knows_is_found_before_the_weights_are_fetched(override, mode, run_job, monkeypatch):
+def test_what_only_grpo_config_knows_is_found_before_the_weights_are_fetched(
+    override, mode, run_job, monkeypatch
+):
     monkeypatch.setattr(model, "load_model", lambda *_: pytest.fail("the model was loaded"))
     run = run_job(*mode, "--config", TINY, override)
     assert run.returncode == 2 and "error: grpo: " in run.stderr and "Traceback" not in run.stderr
@@ -108,7 +142,9 @@ def test_what_only_grpo_config_knows_is_found_before_the_weights_are_fetched(ove
 
 def test_the_plan_shows_what_an_algorithm_sets(chat):
     job = load(TINY, ["grpo.algorithm=gspo", "grpo.epsilon=0.001"])
-    (line,) = [line for line in plan.make_plan(job, chat).lines(job) if line.startswith("algorithm")]
+    (line,) = [
+        line for line in plan.make_plan(job, chat).lines(job) if line.startswith("algorithm")
+    ]
     assert line.startswith("algorithm gspo: loss_type grpo, importance_sampling_level sequence, ")
     assert "epsilon 0.001, epsilon_high 0.0004" in line and "zero_std_groups keep" in line
 
@@ -120,25 +156,42 @@ def test_a_dry_run_for_processes_that_nobody_started(processes, run_job, monkeyp
     batch = ["grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=1"]
     run = run_job("--dry-run", "--config", TINY, *batch, f"grpo.num_generations={processes}")
     assert run.returncode == 0, run.stderr
-    assert f"{processes} completions of 1 prompt, " in run.stdout and f"each of {processes} devices" in run.stdout
+    assert (
+        f"{processes} completions of 1 prompt, " in run.stdout
+        and f"each of {processes} devices" in run.stdout
+    )
     assert "was changed to" not in run.stderr
     run = run_job("--config", TINY, *batch, f"grpo.num_generations={processes}")
     assert run.returncode == 2 and "there is no RANK: start it by torchrun" in run.stderr
 
 
 def test_a_template_variable_that_nothing_reads_is_named(run_job):
-    run = run_job("--dry-run", "--config", TINY, "grpo.chat_template_kwargs={enable_thinkin: false, model_identity: I}")
+    run = run_job(
+        "--dry-run",
+        "--config",
+        TINY,
+        "grpo.chat_template_kwargs={enable_thinkin: false, model_identity: I}",
+    )
     assert run.returncode == 0, run.stderr
-    assert "note: grpo.chat_template_kwargs.enable_thinkin: the chat template of tiny does not read it" in run.stdout
+    assert (
+        "note: grpo.chat_template_kwargs.enable_thinkin: the chat template of tiny does not read it"
+        in run.stdout
+    )
     assert "model_identity:" not in run.stdout
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("lora.target_modules=[q_proj, k_prj]", "lora.target_modules: the model has no k_prj; did you mean k_proj?"),
+        (
+            "lora.target_modules=[q_proj, k_prj]",
+            "lora.target_modules: the model has no k_prj; did you mean k_proj?",
+        ),
         ("lora.target_parameters=[mlp.expert.down_proj]", "did you mean mlp.experts.down_proj?"),
-        ("grpo.resume_from_checkpoint=/nowhere", "grpo.resume_from_checkpoint: /nowhere is neither"),
+        (
+            "grpo.resume_from_checkpoint=/nowhere",
+            "grpo.resume_from_checkpoint: /nowhere is neither",
+        ),
         ("lora.bias=all", "lora.bias: all cannot be with grpo.beta above 0"),
     ],
 )
@@ -148,12 +201,24 @@ def test_a_dry_run_finds_what_the_model_cannot_have(override, says, run_job):
 
 
 def test_a_dense_model_has_no_router_to_balance(tmp_path, run_job):
-    shutil.copytree(config.TINY_MODEL, tmp_path / "dense", ignore=shutil.ignore_patterns("*.safetensors"))
+    shutil.copytree(
+        config.TINY_MODEL, tmp_path / "dense", ignore=shutil.ignore_patterns("*.safetensors")
+    )
     Qwen2Config(num_hidden_layers=1).save_pretrained(tmp_path / "dense")
-    job = ["--dry-run", "--config", TINY, "lora.target_parameters=null", "grpo.router_aux_loss_coef=0.1"]
+    job = [
+        "--dry-run",
+        "--config",
+        TINY,
+        "lora.target_parameters=null",
+        "grpo.router_aux_loss_coef=0.1",
+    ]
     assert run_job(*job).returncode == 0
     run = run_job(*job, f"model.name={tmp_path / 'dense'}")
-    assert run.returncode == 2 and "grpo.router_aux_loss_coef: " in run.stderr and "no experts" in run.stderr
+    assert (
+        run.returncode == 2
+        and "grpo.router_aux_loss_coef: " in run.stderr
+        and "no experts" in run.stderr
+    )
     assert run_job(*job[:-1], f"model.name={tmp_path / 'dense'}").returncode == 0
 
 
@@ -165,16 +230,26 @@ def test_a_dense_model_has_no_router_to_balance(tmp_path, run_job):
         ({"lr_scheduler_type": "warmup_stable_decay"}, "grpo.lr_scheduler_type, .*num_decay_steps"),
         ({"lr_scheduler_kwargs": {"foo": 1}}, "grpo.lr_scheduler_type, .*foo"),
         ({"dataloader_num_workers": -1}, "grpo.dataloader_.*non-negative"),
-        ({"accelerator_config": {"dispatch_batches": True}}, "grpo.accelerator_config: dispatch_batches"),
+        (
+            {"accelerator_config": {"dispatch_batches": True}},
+            "grpo.accelerator_config: dispatch_batches",
+        ),
         ({"torch_compile_mode": "fast"}, "grpo.torch_compile.*mode=fast"),
         ({"cache_implementation": "fast"}, "grpo.cache_implementation: .*fast"),
-        ({"generation_kwargs": {"bad_word_ids": [[3]]}}, "no such key bad_word_ids; did you mean bad_words_ids"),
+        (
+            {"generation_kwargs": {"bad_word_ids": [[3]]}},
+            "no such key bad_word_ids; did you mean bad_words_ids",
+        ),
     ],
 )
 def test_what_the_libraries_refuse_later_is_refused_in_the_rehearsal(values, says):
     from trl import GRPOConfig
 
-    plan.rehearse(GRPOConfig(bf16=False, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 0.0}))
+    plan.rehearse(
+        GRPOConfig(
+            bf16=False, lr_scheduler_type="cosine_with_min_lr", lr_scheduler_kwargs={"min_lr": 0.0}
+        )
+    )
     with pytest.raises(ConfigError, match=says):
         plan.rehearse(GRPOConfig(bf16=False, **values))
 
@@ -184,7 +259,9 @@ def test_what_is_not_for_the_rehearsal_to_refuse(monkeypatch):
     from transformers import Trainer
     from trl import GRPOConfig
 
-    arguments = GRPOConfig(bf16=False, generation_kwargs={"presence_penalty": 0.5, "stop": ["\n\n"]})
+    arguments = GRPOConfig(
+        bf16=False, generation_kwargs={"presence_penalty": 0.5, "stop": ["\n\n"]}
+    )
     with pytest.raises(ConfigError, match="no such key presence_penalty"):
         plan.rehearse(arguments)
     arguments.use_vllm = True
@@ -195,6 +272,8 @@ def test_what_is_not_for_the_rehearsal_to_refuse(monkeypatch):
             super().__init__(model.parameters(), lr)
 
     monkeypatch.setattr(
-        Trainer, "get_optimizer_cls_and_kwargs", lambda arguments, model: (Lomo, {"lr": 0.1, "model": model})
+        Trainer,
+        "get_optimizer_cls_and_kwargs",
+        lambda arguments, model: (Lomo, {"lr": 0.1, "model": model}),
     )
     plan.rehearse(arguments)

@@ -49,11 +49,20 @@ def test_the_example_reward_function(example_functions):
 def test_every_key_of_the_config_is_explained():
     job = config.load_config()
     sections = {"model": job.model, "lora": job.lora, "sandbox": job.sandbox}
-    keys = {f"{section}.{key}" for section, options in sections.items() for key in options.__dataclass_fields__}
+    keys = {
+        f"{section}.{key}"
+        for section, options in sections.items()
+        for key in options.__dataclass_fields__
+    }
     keys |= {f"task.{key}" for key in tasks.Options.__dataclass_fields__} | {
         f"grpo.{key}" for key in grpo_keys.OWN_KEYS
     }
-    rarely_touched = {"lora.lora_dropout", "lora.bias", "lora.target_parameters", "lora.random_state"}
+    rarely_touched = {
+        "lora.lora_dropout",
+        "lora.bias",
+        "lora.target_parameters",
+        "lora.random_state",
+    }
     assert {key for key in keys - rarely_touched if f"`{key}`" not in README} == set()
 
 
@@ -61,11 +70,16 @@ def test_every_algorithm_stands_in_the_table_as_it_is():
     for name, keys in grpo_keys.ALGORITHMS.items():
         row = re.search(rf"^\| `{name}` \|(.*)$", README, re.MULTILINE)[1].split("|")
         _, loss_type, level, scale, beta, epsilon, others = (cell.strip() for cell in row[:7])
-        assert loss_type.split("`")[1] == keys["loss_type"] and level == keys["importance_sampling_level"]
+        assert (
+            loss_type.split("`")[1] == keys["loss_type"]
+            and level == keys["importance_sampling_level"]
+        )
         assert scale.split(":")[0] == keys["scale_rewards"] and float(beta) == keys["beta"]
         high = keys["epsilon_high"]
         low, shown_high = epsilon.split(", ")
-        assert float(low) == keys["epsilon"] and (shown_high == "-" if high is None else float(shown_high) == high)
+        assert float(low) == keys["epsilon"] and (
+            shown_high == "-" if high is None else float(shown_high) == high
+        )
         special = ("mask_truncated_completions", "zero_std_groups", "multi_objective_aggregation")
         different = [key for key in special if keys[key] != grpo_keys.COMMON[key]]
         assert re.findall(r"`(\w+): ", others) == different
@@ -73,7 +87,9 @@ def test_every_algorithm_stands_in_the_table_as_it_is():
 
 def test_every_diagnosis_is_explained():
     for field in dataclasses.fields(watchdog.Options):
-        assert re.search(rf"^\| .*`(watchdog\.)?{field.name}`.* \|", README, re.MULTILINE), field.name
+        assert re.search(rf"^\| .*`(watchdog\.)?{field.name}`.* \|", README, re.MULTILINE), (
+            field.name
+        )
 
 
 def test_every_grade_status_and_reward_is_explained():

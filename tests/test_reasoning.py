@@ -57,7 +57,9 @@ def test_answers_are_compared_by_value(pool, expected, text, agree):
     assert pool.agree(expected, text) is agree
 
 
-@pytest.mark.parametrize(("expected", "text"), [("3", "9^9^9^9^9"), ("9^9^9^9^9", "3"), ("9" * 490, "9!!^9!!^9^9^9^9")])
+@pytest.mark.parametrize(
+    ("expected", "text"), [("3", "9^9^9^9^9"), ("9^9^9^9^9", "3"), ("9" * 490, "9!!^9!!^9^9^9^9")]
+)
 def test_a_comparison_that_hangs_is_stopped_and_the_next_one_works(pool, expected, text):
     began = time.monotonic()
     assert pool.agree(expected, text) is not True
@@ -87,7 +89,9 @@ def test_a_worker_killed_while_idle_costs_no_verdict(pool):
 def test_threads_share_the_workers():
     pool = verifier.Verifier(2)
     verdicts = []
-    threads = [threading.Thread(target=lambda: verdicts.append(pool.agree("2", "2"))) for _ in range(8)]
+    threads = [
+        threading.Thread(target=lambda: verdicts.append(pool.agree("2", "2"))) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -98,10 +102,14 @@ def test_threads_share_the_workers():
 
 def test_a_worker_ends_with_its_owner():
     code = "import os, verifier; print(verifier.Worker(1.0).process.pid, flush=True); os._exit(0)"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     process = Path(f"/proc/{run.stdout.strip()}/cmdline")
     deadline = time.monotonic() + 10.0
-    while process.exists() and process.read_bytes():  # empty: dead, and nobody has waited for it yet
+    while (
+        process.exists() and process.read_bytes()
+    ):  # empty: dead, and nobody has waited for it yet
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -135,7 +143,10 @@ def test_layout_is_bounded_and_deterministic(text):
 
 
 def test_more_steps_than_three_earn_nothing_more_and_repeated_ones_nothing():
-    steps = [f"{i}. This is what step {word} does" for i, word in enumerate(("one", "two", "three", "four"), 1)]
+    steps = [
+        f"{i}. This is what step {word} does"
+        for i, word in enumerate(("one", "two", "three", "four"), 1)
+    ]
     assert [step_by_step(steps[:n]) for n in range(5)] == [0.0, 0.333, 0.667, 1.0, 1.0]
     assert step_by_step(["1. Think about it again", "2. Think about it again"]) == 0.333
     assert step_by_step(["1.", "- so", "First"]) == 0.0
@@ -164,7 +175,9 @@ def test_clarity():
     assert clarity("", "") == 0.0
 
 
-@pytest.mark.parametrize(("length", "penalty"), [(0, 0.0), (100, 0.0), (150, -0.5), (200, -1.0), (10_000, -1.0)])
+@pytest.mark.parametrize(
+    ("length", "penalty"), [(0, 0.0), (100, 0.0), (150, -0.5), (200, -1.0), (10_000, -1.0)]
+)
 def test_length_penalty(length, penalty):
     assert judge("x" * length, None, 100).data["length_penalty"] == penalty
 
@@ -199,7 +212,10 @@ def test_the_seed_configuration(sandbox, tmp_path):
     )
     job = config.load_config(tmp_path / "seed.yaml")
     row = reasoning.rows(job.tasks[0])[0]
-    assert row["prompt"][0]["content"] == f"Think step-by-step to answer: {question}" and row["answer"] is None
+    assert (
+        row["prompt"][0]["content"] == f"Think step-by-step to answer: {question}"
+        and row["answer"] is None
+    )
     assert "unverified" in check_rewards(job.tasks[0], sandbox)[0]
 
 
@@ -233,7 +249,9 @@ def test_mistakes(options, message):
 
 
 def test_a_broken_row_of_a_file_is_told():
-    grade = reasoning.grade("Answer: 1", {"answer": [1]}, Options(type="reasoning"), None, np.random.default_rng(0))
+    grade = reasoning.grade(
+        "Answer: 1", {"answer": [1]}, Options(type="reasoning"), None, np.random.default_rng(0)
+    )
     assert grade.status is Status.BAD_ROW
 
 

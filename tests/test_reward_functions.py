@@ -37,13 +37,18 @@ def total(grade):
         (Grade(Status.OK), (1.0, 1.0, -2.0, 0.0)),
         (Grade(Status.OK, correct=True, speedup=1.0), (1.0, 1.0, 10.0, 4.0)),
         (Grade(Status.OK, correct=True, speedup=None), (1.0, 1.0, 10.0, 0.0)),
-        (Grade(Status.OK, correct=True, speedup=8.0, cheating=("import numpy",)), (1.0, -20.0, -2.0, 0.0)),
+        (
+            Grade(Status.OK, correct=True, speedup=8.0, cheating=("import numpy",)),
+            (1.0, -20.0, -2.0, 0.0),
+        ),
         (Grade(Status.SYNTAX_ERROR, cheating=("import numpy",)), (-2.0, -20.0, -2.0, 0.0)),
     ],
 )
 def test_score_tables(grade, expected):
     functions = [resolve(name) for name in matmul.REWARDS]
-    assert tuple(function([completion("")], grades=[grade])[0] for function in functions) == expected
+    assert (
+        tuple(function([completion("")], grades=[grade])[0] for function in functions) == expected
+    )
 
 
 def test_order_of_totals():
@@ -66,7 +71,13 @@ def test_speed_score_is_monotone_and_bounded(one, other):
 
 
 def test_speed_score_formula():
-    assert [speed_score(value) for value in (None, 0.0, 1.0, 8.5, 0.2)] == [0.0, 0.0, 4.0, 10.0, 0.0]
+    assert [speed_score(value) for value in (None, 0.0, 1.0, 8.5, 0.2)] == [
+        0.0,
+        0.0,
+        4.0,
+        10.0,
+        0.0,
+    ]
     assert speed_score(2.0) - speed_score(1.0) == pytest.approx(2.0, abs=0.2)
     assert speed_score(1.02) == speed_score(1.0)  # equal programs, unequal measurements
 
@@ -99,7 +110,9 @@ def grader(monkeypatch):
     """A Grader on a task that counts how often each completion is graded."""
     calls = itertools.count()
     monkeypatch.setattr(
-        matmul, "grade", lambda text, *rest: Grade(Status.OK, correct=text == "good", detail=str(next(calls)))
+        matmul,
+        "grade",
+        lambda text, *rest: Grade(Status.OK, correct=text == "good", detail=str(next(calls))),
     )
     options = matmul.Options(type="matmul", rewards=["function_works", "correctness_check"])
     result = Grader([options], CountingSandbox(), seed=1)
@@ -111,14 +124,19 @@ def test_a_batch_is_graded_once_and_duplicates_once(grader):
     batch = [completion(text) for text in ("good", "bad", "good", None)]
     metrics, extra = {}, {}
     kwargs = dict(
-        prompts=[[]] * 4, completion_ids=[[]] * 4, log_metric=metrics.__setitem__, log_extra=extra.__setitem__
+        prompts=[[]] * 4,
+        completion_ids=[[]] * 4,
+        log_metric=metrics.__setitem__,
+        log_extra=extra.__setitem__,
     )
     works, correct = grader.reward_functions()
     assert works(completions=batch, **kwargs) == [1.0] * 4
     assert correct(completions=batch, **kwargs) == [10.0, -2.0, 10.0, -2.0]
     assert metrics["grades/correct"] == 0.5 and extra["status"] == ["ok"] * 4
     assert grader.count() == 3
-    assert works(completions=list(batch), **kwargs) == [1.0] * 4  # a new batch of equal texts is run afresh
+    assert (
+        works(completions=list(batch), **kwargs) == [1.0] * 4
+    )  # a new batch of equal texts is run afresh
     assert grader.count() == 7
 
 
@@ -130,7 +148,9 @@ def test_equal_texts_of_different_rows_are_both_graded(grader):
 
 def test_a_batch_has_a_bound_whatever_the_completions_do(sandbox):
     limits = dataclasses.replace(sandbox.limits, timeout_s=0.5, total_timeout_s=1.0)
-    sleepy = "```python\nimport time\ndef matmul(A, B):\n    time.sleep(0.3)\n    return [[{}]]\n```"
+    sleepy = (
+        "```python\nimport time\ndef matmul(A, B):\n    time.sleep(0.3)\n    return [[{}]]\n```"
+    )
     with Sandbox(2, limits) as small:
         grader = Grader([matmul.Options(type="matmul")], small, seed=0)
         began = time.monotonic()
@@ -145,9 +165,13 @@ def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_p
         "def grade(text, row, *rest): return Grade(Status.OK if row['wanted'] == text else Status.CRASH)\n"
     )
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
-    monkeypatch.setattr(matmul, "grade", lambda text, row, *rest: Grade(Status.OK, correct="wanted" not in row))
+    monkeypatch.setattr(
+        matmul, "grade", lambda text, row, *rest: Grade(Status.OK, correct="wanted" not in row)
+    )
     echo = tasks.Options(type="echo_task")
-    matrices = matmul.Options(type="matmul", rewards={"function_works": 1.0, "correctness_check": 2.0})
+    matrices = matmul.Options(
+        type="matmul", rewards={"function_works": 1.0, "correctness_check": 2.0}
+    )
     mixture = Grader([matrices, echo], CountingSandbox(), seed=0)
     assert mixture.weights.at(0) == {"function_works": 1.0, "correctness_check": 2.0}
     works, correct = mixture.reward_functions()
@@ -159,26 +183,39 @@ def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_p
     assert works(**batch) == [1.0, 1.0, -0.5]
     assert correct(**batch) == [10.0, None, None]
     assert metrics["grades/status/ok"] == pytest.approx(2 / 3)
-    assert (metrics["grades/matmul/correct"], metrics["grades/echo_task/status/crash"]) == (1.0, 0.5)
+    assert (metrics["grades/matmul/correct"], metrics["grades/echo_task/status/crash"]) == (
+        1.0,
+        0.5,
+    )
 
 
-def test_in_a_mixture_a_column_of_one_tasks_function_has_a_value_for_each_completion(monkeypatch, grader):
+def test_in_a_mixture_a_column_of_one_tasks_function_has_a_value_for_each_completion(
+    monkeypatch, grader
+):
     def noting(completions, grades, log_extra):
         log_extra("text", [completion[0]["content"] for completion in completions])
         return [0.0] * len(completions)
 
     table = {}
-    batch = dict(completions=[completion(text) for text in "abc"], task=["matmul", "code", "matmul"])
+    batch = dict(
+        completions=[completion(text) for text in "abc"], task=["matmul", "code", "matmul"]
+    )
     grader.bind(noting, {"matmul"})(**batch | {"task": ["matmul"] * 3}, log_extra=table.__setitem__)
     assert table["text"] == ["a", "b", "c"]
-    monkeypatch.setattr(grader, "_grades_of", lambda completions, **rest: [Grade(Status.OK)] * len(completions))
+    monkeypatch.setattr(
+        grader, "_grades_of", lambda completions, **rest: [Grade(Status.OK)] * len(completions)
+    )
     grader.bind(noting, {"matmul"})(**batch, log_extra=table.__setitem__)
     assert table["text"] == ["a", None, "c"]
 
 
 def test_weights_follow_the_step_and_are_logged_where_they_are_scheduled(monkeypatch):
     monkeypatch.setattr(matmul, "grade", lambda *rest: Grade(Status.OK))
-    rewards = {"function_works": 2, "reward_functions:no_cheating": {"0": 1.0, 4: 0.0}, "style": {2: -1.0}}
+    rewards = {
+        "function_works": 2,
+        "reward_functions:no_cheating": {"0": 1.0, 4: 0.0},
+        "style": {2: -1.0},
+    }
     grader = Grader([matmul.Options(type="matmul", rewards=rewards)], CountingSandbox(), seed=0)
     assert [list(grader.weights.at(step).values()) for step in (0, 1, 4, 9)] == [
         [2.0, 1.0, -1.0],
@@ -198,14 +235,20 @@ def test_weights_follow_the_step_and_are_logged_where_they_are_scheduled(monkeyp
 
 def test_without_a_schedule_no_weight_is_logged(grader):
     metrics = {}
-    grader.reward_functions()[0](completions=[completion("x")], prompts=[[]], log_metric=metrics.__setitem__)
+    grader.reward_functions()[0](
+        completions=[completion("x")], prompts=[[]], log_metric=metrics.__setitem__
+    )
     assert metrics and not [name for name in metrics if "weight" in name]
     assert grader.weights.steps() == [0] and list(grader.weights.at(5).values()) == [1.0, 1.0]
 
 
 def test_each_task_is_graded_as_its_own_curriculum_has_it_at_the_step(monkeypatch):
     for task in (matmul, game_2048):
-        monkeypatch.setattr(task, "grade", lambda text, row, options, *rest: Grade(Status.OK, data={"seen": options}))
+        monkeypatch.setattr(
+            task,
+            "grade",
+            lambda text, row, options, *rest: Grade(Status.OK, data={"seen": options}),
+        )
     own = matmul.Options(type="matmul", curriculum=[{"step": 2, "timing_pairs": 9}])
     other = game_2048.Options(type="game_2048", curriculum=[{"step": 1, "size": 4}, {"step": 3}])
     mixture = Grader([own, other], CountingSandbox(), seed=0)
@@ -228,11 +271,20 @@ def test_names_reach_the_logs(grader):
     ("function", "message"),
     [
         (lambda completions: [1.0], "returned 1 rewards for 2 completions"),
-        (lambda completions: [1.0, "high"], r"returned 'high' \(str\), not a finite float, for 'two'"),
-        (lambda completions: [float("nan"), 1.0], r"returned nan \(float\), not a finite float, for 'one'"),
+        (
+            lambda completions: [1.0, "high"],
+            r"returned 'high' \(str\), not a finite float, for 'two'",
+        ),
+        (
+            lambda completions: [float("nan"), 1.0],
+            r"returned nan \(float\), not a finite float, for 'one'",
+        ),
         (lambda completions: [True, 1.0], "returned True"),
         (lambda completions: 5, "returned 5, not a list with a number for each completion"),
-        (lambda completions, answer: [0.0], "takes answer, which is no column of these rows; there are completions"),
+        (
+            lambda completions, answer: [0.0],
+            "takes answer, which is no column of these rows; there are completions",
+        ),
         (
             lambda completions: [1 / (c[0]["content"] != "two") for c in completions],
             r"raised ZeroDivisionError.*\n.*completion 1 of 2: 'two'",
@@ -251,18 +303,24 @@ def test_none_and_integers_are_rewards():
 
 def test_a_function_gets_only_what_it_takes(grader, monkeypatch):
     def answer_matches(completions, answer):
-        return [float(c[0]["content"] == wanted) for c, wanted in zip(completions, answer, strict=True)]
+        return [
+            float(c[0]["content"] == wanted) for c, wanted in zip(completions, answer, strict=True)
+        ]
 
     monkeypatch.setattr(reward_functions, "answer_matches", answer_matches, raising=False)
     bound = grader.bind(resolve("answer_matches"), {"matmul"})
-    assert bound(completions=[completion("4"), completion("5")], prompts=[[]] * 2, answer=["4", "4"]) == [
+    assert bound(
+        completions=[completion("4"), completion("5")], prompts=[[]] * 2, answer=["4", "4"]
+    ) == [
         1.0,
         0.0,
     ]
 
 
 def test_resolve_finds_functions_elsewhere_and_refuses_the_rest(tmp_path, monkeypatch):
-    (tmp_path / "mine_rewards.py").write_text("def good(completions, **kw): return []\ndef bad(texts): return []\n")
+    (tmp_path / "mine_rewards.py").write_text(
+        "def good(completions, **kw): return []\ndef bad(texts): return []\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert resolve("mine_rewards:good").__name__ == "good"
     with pytest.raises(ValueError, match="must take `completions`"):

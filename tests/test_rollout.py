@@ -49,7 +49,10 @@ def test_a_completion_ends_with_its_stop_token():
 def test_prompts_of_different_lengths_are_decoded_as_if_alone():
     tokenizer = AutoTokenizer.from_pretrained(TINY_MODEL)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL, dtype=torch.float32).eval()
-    prompts = [tokenizer(text)["input_ids"] for text in ("Create a new function", "Hello", "def matmul(A, B):")]
+    prompts = [
+        tokenizer(text)["input_ids"]
+        for text in ("Create a new function", "Hello", "def matmul(A, B):")
+    ]
     complete = complete_with_transformers(model, tokenizer, max_new_tokens=12, do_sample=False)
     together = generate(BatchRollout(complete), prompts)
     assert together == [generate(BatchRollout(complete), [prompt])[0] for prompt in prompts]

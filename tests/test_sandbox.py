@@ -35,7 +35,9 @@ RAW = "import random, struct, json\nos = random._os\n"
 
 
 def rows(*names):
-    return [json.loads(line) for name in names for line in (DATA / name).read_text("utf-8").splitlines()]
+    return [
+        json.loads(line) for name in names for line in (DATA / name).read_text("utf-8").splitlines()
+    ]
 
 
 def extract(completion):
@@ -91,7 +93,7 @@ def jail_copy(tmp_path_factory):
     """A copy of jail.py of our own, so that its processes can be told from those of other sandboxes."""
     folder = tmp_path_factory.mktemp("jail")
     folder.chmod(0o755)
-    return Path(shutil.copy(ROOT / "jail.py", folder / "jail.py"))
+    return Path(shutil.copy(ROOT / "sandbox" / "jail.py", folder / "jail.py"))
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +159,11 @@ def test_corpus_is_contained(box, jail_copy, tmp_path):
             sys.getrecursionlimit(),
             sys.gettrace(),
             list(sys.meta_path),
-            [(path.name, path.read_bytes()) for folder in (out, leak) for path in sorted(folder.iterdir())],
+            [
+                (path.name, path.read_bytes())
+                for folder in (out, leak)
+                for path in sorted(folder.iterdir())
+            ],
             sorted(jails(jail_copy)),
         )
 
@@ -226,7 +232,9 @@ def test_child_has_nothing_but_its_socket(box):
     run = one(box, code)
     assert run.status == Status.OK, run
     denied, environ, path, argv, calls = run.value
-    assert set(denied) <= {"E1", "-1"} and denied[:8] == ["E1"] * 8  # glibc reports no error of umask and getppid
+    assert (
+        set(denied) <= {"E1", "-1"} and denied[:8] == ["E1"] * 8
+    )  # glibc reports no error of umask and getppid
     assert (environ, path, argv, calls) == ({}, [], [], [-1, -1, -1])
 
 
@@ -238,12 +246,18 @@ def test_kernel_agrees_that_the_child_is_locked(box):
             if "\t" in line
         )
         limits = Path(f"/proc/{program.pid}/limits").read_text() if os.geteuid() == 0 else ""
-        assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2" and int(status["CapEff"], 16) == 0
+        assert (
+            status["NoNewPrivs"] == "1"
+            and status["Seccomp"] == "2"
+            and int(status["CapEff"], 16) == 0
+        )
         assert os.getsid(program.pid) == program.pid == os.getpgid(program.pid)
         if limits:
             assert os.listdir(f"/proc/{program.pid}/fd") == ["0"]
             assert Path(f"/proc/{program.pid}/environ").read_bytes() == b""
-            assert re.search(r"Max open files +1 +1 ", limits) and re.search(r"Max file size +0 +0 ", limits)
+            assert re.search(r"Max open files +1 +1 ", limits) and re.search(
+                r"Max file size +0 +0 ", limits
+            )
         pid = program.pid
     assert not Path(f"/proc/{pid}").exists()
 
@@ -273,11 +287,15 @@ def run_filter(program, architecture, number, third_argument=0):
         elif code == 0x06:
             return k
         else:
-            holds = {0x15: accumulator == k, 0x35: accumulator >= k, 0x45: accumulator & k != 0}[code]
+            holds = {0x15: accumulator == k, 0x35: accumulator >= k, 0x45: accumulator & k != 0}[
+                code
+            ]
             counter += jump_true if holds else jump_false
 
 
-@pytest.mark.parametrize(("machine", "column", "foreign"), [("x86_64", 0, 0xC00000B7), ("aarch64", 1, 0xC000003E)])
+@pytest.mark.parametrize(
+    ("machine", "column", "foreign"), [("x86_64", 0, 0xC00000B7), ("aarch64", 1, 0xC000003E)]
+)
 def test_filter(machine, column, foreign):
     program, native = jail.seccomp_filter(machine), jail.AUDIT_ARCH[machine]
     kill, deny, allow = 0x80000000, 0x00050001, 0x7FFF0000
@@ -290,7 +308,9 @@ def test_filter(machine, column, foreign):
         expected = allow if number in numbers | protected else deny
         assert run_filter(program, native, number, 3) == expected
         assert run_filter(program, native, number, 7) == (deny if number in protected else expected)
-        assert run_filter(program, native, number, 2**32 + 4) == (deny if number in protected else expected)
+        assert run_filter(program, native, number, 2**32 + 4) == (
+            deny if number in protected else expected
+        )
         if machine == "x86_64":
             assert run_filter(program, native, number | 0x40000000, 3) == kill  # x32
     assert run_filter(program, native, -1) == (kill if machine == "x86_64" else deny)
@@ -310,7 +330,7 @@ def test_unknown_architecture_has_no_filter():
 
 
 def altered(tmp_path, *pairs):
-    text = (ROOT / "jail.py").read_text("utf-8")
+    text = (ROOT / "sandbox" / "jail.py").read_text("utf-8")
     for old, new in pairs:
         assert old in text
         text = text.replace(old, new)
@@ -319,7 +339,11 @@ def altered(tmp_path, *pairs):
 
 
 def test_layers_are_reported_and_required(box, tmp_path, monkeypatch):
-    assert "seccomp" in box.layers and "\n" not in str(box) and all(layer in str(box) for layer in jail.LAYERS)
+    assert (
+        "seccomp" in box.layers
+        and "\n" not in str(box)
+        and all(layer in str(box) for layer in jail.LAYERS)
+    )
     with pytest.raises(SandboxError, match="no_such_layer"):
         Sandbox(1, require=("no_such_layer",))
     no_landlock = (
@@ -352,8 +376,14 @@ def test_seccomp_alone_and_landlock_alone_hold_files(tmp_path, monkeypatch):
 # ------------------------------------------------------------ protocol
 
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters(exclude_categories=["Cs"])),
+    lambda inner: (
+        st.lists(inner) | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"])), inner)
+    ),
     max_leaves=20,
 )
 
@@ -362,7 +392,9 @@ def same(a, b):
     if type(a) is not type(b):
         return False
     if isinstance(a, float):
-        return a == b and math.copysign(1, a) == math.copysign(1, b) or math.isnan(a) and math.isnan(b)
+        return (
+            a == b and math.copysign(1, a) == math.copysign(1, b) or math.isnan(a) and math.isnan(b)
+        )
     if isinstance(a, list):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, dict):
@@ -432,7 +464,9 @@ def test_results_of_every_kind(box):
     }.items(),
 )
 def test_hostile_replies_end_the_program(box, body, status):
-    with box.open(RAW + f"def f():\n    {body}\n    while True: pass\n", "f", Limits(timeout_s=0.3)) as program:
+    with box.open(
+        RAW + f"def f():\n    {body}\n    while True: pass\n", "f", Limits(timeout_s=0.3)
+    ) as program:
         run = program.call([])
         assert run.status == status and run.value is None and run.error, run
         assert program.call([]).status == status
@@ -464,9 +498,15 @@ def mutated(draw):
     for _ in range(draw(st.integers(0, 3))):
         cut = draw(st.integers(0, len(text)))
         token = draw(
-            st.sampled_from([b"[", b"]", b'"', b"\\", b"\\ud800", b"{", b"NaN", b"1e999", b"9" * 5000, b"\xff"])
+            st.sampled_from(
+                [b"[", b"]", b'"', b"\\", b"\\ud800", b"{", b"NaN", b"1e999", b"9" * 5000, b"\xff"]
+            )
         )
-        text = text[:cut] + token * draw(st.sampled_from([1, 1, 70])) + text[cut + draw(st.integers(0, 4)) :]
+        text = (
+            text[:cut]
+            + token * draw(st.sampled_from([1, 1, 70]))
+            + text[cut + draw(st.integers(0, 4)) :]
+        )
     return text
 
 
@@ -477,7 +517,9 @@ def test_reply_parser_gives_plain_data_or_valueerror(text, raw):
         status, error, findings, value = parse_reply(text, raw)
     except ValueError:
         return
-    assert status in room.REPORTABLE and type(error) is str and all(type(f) is str for f in findings)
+    assert (
+        status in room.REPORTABLE and type(error) is str and all(type(f) is str for f in findings)
+    )
     json.dumps(value).encode()
     str(value).encode("utf-8")
 
@@ -507,7 +549,9 @@ def test_no_two_megabytes_stall_the_parser(data):
         parse_json(data)
     except ValueError:
         pass
-    assert time.process_time() - begin < 20.0  # linear work takes well under one second, a stall never ends
+    assert (
+        time.process_time() - begin < 20.0
+    )  # linear work takes well under one second, a stall never ends
 
 
 @settings(fuzz, max_examples=FUZZ or 150)
@@ -560,7 +604,9 @@ def test_loading_has_a_time_limit(box):
 
 
 def test_cpu_limit_spans_the_program(box):
-    with box.open("def f():\n    while True: pass\n", "f", Limits(timeout_s=20, cpu_s=1)) as program:
+    with box.open(
+        "def f():\n    while True: pass\n", "f", Limits(timeout_s=20, cpu_s=1)
+    ) as program:
         run = program.call([])
         assert run.status == Status.TIMEOUT and "CPU" in run.error and run.wall_s < 15
 
@@ -598,8 +644,13 @@ def test_statuses_of_loading(box, code, status):
 def test_tables_do_not_contradict(box):
     assert not jail.ALLOWED_MODULES & set(jail.DENIED_MODULES)
     known = sys.stdlib_module_names
-    names = [n for n in jail.ALLOWED_MODULES if n.partition(".")[0] in known and not n.startswith("_")]
-    code = "".join(f"import {name}\n" for name in sorted(names)) + "from __future__ import annotations\n"
+    names = [
+        n for n in jail.ALLOWED_MODULES if n.partition(".")[0] in known and not n.startswith("_")
+    ]
+    code = (
+        "".join(f"import {name}\n" for name in sorted(names))
+        + "from __future__ import annotations\n"
+    )
     with box.open("\n".join(reversed(code.splitlines())) + "\n" + ECHO, "f") as program:
         assert (program.status, program.findings) == (Status.OK, ()), program.error
 
@@ -625,11 +676,17 @@ def test_tables_do_not_contradict(box):
 )
 def test_findings(box, code, words):
     with box.open(code, "f") as program:
-        assert any(words in finding for finding in program.findings) if words else program.findings == ()
+        assert (
+            any(words in finding for finding in program.findings)
+            if words
+            else program.findings == ()
+        )
 
 
 def test_findings_of_a_call_are_kept(box):
-    with box.open("def f(name):\n    try:\n        __import__(name)\n    except ImportError: pass\n", "f") as program:
+    with box.open(
+        "def f(name):\n    try:\n        __import__(name)\n    except ImportError: pass\n", "f"
+    ) as program:
         assert program.call(["math"]).status == Status.OK and program.findings == ()
         program.call(["numpy"])
         assert program.findings == ("at run time: import of numpy (not in the standard library)",)
@@ -779,7 +836,9 @@ def test_nothing_outlives_a_killed_trainer(in_thread):
 
 
 def test_interrupt_between_request_and_reply_does_not_shift_answers(box):
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored where the tests run in the background
     try:
         interrupt_between_request_and_reply(box)
     finally:
@@ -810,7 +869,12 @@ def test_hostile_runs_leave_nothing_behind(box, jail_copy):
 
     def footprint():
         pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return len(os.listdir("/proc/self/fd")), threading.active_count(), len(jails(jail_copy)), pages * 4096
+        return (
+            len(os.listdir("/proc/self/fd")),
+            threading.active_count(),
+            len(jails(jail_copy)),
+            pages * 4096,
+        )
 
     for code in hostile:
         one(box, code)

@@ -24,7 +24,9 @@ def test_a_scheduled_weight_lies_on_the_line_between_its_neighbours(corners, ste
         assert weight == corners[step]
     else:
         a, b = max(earlier), min(later)
-        assert weight == pytest.approx(((b - step) * corners[a] + (step - a) * corners[b]) / (b - a), abs=1e-9)
+        assert weight == pytest.approx(
+            ((b - step) * corners[a] + (step - a) * corners[b]) / (b - a), abs=1e-9
+        )
 
 
 @given(SCHEDULES, st.integers(0, 20_000), st.randoms())

@@ -108,7 +108,9 @@ class Machine:
             start_new_session=True,
         )
 
-    def run(self, *command: str, cwd: Path = Path("/"), **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, cwd: Path = Path("/"), **env: str
+    ) -> subprocess.CompletedProcess[str]:
         process = self.start(*command, cwd=cwd, **env)
         out, err = process.communicate(timeout=30)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
@@ -147,7 +149,10 @@ def bind(source: object, target: object, mode: str = "") -> str:
 def test_help_names_every_setting_that_the_script_reads(machine: Machine, script: str):
     done = machine.run(script, "--help")
     assert done.returncode == 0 and not done.stderr
-    settings = set(re.findall(r"\$\{([A-Z_]+):-", (ROOT / script).read_text())) - {"HOME", "XDG_CACHE_HOME"}
+    settings = set(re.findall(r"\$\{([A-Z_]+):-", (ROOT / script).read_text())) - {
+        "HOME",
+        "XDG_CACHE_HOME",
+    }
     assert {name for name in settings if name not in done.stdout} == set()
 
 
@@ -160,19 +165,37 @@ REFUSALS = {
     ),
     "no client": ({"DOCKER": "podmann"}, 2, "there is no Docker client (podmann)"),
     "no runtime": ({"FAKE": "no-runtime"}, 2, "Docker has no NVIDIA runtime"),
-    "no driver": ({"FAKE": "no-driver"}, 2, "no usable driver or GPU (GPUS=all): nvidia-container-cli"),
-    "odd failure": ({"FAKE": "odd-failure"}, 2, "a container on the GPU did not start: no space left"),
-    "old driver": ({"DRIVER": "550.54.15"}, 2, "driver here is 550.54.15, and torch for CUDA 13 needs 580"),
+    "no driver": (
+        {"FAKE": "no-driver"},
+        2,
+        "no usable driver or GPU (GPUS=all): nvidia-container-cli",
+    ),
+    "odd failure": (
+        {"FAKE": "odd-failure"},
+        2,
+        "a container on the GPU did not start: no space left",
+    ),
+    "old driver": (
+        {"DRIVER": "550.54.15"},
+        2,
+        "driver here is 550.54.15, and torch for CUDA 13 needs 580",
+    ),
     "output": ({"OUTPUT_DIR": "/dev/null/out"}, 4, "cannot write to the folder /dev/null/out.\n"),
     "cache": ({"CACHE_DIR": "/dev/null/cache"}, 4, "cannot write to the folder /dev/null/cache.\n"),
     "hub cache": ({"HF_HOME": "/dev/null/hub"}, 4, "or use HF_HOME=/path"),
     "disk": ({"MIN_FREE_GB": "99999999"}, 4, "and this needs about 99999999 GB"),
-    "token": ({"HF_TOKEN_PATH": "/dev/null/token"}, 2, "cannot read the file that HF_TOKEN_PATH names"),
+    "token": (
+        {"HF_TOKEN_PATH": "/dev/null/token"},
+        2,
+        "cannot read the file that HF_TOKEN_PATH names",
+    ),
 }
 
 
 @pytest.mark.parametrize("env, status, text", REFUSALS.values(), ids=REFUSALS)
-def test_refusals_say_what_is_missing_and_how_else_it_can_be_tried(machine: Machine, env, status, text):
+def test_refusals_say_what_is_missing_and_how_else_it_can_be_tried(
+    machine: Machine, env, status, text
+):
     machine.add("nvidia-smi", NVIDIA_SMI)
     done = machine.run("train.sh", **env)
     assert (done.returncode, done.stdout) == (status, "")
@@ -192,7 +215,10 @@ USAGE = {
     "unknown option": (["--smok"], "there is no option --smok"),
     "two modes": (["--smoke", "--cpu"], "--smoke and --cpu exclude each other"),
     "config without a name": (["--config"], "--config needs a file name"),
-    "no such config": (["--config", "nowhere.yaml"], "there is no config file nowhere.yaml (sought in /"),
+    "no such config": (
+        ["--config", "nowhere.yaml"],
+        "there is no config file nowhere.yaml (sought in /",
+    ),
     "override without =": (["grpo.max_steps"], "'grpo.max_steps' is neither"),
     "no such script": (["chekc.py"], "there is no script chekc.py"),
     "dry run of another script": (["--dry-run", "check.py"], "--dry-run goes with train.py only"),
@@ -224,16 +250,25 @@ def test_the_container_gets_the_arguments_as_they_were_written(machine: Machine)
         bind(cache / "gpt-oss-grpo", "/cache"),
         bind(cache / "huggingface", "/cache/huggingface"),
     ]
-    assert (cache / "gpt-oss-grpo" / "huggingface").is_dir()  # else Docker makes the mount point, as root
+    assert (
+        cache / "gpt-oss-grpo" / "huggingface"
+    ).is_dir()  # else Docker makes the mount point, as root
 
 
 def test_a_dry_run_is_handed_to_the_job(machine: Machine):
     call = machine.docker_call("run", "train.sh", "grpo.max_steps=1", "--dry-run")
-    assert call[call.index("gpt-oss-grpo") :] == ["gpt-oss-grpo", "train.py", "--dry-run", "grpo.max_steps=1"]
+    assert call[call.index("gpt-oss-grpo") :] == [
+        "gpt-oss-grpo",
+        "train.py",
+        "--dry-run",
+        "grpo.max_steps=1",
+    ]
 
 
 def test_another_script_gets_everything_behind_its_name(machine: Machine):
-    call = machine.docker_call("run", "train.sh", "--cpu", "check.py", "grade", "--help", "rows.jsonl")
+    call = machine.docker_call(
+        "run", "train.sh", "--cpu", "check.py", "grade", "--help", "rows.jsonl"
+    )
     assert call[call.index("check.py") :] == ["check.py", "grade", "--help", "rows.jsonl"]
 
 
@@ -244,7 +279,9 @@ def test_cpu_container(machine: Machine):
 
 
 def test_settings_of_the_container(machine: Machine, tmp_path: Path):
-    places = {name: str(tmp_path / "far, away" / name) for name in ("OUTPUT_DIR", "CACHE_DIR", "HF_HOME")}
+    places = {
+        name: str(tmp_path / "far, away" / name) for name in ("OUTPUT_DIR", "CACHE_DIR", "HF_HOME")
+    }
     env = {"GPUS": "0,1", "IMAGE": "mine:1", "DOCKER_ARGS": "--network none", "FAKE": "rootless"}
     call = machine.docker_call("run", "train.sh", **places, **env)
     assert options(call, "--gpus") == ['"device=0,1"']
@@ -261,7 +298,13 @@ def test_config_files_and_paths_reach_the_container(machine: Machine, tmp_path: 
     outside, model, out = tmp_path / "my config.yaml", tmp_path / "a model", tmp_path / "out"
     outside.touch()
     model.mkdir()
-    words = ["--config", "my config.yaml", f"model.name={model}", f"again={model}", "b=/no/such/path"]
+    words = [
+        "--config",
+        "my config.yaml",
+        f"model.name={model}",
+        f"again={model}",
+        "b=/no/such/path",
+    ]
     call = machine.docker_call("run", "train.sh", *words, f"grpo.output_dir={out}", cwd=tmp_path)
     assert options(call, "--mount")[4:] == [
         bind(out, out),
@@ -271,8 +314,12 @@ def test_config_files_and_paths_reach_the_container(machine: Machine, tmp_path: 
     assert options(call, "--config") == [str(outside)] and out.is_dir()
 
 
-@pytest.mark.parametrize("cwd, name", [("/", "configs/tiny.yaml"), ("the repo/configs", "tiny.yaml")])
-def test_a_config_of_the_repository_is_named_from_its_root(machine: Machine, tmp_path: Path, cwd, name):
+@pytest.mark.parametrize(
+    "cwd, name", [("/", "configs/tiny.yaml"), ("the repo/configs", "tiny.yaml")]
+)
+def test_a_config_of_the_repository_is_named_from_its_root(
+    machine: Machine, tmp_path: Path, cwd, name
+):
     call = machine.docker_call("run", "train.sh", f"--config={name}", cwd=tmp_path / cwd)
     assert options(call, "--config") == ["configs/tiny.yaml"] and len(options(call, "--mount")) == 4
 
@@ -316,7 +363,9 @@ def test_smoke_trains_the_tiny_model_in_a_fresh_environment(machine: Machine):
     assert done.stdout == f"ran train.py {merged} in {machine.repo} cuda=\n"
     assert len(machine.pip_calls()) == 1
     done = machine.run("train.sh", "--smoke", "check.py", "x", cwd=machine.home)
-    assert done.stdout == f"ran {machine.repo}/check.py x in {machine.home} cuda=\n"  # its files are the user's
+    assert (
+        done.stdout == f"ran {machine.repo}/check.py x in {machine.home} cuda=\n"
+    )  # its files are the user's
 
 
 def test_local_uses_the_gpu_set_where_there_is_a_gpu(machine: Machine):
@@ -339,7 +388,9 @@ def test_local_uses_the_gpu_set_where_there_is_a_gpu(machine: Machine):
 def test_an_installation_that_cannot_be(machine: Machine, env, status, text):
     for command in (["--setup"], ["--smoke"]):
         done = machine.run("train.sh", *command, **env)
-        assert done.returncode == status and text in done.stderr and "ran train.py" not in done.stdout
+        assert (
+            done.returncode == status and text in done.stderr and "ran train.py" not in done.stdout
+        )
 
 
 def test_smoke_checks_the_output_folder_before_it_installs(machine: Machine):
@@ -427,7 +478,9 @@ def test_build_for_cpus_behind_a_mirror(machine: Machine, tmp_path: Path):
         "extra-index-url =  https://example.org/cpu",
         "cert = /run/secrets/ca",
     ]
-    secret = next(word for word in call if word.startswith("id=pip,src=")).removeprefix("id=pip,src=")
+    secret = next(word for word in call if word.startswith("id=pip,src=")).removeprefix(
+        "id=pip,src="
+    )
     assert not Path(secret).exists()
 
 
@@ -437,7 +490,9 @@ def test_build_refusals(machine: Machine):
         ({"FAKE": "new-client"}, "this Docker client has no BuildKit"),
     ):
         done = machine.run("build.sh", **env)
-        assert done.returncode == 2 and text in done.stderr and "bash train.sh --smoke" in done.stderr
+        assert (
+            done.returncode == 2 and text in done.stderr and "bash train.sh --smoke" in done.stderr
+        )
     assert all(call[0] != "build" for call in machine.calls())
 
 

@@ -29,7 +29,9 @@ def totals(task, options, sandbox, texts):
     grades = Grader([options], sandbox, seed=5).grade(texts, [row] * len(texts))
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     columns = {name: [value] * len(texts) for name, value in row.items()}
-    return np.sum([resolve(name)(completions, grades=grades, **columns) for name in task.REWARDS], axis=0), grades
+    return np.sum(
+        [resolve(name)(completions, grades=grades, **columns) for name in task.REWARDS], axis=0
+    ), grades
 
 
 class Watched:
@@ -50,12 +52,17 @@ class TestEveryTask:
         rows = task.rows(task.Options(type=name, num_rows=3))
         assert len(rows) == 3
         for row in rows:
-            assert row["prompt"] and all(message["role"] and message["content"] for message in row["prompt"])
+            assert row["prompt"] and all(
+                message["role"] and message["content"] for message in row["prompt"]
+            )
 
     def test_reference_earns_full_marks_and_nothing_else_does(self, name, sandbox):
         task = tasks.load(name)
         (reference, *others), grades = totals(
-            task, task.Options(type=name), sandbox, [task.REFERENCE, "", "no code here", None, *task.WRONG, *task.CHEAT]
+            task,
+            task.Options(type=name),
+            sandbox,
+            [task.REFERENCE, "", "no code here", None, *task.WRONG, *task.CHEAT],
         )
         assert grades[0].correct and not grades[0].cheating, grades[0].detail
         assert max(others) < reference
@@ -81,31 +88,46 @@ class TestEveryTask:
 
     def test_imports_no_torch(self, name):
         code = f"import sys, tasks.{name}; print('torch' in sys.modules)"
-        run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         assert run.stdout.strip() == "False"
 
 
 @pytest.mark.parametrize(
-    ("step", "pairs", "largest"), [(0, 5, 96), (9, 5, 96), (10, 2, 96), (19, 2, 96), (20, 5, 64), (10**6, 5, 64)]
+    ("step", "pairs", "largest"),
+    [(0, 5, 96), (9, 5, 96), (10, 2, 96), (19, 2, 96), (20, 5, 64), (10**6, 5, 64)],
 )
 def test_a_stage_replaces_the_tasks_own_values_and_no_others(step, pairs, largest):
     stages = [{"step": 10, "timing_pairs": 2}, {"step": 20, "timing_max_size": 64}]
     options = tasks.at_step(matmul.Options(type="matmul", prompt="mine", curriculum=stages), step)
-    assert (options.timing_pairs, options.timing_max_size, options.prompt) == (pairs, largest, "mine")
+    assert (options.timing_pairs, options.timing_max_size, options.prompt) == (
+        pairs,
+        largest,
+        "mine",
+    )
 
 
 def test_an_impossible_stage_is_refused_where_nobody_validated_it():
     options = matmul.Options(type="matmul", curriculum=[{"step": 0, "prompt": "other"}])
-    with pytest.raises(ValueError, match="prompt: cannot change by step; of matmul can: timing_pairs"):
+    with pytest.raises(
+        ValueError, match="prompt: cannot change by step; of matmul can: timing_pairs"
+    ):
         tasks.at_step(options, 0)
 
 
-SHAPES = [json.loads(line) for line in (ROOT / "tests" / "data" / "extraction.jsonl").open(encoding="utf-8")]
+SHAPES = [
+    json.loads(line)
+    for line in (ROOT / "tests" / "data" / "extraction.jsonl").open(encoding="utf-8")
+]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=[shape["id"] for shape in SHAPES])
 def test_extract_code(shape):
-    assert extract_code(shape["completion"], shape["function"]) == (shape["code"], shape["unclosed"])
+    assert extract_code(shape["completion"], shape["function"]) == (
+        shape["code"],
+        shape["unclosed"],
+    )
 
 
 @given(st.text(alphabet="`~>-1.\n\r\t python markdown def matmul(A):x", max_size=300))
@@ -155,7 +177,9 @@ def test_extraction_takes_linear_time(text):
 def test_an_unclosed_program_is_judged_like_any_other_and_flagged(name, sandbox):
     task = tasks.load(name)
     closed = task.REFERENCE
-    (total, cut_total), (grade, cut) = totals(task, task.Options(type=name), sandbox, [closed, cut_off(closed)])
+    (total, cut_total), (grade, cut) = totals(
+        task, task.Options(type=name), sandbox, [closed, cut_off(closed)]
+    )
     assert cut.correct and cut.code.strip() == grade.code.strip() and cut_total > 0 < total
     assert cut.data["unclosed"] is True and "never closed" in cut.detail
     assert "unclosed" not in grade.data and "never closed" not in grade.detail
@@ -168,7 +192,9 @@ def cut_off(completion):
 
 def grade(sandbox, code, seed=0, **options):
     text = f"```python\n{code}\n```"
-    return matmul.grade(text, {}, matmul.Options(type="matmul", **options), sandbox, np.random.default_rng(seed))
+    return matmul.grade(
+        text, {}, matmul.Options(type="matmul", **options), sandbox, np.random.default_rng(seed)
+    )
 
 
 LOOP = matmul.BASELINE
@@ -177,12 +203,32 @@ LOOP = matmul.BASELINE
 @pytest.mark.parametrize(
     ("code", "status", "detail"),
     [
-        ("def matmul(A, B):\n    return [[0.0] * len(B[0]) for _ in A]", Status.OK, "wrong product"),
+        (
+            "def matmul(A, B):\n    return [[0.0] * len(B[0]) for _ in A]",
+            Status.OK,
+            "wrong product",
+        ),
         ("def matmul(A, B):\n    return A + A", Status.OK, "expected a list of 1 rows"),
-        ("def matmul(A, B):\n    return [[float('nan')] * len(B[0]) for _ in A]", Status.OK, "not finite"),
-        ("def matmul(A, B):\n    return [[10 ** 999] * len(B[0]) for _ in A]", Status.OK, "too large"),
-        ("def matmul(A, B):\n    return [[True] * len(B[0]) for _ in A]", Status.OK, "expected int or float"),
-        ("def matmul(A, B):\n    return [['1'] * len(B[0]) for _ in A]", Status.OK, "expected int or float"),
+        (
+            "def matmul(A, B):\n    return [[float('nan')] * len(B[0]) for _ in A]",
+            Status.OK,
+            "not finite",
+        ),
+        (
+            "def matmul(A, B):\n    return [[10 ** 999] * len(B[0]) for _ in A]",
+            Status.OK,
+            "too large",
+        ),
+        (
+            "def matmul(A, B):\n    return [[True] * len(B[0]) for _ in A]",
+            Status.OK,
+            "expected int or float",
+        ),
+        (
+            "def matmul(A, B):\n    return [['1'] * len(B[0]) for _ in A]",
+            Status.OK,
+            "expected int or float",
+        ),
         ("def matmul(A, B):\n    return None", Status.OK, "expected a list"),
         ("def matmul(A, B):\n    raise ValueError('no')", Status.CRASH, "no"),
         ("def matmul(A):\n    return A", Status.CRASH, "argument"),
@@ -209,7 +255,9 @@ class sandbox_with_short_limit:
         self.sandbox = sandbox
 
     def open(self, code, entry_point):
-        return self.sandbox.open(code, entry_point, dataclasses.replace(self.sandbox.limits, timeout_s=0.5))
+        return self.sandbox.open(
+            code, entry_point, dataclasses.replace(self.sandbox.limits, timeout_s=0.5)
+        )
 
 
 def test_an_overflowing_value_counts_as_wrong_not_as_our_error():
@@ -222,7 +270,9 @@ def test_rounding_in_another_order_is_right():
         rng.uniform(-1, 1, (20, 300)) * 10.0 ** rng.integers(-6, 7, (20, 300)),
         rng.uniform(-1, 1, (300, 5)),
     )
-    backwards = [[sum(a[i, p] * b[p, j] for p in reversed(range(300))) for j in range(5)] for i in range(20)]
+    backwards = [
+        [sum(a[i, p] * b[p, j] for p in reversed(range(300))) for j in range(5)] for i in range(20)
+    ]
     assert matmul.mistake([[float(x) for x in row] for row in backwards], a, b) == ""
     assert matmul.mistake([[float(x) * (1 + 1e-6) for x in row] for row in backwards], a, b)
 
@@ -233,22 +283,31 @@ def test_inputs_are_fresh_and_of_all_kinds():
         shapes = [(a.shape[0], *b.shape) for a, b in inputs]
         assert (1, 1, 1) in shapes and len(shapes) >= 6
         assert any(n == 1 < m for n, k, m in shapes) and any(m == 1 < n for n, k, m in shapes)
-        assert any(a.dtype.kind == "i" for a, b in inputs) and any((a == 0).any() for a, b in inputs)
+        assert any(a.dtype.kind == "i" for a, b in inputs) and any(
+            (a == 0).any() for a, b in inputs
+        )
     assert any(not np.array_equal(one[0], other[0]) for one, other in zip(*drawn, strict=True))
 
 
 def test_a_special_case_for_one_size_is_found_out(sandbox):
-    code = LOOP.replace("    C = ", "    if n > 20:\n        return [[0.0] * m for _ in range(n)]\n    C = ")
+    code = LOOP.replace(
+        "    C = ", "    if n > 20:\n        return [[0.0] * m for _ in range(n)]\n    C = "
+    )
     assert not grade(sandbox, code).correct
 
 
 def test_changing_the_inputs_is_wrong(sandbox):
-    code = LOOP + "\ninner = matmul\ndef matmul(A, B):\n    C = inner(A, B)\n    del A[1:]\n    return C\n"
+    code = (
+        LOOP
+        + "\ninner = matmul\ndef matmul(A, B):\n    C = inner(A, B)\n    del A[1:]\n    return C\n"
+    )
     result = grade(sandbox, code)
     assert not result.correct and "changed its arguments" in result.detail
 
 
-@pytest.mark.parametrize("key", ["len(A), len(B[0]), A[0][0], B[0][0]", "sum(map(len, A)), B[0][0]"])
+@pytest.mark.parametrize(
+    "key", ["len(A), len(B[0]), A[0][0], B[0][0]", "sum(map(len, A)), B[0][0]"]
+)
 def test_a_remembered_result_is_found_out(sandbox, key):
     code = LOOP + f"\ninner, seen = matmul, {{}}\ndef matmul(A, B):\n    key = {key}\n"
     code += "    if key not in seen:\n        seen[key] = inner(A, B)\n    return seen[key]\n"
@@ -283,10 +342,22 @@ def grade(*arguments): pass
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("def rows(:\n", r"tasks/broken.py cannot be imported: SyntaxError: .*\(broken.py, line 1\)"),
-        ("\nfrom sandbox import Statuz\n", r"cannot be imported: ImportError: .*'Statuz'.*\(broken.py:2\)"),
-        (GOOD_TASK.replace("REFERENCE", "REFERENZ").replace("def grade", "def grades"), "lacks grade, REFERENCE; the"),
-        (GOOD_TASK.replace("from tasks import", "class"), r"its Options must be a subclass of tasks.Options"),
+        (
+            "def rows(:\n",
+            r"tasks/broken.py cannot be imported: SyntaxError: .*\(broken.py, line 1\)",
+        ),
+        (
+            "\nfrom sandbox import Statuz\n",
+            r"cannot be imported: ImportError: .*'Statuz'.*\(broken.py:2\)",
+        ),
+        (
+            GOOD_TASK.replace("REFERENCE", "REFERENZ").replace("def grade", "def grades"),
+            "lacks grade, REFERENCE; the",
+        ),
+        (
+            GOOD_TASK.replace("from tasks import", "class"),
+            r"its Options must be a subclass of tasks.Options",
+        ),
     ],
 )
 def test_a_file_that_is_no_task_is_a_config_error(tmp_path, monkeypatch, text, message):
@@ -310,4 +381,6 @@ def test_a_file_that_is_no_task_is_a_config_error(tmp_path, monkeypatch, text, m
 def test_what_is_no_row_is_told(row, message):
     with pytest.raises(ValueError, match=f"rows of tasks/matmul.py: {message}"):
         tasks.labelled(row, matmul.Options(type="matmul"))
-    assert tasks.labelled({"prompt": [{"role": "user", "content": "x"}]}, matmul.Options(type="matmul"))
+    assert tasks.labelled(
+        {"prompt": [{"role": "user", "content": "x"}]}, matmul.Options(type="matmul")
+    )

@@ -18,24 +18,42 @@ from job.errors import ConfigError
 from job.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
-FAST = ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1", "task.check=false"]
+FAST = [
+    "grpo.per_device_train_batch_size=4",
+    "grpo.num_generations=4",
+    "task.timing_pairs=1",
+    "task.check=false",
+]
 
 
 def command(output, *overrides, fast=FAST):
-    script = [sys.executable, "train.py", "--config", "configs/tiny.yaml", f"grpo.output_dir={output}"]
+    script = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/tiny.yaml",
+        f"grpo.output_dir={output}",
+    ]
     return [*script, *fast, *overrides]
 
 
 def run(output, *overrides, fast=FAST, **kwargs):
     return subprocess.run(
-        command(output, *overrides, fast=fast), cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs
+        command(output, *overrides, fast=fast),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        **kwargs,
     )
 
 
 @pytest.fixture
 def run_here(run_job):
     """As `run`, without a process of its own."""
-    return lambda output, *overrides, fast=FAST: run_job(*command(output, *overrides, fast=fast)[2:])
+    return lambda output, *overrides, fast=FAST: run_job(
+        *command(output, *overrides, fast=fast)[2:]
+    )
 
 
 def metrics(output):
@@ -54,8 +72,15 @@ def test_the_whole_job(finished):
     assert [entry["step"] for entry in metrics(output)] == [1, 2, 3, 4]
     for name in ("function_works", "no_cheating", "correctness_check", "speed_check"):
         assert all(f"rewards/{name}/mean" in entry for entry in metrics(output))
-    assert {"grades/correct", "grades/cheating", "kl", "grad_norm", "learning_rate"} <= set(metrics(output)[0])
-    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"):
+    assert {"grades/correct", "grades/cheating", "kl", "grad_norm", "learning_rate"} <= set(
+        metrics(output)[0]
+    )
+    for name in (
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+    ):
         assert (output / "final_model" / name).is_file()
     assert not (output / "final_model" / "ref").exists()
     assert {path.name for path in output.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
@@ -111,7 +136,8 @@ def test_resuming_repeats_the_run(finished, tmp_path):
     lengths = "completions/mean_length"  # what was sampled, hence weights and seeds
     assert metrics(resumed)[2][lengths] == metrics(output)[2][lengths]
     assert (
-        metrics(resumed)[2]["kl"] == pytest.approx(metrics(output)[2]["kl"], rel=1e-3) and metrics(output)[2]["kl"] > 0
+        metrics(resumed)[2]["kl"] == pytest.approx(metrics(output)[2]["kl"], rel=1e-3)
+        and metrics(output)[2]["kl"] > 0
     )
 
 
@@ -143,10 +169,19 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_h
 
     steps = metrics(whole)
     assert [step["reward_weights/length_penalty"] for step in steps] == [0.0, 0.5, 1.0, 1.5]
-    means = [(step["rewards/step_by_step/mean"], step["rewards/length_penalty/mean"]) for step in steps]
+    means = [
+        (step["rewards/step_by_step/mean"], step["rewards/length_penalty/mean"]) for step in steps
+    ]
     for step, (layout, length) in zip(steps, means, strict=True):
-        assert step["reward"] == pytest.approx(layout + step["reward_weights/length_penalty"] * length)
-    assert [length for _, length in means] == [0.0, 0.0, -1.0, -1.0]  # the penalty of a stage that allows nothing
+        assert step["reward"] == pytest.approx(
+            layout + step["reward_weights/length_penalty"] * length
+        )
+    assert [length for _, length in means] == [
+        0.0,
+        0.0,
+        -1.0,
+        -1.0,
+    ]  # the penalty of a stage that allows nothing
 
     assert [step["step"] for step in metrics(resumed)] == [3, 4]
     for name in [name for name in steps[0] if name.startswith(("reward", "completions/"))]:
@@ -157,7 +192,9 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_h
         table = pandas.read_parquet(output / "completions")
         asked = [step["prompt"].unique() for _, step in table.groupby("step")]
         assert [len(prompts) for prompts in asked] == [1] * len(expected)
-        assert all(problem in str(prompts[0]) for problem, prompts in zip(expected, asked, strict=True))
+        assert all(
+            problem in str(prompts[0]) for problem, prompts in zip(expected, asked, strict=True)
+        )
 
 
 def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, run_here):
@@ -174,14 +211,23 @@ def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, ru
         for step, other in zip(metrics(whole)[1:], metrics(resumed), strict=True)
     ]
     assert differing == [set()] * 3
-    assert ["reward" in step for step in metrics(resumed)] == [False, True, False]  # generated at steps 1 and 3
+    assert ["reward" in step for step in metrics(resumed)] == [
+        False,
+        True,
+        False,
+    ]  # generated at steps 1 and 3
 
 
 def test_a_generated_batch_of_another_shape_is_not_taken_up(tmp_path, run_here):
     job = ["task.type=reasoning", "grpo.num_iterations=2", "grpo.save_steps=1"]
     assert run_here(tmp_path, *job, "grpo.max_steps=1", fast=FAST[:2]).returncode == 0
     assert (tmp_path / "checkpoint-1" / "rollout_0.pt").is_file()
-    wider = [*job, "grpo.per_device_train_batch_size=8", "grpo.max_steps=2", "grpo.resume_from_checkpoint=auto"]
+    wider = [
+        *job,
+        "grpo.per_device_train_batch_size=8",
+        "grpo.max_steps=2",
+        "grpo.resume_from_checkpoint=auto",
+    ]
     assert run_here(tmp_path, *wider, fast=FAST[1:2]).returncode == 0
     assert ["reward" in step for step in metrics(tmp_path)] == [True, True]
 
@@ -190,13 +236,21 @@ def test_resuming_a_finished_run_trains_no_further(finished, tmp_path, run_here)
     output, _ = finished
     again = tmp_path / "run"
     shutil.copytree(output, again, ignore=shutil.ignore_patterns("final_model"))
-    result = run_here(again, "grpo.max_steps=4", "grpo.learning_rate=0.5", "grpo.resume_from_checkpoint=auto")
+    result = run_here(
+        again, "grpo.max_steps=4", "grpo.learning_rate=0.5", "grpo.resume_from_checkpoint=auto"
+    )
     assert result.returncode == 0 and "nothing is left to train" in result.stdout
     begin = f"note: since {again / 'checkpoint-4'} was written: "
-    notes = [line.removeprefix(begin).partition(":")[0] for line in result.stderr.splitlines() if begin in line]
+    notes = [
+        line.removeprefix(begin).partition(":")[0]
+        for line in result.stderr.splitlines()
+        if begin in line
+    ]
     assert sorted(notes) == ["grpo.learning_rate", "grpo.save_steps", "task.check"]
     assert "mean reward" not in result.stdout  # a table of no steps
-    final, before = (folder / "final_model" / "adapter_model.safetensors" for folder in (again, output))
+    final, before = (
+        folder / "final_model" / "adapter_model.safetensors" for folder in (again, output)
+    )
     assert final.read_bytes() == before.read_bytes()
     assert {path.name for path in again.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
 
@@ -223,30 +277,51 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_here)
         result = run_here(tmp_path, "lora.target_parameters=null", *overrides)
         assert result.returncode == code, result.stderr
         assert checkpoint.is_dir() and not list(tmp_path.glob("previous-*"))
-    assert "error: lora.target_modules: the model has no q_prj; did you mean q_proj?" in result.stderr
+    assert (
+        "error: lora.target_modules: the model has no q_prj; did you mean q_proj?" in result.stderr
+    )
     result = run_here(tmp_path, "grpo.lr_scheduler_type=cosine_with_min_lr")
-    assert result.returncode == 2 and "error: grpo.lr_scheduler_type, lr_scheduler_kwargs: " in result.stderr
-    assert "sandbox:" not in result.stdout and checkpoint.is_dir()  # before anything is started or loaded
+    assert (
+        result.returncode == 2
+        and "error: grpo.lr_scheduler_type, lr_scheduler_kwargs: " in result.stderr
+    )
+    assert (
+        "sandbox:" not in result.stdout and checkpoint.is_dir()
+    )  # before anything is started or loaded
     result = run_here(tmp_path, "grpo.resume_from_checkpoint=auto")
-    assert result.returncode == 2 and f"lora.r: 8, but {checkpoint} was trained with 4" in result.stderr
+    assert (
+        result.returncode == 2
+        and f"lora.r: 8, but {checkpoint} was trained with 4" in result.stderr
+    )
 
 
 def test_auto_without_a_checkpoint_says_so(tmp_path, capsys):
     (tmp_path / "previous-1" / "checkpoint-5").mkdir(parents=True)
-    job = config.load_config(None, ["grpo.resume_from_checkpoint=auto", f"grpo.output_dir={tmp_path}"])
+    job = config.load_config(
+        None, ["grpo.resume_from_checkpoint=auto", f"grpo.output_dir={tmp_path}"]
+    )
     assert RunFolder(job).checkpoint_to_resume(job) is None
     said = capsys.readouterr().out
     assert "no checkpoint in" in said and "previous-1/checkpoint-5" in said
 
 
 def test_evaluation_rows_are_held_out(tmp_path, run_here):
-    evaluation = ["grpo.eval_strategy=steps", "grpo.eval_steps=1", "task.num_eval_rows=4", "task.num_rows=12"]
-    result = run_here(tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation)
+    evaluation = [
+        "grpo.eval_strategy=steps",
+        "grpo.eval_steps=1",
+        "task.num_eval_rows=4",
+        "task.num_rows=12",
+    ]
+    result = run_here(
+        tmp_path, "grpo.max_steps=1", "grpo.per_device_eval_batch_size=4", *evaluation
+    )
     assert result.returncode == 0, result.stderr
     step, evaluated = metrics(tmp_path)
     assert "eval_reward" in evaluated
     table = pandas.read_parquet(tmp_path / "completions" / "completions_00001.parquet")
-    for name in tasks.load("matmul").REWARDS:  # the step's own completions, not those of its evaluation
+    for name in tasks.load(
+        "matmul"
+    ).REWARDS:  # the step's own completions, not those of its evaluation
         assert table[name].mean() == pytest.approx(step[f"rewards/{name}/mean"])
         assert table[name].std() == pytest.approx(step[f"rewards/{name}/std"])
 
@@ -273,23 +348,39 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
 
     def run_two(output, *overrides):
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        torchrun = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            "2",
+        ]
         script = command(
             output, "grpo.max_steps=3", "grpo.save_steps=1", "grpo.zero_std_groups=resample", "grpo.num_iterations=2",
             "grpo.max_resampling_tries=2", "grpo.max_completion_length=24", *overrides,
         )  # fmt: skip
-        result = subprocess.run(torchrun + script[1:], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        result = subprocess.run(
+            torchrun + script[1:], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
         assert result.returncode == 0, result.stderr
         return result.stdout
 
     said = run_two(whole)
-    assert "8 completions of 2 prompts, 4 each; each of 2 devices takes 4 completions of 1 prompt" in said
+    assert (
+        "8 completions of 2 prompts, 4 each; each of 2 devices takes 4 completions of 1 prompt"
+        in said
+    )
     assert said.count("an optimizer step: ") == said.count("step 1/3") == 1
     steps = metrics(whole)
     assert len(steps) == 3 and all(entry.get("resampling/tries", 0) <= 2 for entry in steps)
-    assert len(pandas.read_parquet(whole / "completions" / "completions_00003.parquet")) == 8  # of both processes
+    assert (
+        len(pandas.read_parquet(whole / "completions" / "completions_00003.parquet")) == 8
+    )  # of both processes
 
-    shutil.copytree(whole / "checkpoint-1", resumed / "checkpoint-1")  # in the midst of a generated batch
+    shutil.copytree(
+        whole / "checkpoint-1", resumed / "checkpoint-1"
+    )  # in the midst of a generated batch
     run_two(resumed, "grpo.resume_from_checkpoint=auto")
     for step, again in zip(steps[1:], metrics(resumed), strict=True):
         assert {name for name in step if step[name] != again.get(name)} <= {"step_time"}
@@ -320,9 +411,21 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
         (["grpo.max_step=3", "lora.rr=3"], 2, "grpo.max_step: no such key"),
         (["model.name=/no/such/model"], 2, "model.name: /no/such/model is not a folder"),
         (["nonsense"], 2, "override 'nonsense'"),
-        (["model.max_seq_length=200"], 2, "model.max_seq_length 200 less grpo.max_completion_length 112 leaves 87"),
-        (["grpo.resume_from_checkpoint=/nowhere"], 2, "grpo.resume_from_checkpoint: /nowhere is neither"),
-        (["sandbox.require=[landlok]"], 2, "sandbox: require: no layer 'landlok'; did you mean landlock?"),
+        (
+            ["model.max_seq_length=200"],
+            2,
+            "model.max_seq_length 200 less grpo.max_completion_length 112 leaves 87",
+        ),
+        (
+            ["grpo.resume_from_checkpoint=/nowhere"],
+            2,
+            "grpo.resume_from_checkpoint: /nowhere is neither",
+        ),
+        (
+            ["sandbox.require=[landlok]"],
+            2,
+            "sandbox: require: no layer 'landlok'; did you mean landlock?",
+        ),
     ],
 )
 def test_a_mistake_is_one_clear_line(tmp_path, run_here, overrides, code, expected):
@@ -344,8 +447,12 @@ def test_two_runs_do_not_share_an_output_folder(tmp_path, run_here):
 
 def test_a_checkpoint_is_sought_by_its_path_and_the_nearest_is_named(finished):
     output, _ = finished
-    job = config.load_config(None, ["grpo.resume_from_checkpoint=checkpoint-2", f"grpo.output_dir={output}"])
-    with pytest.raises(ConfigError, match=f"checkpoint-2 is neither .*; did you mean {output}/checkpoint-2?"):
+    job = config.load_config(
+        None, ["grpo.resume_from_checkpoint=checkpoint-2", f"grpo.output_dir={output}"]
+    )
+    with pytest.raises(
+        ConfigError, match=f"checkpoint-2 is neither .*; did you mean {output}/checkpoint-2?"
+    ):
         RunFolder(job).checkpoint_to_resume(job)
 
 
@@ -366,7 +473,9 @@ def small_disk(tmp_path):
     def mount(options):
         path = tmp_path / f"disk{len(mounted)}"
         path.mkdir()
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "tmpfs", path], capture_output=True
+        ).returncode:
             pytest.skip("this container may not mount")
         mounted.append(path)
         return path
@@ -377,13 +486,17 @@ def small_disk(tmp_path):
 
 
 @needs_root
-@pytest.mark.parametrize(("options", "expected"), [("size=9m", "only"), ("size=9m,ro", "Read-only file system")])
+@pytest.mark.parametrize(
+    ("options", "expected"), [("size=9m", "only"), ("size=9m,ro", "Read-only file system")]
+)
 def test_no_room_or_read_only_is_refused_at_the_start(small_disk, options, expected, run_here):
     began = time.monotonic()
     result = run_here(small_disk(options))
     assert result.returncode == 4
     assert (
-        "error: grpo.output_dir: " in result.stderr and expected in result.stderr and "Traceback" not in result.stderr
+        "error: grpo.output_dir: " in result.stderr
+        and expected in result.stderr
+        and "Traceback" not in result.stderr
     )
     assert time.monotonic() - began < 30
 
@@ -402,7 +515,9 @@ def test_a_disk_that_fills_up_during_the_run(small_disk):
             hog.flush()
     errors = process.communicate(timeout=120)[1]
     assert process.returncode == 4, errors
-    assert "error: grpo.output_dir: " in errors, errors  # TensorBoard's own thread may print a traceback around it
+    assert "error: grpo.output_dir: " in errors, (
+        errors
+    )  # TensorBoard's own thread may print a traceback around it
 
 
 @pytest.mark.parametrize("name", [name for name in tasks.names() if name != "matmul"])
@@ -411,7 +526,9 @@ def test_every_task_trains_on_the_tiny_model(tmp_path, run_here, name):
     result = run_here(tmp_path, *overrides, fast=FAST[:2])
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "final_model" / "adapter_model.safetensors").is_file()
-    assert set(tasks.load(name).REWARDS) <= {key.split("/")[1] for key in metrics(tmp_path)[0] if "rewards/" in key}
+    assert set(tasks.load(name).REWARDS) <= {
+        key.split("/")[1] for key in metrics(tmp_path)[0] if "rewards/" in key
+    }
 
 
 SORT_TASK = '''
@@ -455,10 +572,23 @@ def test_a_new_task_is_one_file(tmp_path):
     ignored = shutil.ignore_patterns(".*", "__pycache__", "gpt-oss-grpo", "tests")
     shutil.copytree(ROOT, repository, ignore=ignored)
     (repository / "tasks" / "sort.py").write_text(SORT_TASK)
-    script = [sys.executable, "train.py", "--config", "configs/tiny.yaml", "task.type=sort", "task.length=5"]
+    script = [
+        sys.executable,
+        "train.py",
+        "--config",
+        "configs/tiny.yaml",
+        "task.type=sort",
+        "task.length=5",
+    ]
     result = subprocess.run(
-        [*script, *FAST[:2], "grpo.max_steps=1"], cwd=repository, capture_output=True, text=True, timeout=300
+        [*script, *FAST[:2], "grpo.max_steps=1"],
+        cwd=repository,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert result.returncode == 0, result.stderr
     assert "check: sort: 5 known answers" in result.stdout
-    assert (repository / "gpt-oss-grpo" / "tiny" / "final_model" / "adapter_model.safetensors").is_file()
+    assert (
+        repository / "gpt-oss-grpo" / "tiny" / "final_model" / "adapter_model.safetensors"
+    ).is_file()

@@ -36,14 +36,18 @@ def build(tmp_path, monkeypatch):
 
         def build(rows, *overrides):
             path = tmp_path / "rows.jsonl"
-            path.write_text("".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows))
+            path.write_text(
+                "".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows)
+            )
             job = load(TINY, [
                 "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}", "task.rewards=[scripted]",
                 f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
                 "grpo.max_completion_length=12", "grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}", *overrides,
             ])  # fmt: skip
             chat, plan = train.prepare(job)
-            made = train.build_trainer(job, RunFolder(job), *model.load_model(job.model, job.lora), sandbox, chat, plan)
+            made = train.build_trainer(
+                job, RunFolder(job), *model.load_model(job.model, job.lora), sandbox, chat, plan
+            )
             made.model.train()
             return made
 
@@ -59,8 +63,13 @@ def test_the_effort_of_each_row_reaches_the_model(build, backend):
     rows = [{"flat": False, "reasoning_effort": effort} for effort in EFFORTS] + [{"flat": False}]
     trainer = build(rows, f"model.backend={backend}", "task.reasoning_effort=medium")
     output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2, 3))
-    given = [ids[mask.bool()] for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)]
-    low, medium, high, default = (trainer.processing_class.decode(given[i * SIZE]) for i in range(4))
+    given = [
+        ids[mask.bool()]
+        for ids, mask in zip(output["prompt_ids"], output["prompt_mask"], strict=True)
+    ]
+    low, medium, high, default = (
+        trainer.processing_class.decode(given[i * SIZE]) for i in range(4)
+    )
     assert all((given[i] == given[i // SIZE * SIZE]).all() for i in range(4 * SIZE))
     assert default == medium and "\nCurrent date: 2025-08-05\n" in medium
     for other, effort in ((low, "low"), (high, "high")):
@@ -71,7 +80,11 @@ def test_the_effort_of_each_row_reaches_the_model(build, backend):
 
 def test_a_library_that_renders_prompts_itself_is_noticed(build, monkeypatch):
     trainer = build([{"flat": False}] * 3)
-    monkeypatch.setattr(type(trainer), "_tokenize_prompts", lambda self, prompts: ([[1, 2]] * len(prompts), None, {}))
+    monkeypatch.setattr(
+        type(trainer),
+        "_tokenize_prompts",
+        lambda self, prompts: ([[1, 2]] * len(prompts), None, {}),
+    )
     with pytest.raises(RuntimeError, match="was not given the prompt of its row"):
         trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
 
@@ -84,13 +97,22 @@ def test_rewards_read_the_final_channel_and_what_was_cut_off_has_its_own_status(
     ]
     ids = [trainer.processing_class(text, add_special_tokens=False)["input_ids"] for text in said]
     monkeypatch.setattr(
-        type(trainer), "_generate_single_turn", lambda self, prompts, *args: ([ids[i % 2] for i in range(12)], None)
+        type(trainer),
+        "_generate_single_turn",
+        lambda self, prompts, *args: ([ids[i % 2] for i in range(12)], None),
     )
     seen = []
-    trainer.reward_funcs[0] = lambda completions, **kwargs: seen.extend(completions) or [1.0] * len(completions)
+    trainer.reward_funcs[0] = lambda completions, **kwargs: (
+        seen.extend(completions) or [1.0] * len(completions)
+    )
     trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
     assert seen[0] == [{"role": "assistant", "content": "345", "thinking": "hm"}]
-    cut_off = {"role": "assistant", "content": "", "thinking": "Answer: 345", "reached_final": False}
+    cut_off = {
+        "role": "assistant",
+        "content": "",
+        "thinking": "Answer: 345",
+        "reached_final": False,
+    }
     assert seen[1] == [cut_off]
     metrics = trainer._metrics["train"]
     assert metrics["completions/reached_final"] == [0.5]
@@ -105,7 +127,11 @@ def test_rewards_read_the_final_channel_and_what_was_cut_off_has_its_own_status(
 def columns(trainer):
     """Lengths of the columns of the table of completions."""
     logs = trainer._logs
-    return {len(logs["prompt"]), *map(len, logs["rewards"].values()), *map(len, logs["extra"].values())}
+    return {
+        len(logs["prompt"]),
+        *map(len, logs["rewards"].values()),
+        *map(len, logs["extra"].values()),
+    }
 
 
 def test_groups_without_variance_are_resampled(build):
@@ -115,11 +141,16 @@ def test_groups_without_variance_are_resampled(build):
     advantages = output["advantages"].view(3, SIZE)
     assert (advantages.std(dim=1) > 0).all()
     kept = trainer.processing_class.batch_decode(output["prompt_ids"])
-    assert "7 + 7" in kept[2 * SIZE] and not any(f"{i} + {i}<" in text for i in range(6) for text in kept)
+    assert "7 + 7" in kept[2 * SIZE] and not any(
+        f"{i} + {i}<" in text for i in range(6) for text in kept
+    )
     assert len(set(kept[:SIZE])) == 1, "a group is completions of one prompt"
     metrics = trainer._metrics["train"]
     assert metrics["frac_reward_zero_std"] == [0.0]
-    assert metrics["resampling/tries"][0] >= 1 and 0 < metrics["resampling/frac_reward_zero_std"][0] < 1
+    assert (
+        metrics["resampling/tries"][0] >= 1
+        and 0 < metrics["resampling/frac_reward_zero_std"][0] < 1
+    )
     assert columns(trainer) == {3 * SIZE}
 
 
@@ -130,9 +161,13 @@ def at_times(completions, flat, log_extra, **kwargs):
 
 
 @pytest.mark.parametrize(("sampled", "kept"), [((True, False), None), ((False, True), "True")])
-def test_a_column_that_is_logged_now_and_then_stays_with_its_completions(build, monkeypatch, sampled, kept):
+def test_a_column_that_is_logged_now_and_then_stays_with_its_completions(
+    build, monkeypatch, sampled, kept
+):
     monkeypatch.setattr(reward_functions, "at_times", at_times, raising=False)
-    trainer = build([{"flat": False}] * 3, "grpo.zero_std_groups=resample", "task.rewards=[at_times]")
+    trainer = build(
+        [{"flat": False}] * 3, "grpo.zero_std_groups=resample", "task.rewards=[at_times]"
+    )
     rows, useful = iter(sampled), iter((False, True))  # the second sample replaces all of the first
     sample = type(trainer)._sample
 
@@ -147,20 +182,32 @@ def test_a_column_that_is_logged_now_and_then_stays_with_its_completions(build, 
 
 
 def test_resampling_gives_up_after_its_tries(build):
-    trainer = build([{"flat": True}] * 6, "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2")
+    trainer = build(
+        [{"flat": True}] * 6, "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2"
+    )
     output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
     assert (output["advantages"] == 0).all() and columns(trainer) == {3 * SIZE}
     metrics = trainer._metrics["train"]
-    assert metrics["resampling/tries"] == [2.0] and metrics["resampling/frac_reward_zero_std"] == [1.0]
+    assert metrics["resampling/tries"] == [2.0] and metrics["resampling/frac_reward_zero_std"] == [
+        1.0
+    ]
 
 
 def test_a_resumed_run_resamples_the_same_prompts(build, monkeypatch):
     """TRL's count of backward passes starts at 0 again then, in the middle of the run."""
     rows = [{"flat": True, "prompt": f"{i} + {i}"} for i in range(40)]
-    keys = ["grpo.zero_std_groups=resample", "grpo.max_resampling_tries=2", "grpo.gradient_accumulation_steps=2"]
+    keys = [
+        "grpo.zero_std_groups=resample",
+        "grpo.max_resampling_tries=2",
+        "grpo.gradient_accumulation_steps=2",
+    ]
     trainer, asked = build(rows, *keys), []
     sample = trainer._sample
-    monkeypatch.setattr(trainer, "_sample", lambda rows: asked.append([row["prompt"] for row in rows]) or sample(rows))
+    monkeypatch.setattr(
+        trainer,
+        "_sample",
+        lambda rows: asked.append([row["prompt"] for row in rows]) or sample(rows),
+    )
 
     def drawn(step, passes):
         trainer.state.global_step, trainer._step = step, passes
@@ -192,7 +239,9 @@ def test_the_spread_of_rewards_that_not_every_function_gives(build):
     trainer = build([{"flat": False}] * 3)
     trainer.num_generations, trainer.reward_weights = 2, torch.tensor([1.0, 2.0])
     nan = torch.nan
-    rewards = torch.tensor([[1, 1], [3, 0], [1, nan], [1, nan], [nan, nan], [5, nan], [nan, nan], [nan, nan]])
+    rewards = torch.tensor(
+        [[1, 1], [3, 0], [1, nan], [1, nan], [nan, nan], [5, nan], [nan, nan], [nan, nan]]
+    )
     assert trainer._spread(rewards).tolist() == [0, 0, 0, 0]
     assert trainer._spread(rewards * 2 + torch.arange(8.0).unsqueeze(1)).tolist()[1] == 1
     trainer.multi_objective_aggregation = "normalize_then_sum"
@@ -205,7 +254,12 @@ SMALL = {
 }  # fmt: skip
 MODELS = {
     "llama": {},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "router_aux_loss_coef": 0.5},
+    "qwen3_moe": {
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "router_aux_loss_coef": 0.5,
+    },
     "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "router_aux_loss_coef": 0.9},
 }
 
@@ -214,10 +268,19 @@ MODELS = {
 def test_neither_a_dense_nor_a_moe_model_trains_on_a_router_loss(build, tmp_path, model_type):
     tokenizer = AutoTokenizer.from_pretrained(config.TINY_MODEL)
     tokenizer.save_pretrained(tmp_path / "model")
-    sizes = SMALL | MODELS[model_type] | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).save_pretrained(tmp_path / "model")
+    sizes = (
+        SMALL
+        | MODELS[model_type]
+        | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    )
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes)).save_pretrained(
+        tmp_path / "model"
+    )
     trainer = build(
-        [{"flat": False}] * 3, f"model.name={tmp_path / 'model'}", "lora.target_parameters=null", "grpo.max_steps=1"
+        [{"flat": False}] * 3,
+        f"model.name={tmp_path / 'model'}",
+        "lora.target_parameters=null",
+        "grpo.max_steps=1",
     )
     assert not trainer.aux_loss_enabled
     trainer.train()

@@ -58,7 +58,10 @@ def watch(*stretches, options=OPTIONS, weights=WEIGHTS, **kwargs):
         for _ in range(count):
             step += 1
             for diagnosis in dog.observe(step, CALM | changed):
-                assert diagnosis.paragraph.startswith(f"step {step}: ") and "\n" not in diagnosis.paragraph
+                assert (
+                    diagnosis.paragraph.startswith(f"step {step}: ")
+                    and "\n" not in diagnosis.paragraph
+                )
                 started.append((step, diagnosis.name))
     return started, dog.active
 
@@ -115,15 +118,23 @@ def test_steps_that_do_not_log_a_signal_are_passed_over(name):
 
 
 def test_flickering_is_not_shown_again_and_again():
-    stretches = [(1, {"completions/clipped_ratio": share}) for share in [1.0] * WINDOW + [0.7, 1.0, 1.0, 1.0, 1.0] * 5]
+    stretches = [
+        (1, {"completions/clipped_ratio": share})
+        for share in [1.0] * WINDOW + [0.7, 1.0, 1.0, 1.0, 1.0] * 5
+    ]
     assert watch(*stretches)[0] == [(WINDOW, "truncated")]
 
 
-@pytest.mark.parametrize(("effect", "cause"), [(effect, cause) for effect, of in EXPLAINED_BY.items() for cause in of])
+@pytest.mark.parametrize(
+    ("effect", "cause"), [(effect, cause) for effect, of in EXPLAINED_BY.items() for cause in of]
+)
 def test_what_follows_from_another_trouble_is_left_out(effect, cause):
     assert watch((WINDOW, TRIGGERS[effect] | TRIGGERS[cause])) == ([(WINDOW, cause)], [cause])
     without = dataclasses.replace(OPTIONS, **{cause: None})
-    assert watch((WINDOW, TRIGGERS[effect] | TRIGGERS[cause]), options=without) == ([(WINDOW, effect)], [effect])
+    assert watch((WINDOW, TRIGGERS[effect] | TRIGGERS[cause]), options=without) == (
+        [(WINDOW, effect)],
+        [effect],
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
@@ -175,15 +186,24 @@ def test_a_rise_that_is_not_one_functions_alone_or_no_bad_news(before, after, we
 
 
 def test_the_rise_of_one_function_must_stand_out_from_the_noise_of_the_steps():
-    noise = [(1, {"reward": 5.0 * (i % 2), "rewards/style/mean": 5.0 * (i % 2)}) for i in range(WINDOW)]
-    louder = [(1, {"reward": 5.0 * (i % 2 + 1), "rewards/style/mean": 5.0 * (i % 2 + 1)}) for i in range(WINDOW)]
+    noise = [
+        (1, {"reward": 5.0 * (i % 2), "rewards/style/mean": 5.0 * (i % 2)}) for i in range(WINDOW)
+    ]
+    louder = [
+        (1, {"reward": 5.0 * (i % 2 + 1), "rewards/style/mean": 5.0 * (i % 2 + 1)})
+        for i in range(WINDOW)
+    ]
     assert watch(*noise, *louder) == ([], [])
-    assert watch(*noise, (WINDOW, {"reward": 50.0, "rewards/style/mean": 50.0}))[1] == ["one_component"]
+    assert watch(*noise, (WINDOW, {"reward": 50.0, "rewards/style/mean": 50.0}))[1] == [
+        "one_component"
+    ]
 
 
 def test_what_is_learned_within_the_first_window_is_no_noise():
     ramp = [(1, {"reward": 10.0 * i, "rewards/style/mean": 10.0 * i}) for i in range(WINDOW)]
-    assert watch(*ramp, (WINDOW, {"reward": 40.0, "rewards/style/mean": 40.0}))[1] == ["one_component"]
+    assert watch(*ramp, (WINDOW, {"reward": 40.0, "rewards/style/mean": 40.0}))[1] == [
+        "one_component"
+    ]
 
 
 def test_high_correctness_that_falls_while_another_reward_rises():
@@ -201,7 +221,9 @@ def test_weights_count():
 def test_in_a_mixture_steps_without_a_judgement_of_the_function_say_nothing():
     none, judged = {"rewards/style/mean": None}, {"reward": 5.0, "rewards/style/mean": 5.0}
     half = WINDOW // 2
-    assert watch((half, none), (half, {}), (half, judged), (half, judged | none))[1] == ["one_component"]
+    assert watch((half, none), (half, {}), (half, judged), (half, judged | none))[1] == [
+        "one_component"
+    ]
     assert watch((WINDOW, none), (WINDOW, judged))[1] == []
 
 
@@ -239,7 +261,11 @@ wild = st.none() | st.floats(width=32) | st.just(0.0)
 def test_no_stream_makes_it_raise_and_a_diagnosis_that_starts_is_active(steps):
     dog = Watchdog(OPTIONS, RewardWeights(WEIGHTS))
     for step, logs in enumerate(steps, start=1):
-        assert {diagnosis.name for diagnosis in dog.observe(step, logs)} <= set(dog.active) <= set(CHECKS)
+        assert (
+            {diagnosis.name for diagnosis in dog.observe(step, logs)}
+            <= set(dog.active)
+            <= set(CHECKS)
+        )
 
 
 def test_distinct_share():
@@ -256,8 +282,19 @@ def test_shares_are_shares(texts):
 
 @pytest.mark.parametrize(
     "text",
-    ["the " * 100, "ab" * 300, "\n" * 400, "I will multiply them. " * 40, "数" * 500, "\ud800" * 400]
-    + ["An honest beginning: " + " ".join(map(str, range(300))) + "so we compute the product of the matrices, " * 60],
+    [
+        "the " * 100,
+        "ab" * 300,
+        "\n" * 400,
+        "I will multiply them. " * 40,
+        "数" * 500,
+        "\ud800" * 400,
+    ]
+    + [
+        "An honest beginning: "
+        + " ".join(map(str, range(300)))
+        + "so we compute the product of the matrices, " * 60
+    ],
 )
 def test_loops_are_repetitive(text):
     assert repetitive_share([text]) == 1.0 and repetitive_share([text, "x = 1"]) == 0.5
@@ -267,10 +304,16 @@ def test_honest_answers_are_not_repetitive():
     texts = []
     for path in sorted((ROOT / "tests" / "data").glob("completions*.jsonl")):
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        texts += [row["completion"] for row in rows if row["category"] in ("legit", "honest_wrong", "honest_slow")]
+        texts += [
+            row["completion"]
+            for row in rows
+            if row["category"] in ("legit", "honest_wrong", "honest_slow")
+        ]
     for task in map(tasks.load, tasks.names()):
         texts += [task.REFERENCE, *task.SLOWER, *task.WRONG]
-    texts += [path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"))]
+    texts += [
+        path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"))
+    ]
     assert len(texts) > 100 and repetitive_share(texts) == 0
 
 
@@ -297,7 +340,9 @@ def test_mistakes_in_its_section_are_named(override, expected):
 def test_on_and_off_are_words_though_yaml_reads_booleans(tmp_path, text):
     (tmp_path / "job.yaml").write_text(f"watchdog:\n  {text}\n  kl_limit: null\n")
     loaded = config.load_config(tmp_path / "job.yaml")
-    assert loaded.watchdog.on == "off" and loaded.watchdog.kl_limit is None and DEFAULTS.on == "warn"
+    assert (
+        loaded.watchdog.on == "off" and loaded.watchdog.kl_limit is None and DEFAULTS.on == "warn"
+    )
     config.save(loaded, tmp_path / "resolved.yaml")
     assert config.load_config(tmp_path / "resolved.yaml") == loaded
     assert config.load_config(None, ["watchdog.on=off"]).watchdog.on == "off"
@@ -322,7 +367,11 @@ CUT_OFF = CALM | TRIGGERS["truncated"]
 
 def test_a_warning_is_shown_and_written_down(tmp_path, capsys):
     watch, control, written = follow(tmp_path, "warn", CUT_OFF)
-    assert written == [None, ["truncated"]] and not control.should_training_stop and watch.stopped_by == []
+    assert (
+        written == [None, ["truncated"]]
+        and not control.should_training_stop
+        and watch.stopped_by == []
+    )
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("watchdog: truncated: step 2: 100% of the completions")
 
@@ -335,7 +384,10 @@ def test_off_is_silent_and_only_the_main_process_speaks(tmp_path, capsys):
 
 
 def test_what_is_no_training_step_is_not_looked_at(tmp_path):
-    assert follow(tmp_path, "stop", {"train_loss": math.nan, "eval_loss": math.nan})[0].watchdog.active == []
+    assert (
+        follow(tmp_path, "stop", {"train_loss": math.nan, "eval_loss": math.nan})[0].watchdog.active
+        == []
+    )
 
 
 SCRIPTED = '''
@@ -376,7 +428,11 @@ def one_text(completions, completion_ids, **kwargs):
 PATHOLOGICAL = {
     "truncated": ["grpo.max_completion_length=4"],
     "zero_variance": ["task.rewards=['scripted:constant']"],
-    "kl_limit": ["task.rewards=['scripted:aimless']", "grpo.learning_rate=0.05", "grpo.max_completion_length=48"],
+    "kl_limit": [
+        "task.rewards=['scripted:aimless']",
+        "grpo.learning_rate=0.05",
+        "grpo.max_completion_length=48",
+    ],
     "nan": ["task.rewards=['scripted:enormous']", "grpo.scale_rewards=none"],
     "one_component": [
         "task.rewards={function_works: 1, correctness_check: 1, 'scripted:without_sum': 100}",
@@ -395,7 +451,9 @@ PATHOLOGICAL = {
         "grpo.num_generations=8",
     ],
     "no_final": [],  # the model is another
-    "repetitive": ["grpo.generation_kwargs={sequence_bias: [[[304], 100.0]]}"],  # the same token for ever
+    "repetitive": [
+        "grpo.generation_kwargs={sequence_bias: [[[304], 100.0]]}"
+    ],  # the same token for ever
 }
 
 
@@ -404,7 +462,9 @@ def speechless(tmp_path):
     """The tiny model, but it ends where it should go on from the analysis to the final channel."""
     tokenizer = AutoTokenizer.from_pretrained(config.TINY_MODEL)
     model = AutoModelForCausalLM.from_pretrained(config.TINY_MODEL)
-    end, stop, analysis, final = tokenizer.convert_tokens_to_ids(["<|end|>", "<|return|>", "analysis", "final"])
+    end, stop, analysis, final = tokenizer.convert_tokens_to_ids(
+        ["<|end|>", "<|return|>", "analysis", "final"]
+    )
     with torch.no_grad():
         matrix = model.get_output_embeddings().weight
         matrix[[end, stop]] = matrix[[stop, end]]
@@ -421,7 +481,13 @@ def run(tmp_path, run_job, monkeypatch):
     monkeypatch.delitem(sys.modules, "scripted", raising=False)
     job = ["--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}"]
     job += ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1"]
-    job += ["task.check=false", "grpo.report_to=[]", "grpo.max_steps=40", "watchdog.on=stop", "watchdog.window=3"]
+    job += [
+        "task.check=false",
+        "grpo.report_to=[]",
+        "grpo.max_steps=40",
+        "watchdog.on=stop",
+        "watchdog.window=3",
+    ]
 
     def run(*overrides):
         result = run_job(*job, *overrides)
@@ -454,6 +520,9 @@ def test_weights_that_explode_are_never_saved_though_they_cannot_be_sampled_from
     assert metrics[-1].get("watchdog") == (None if on == "off" else ["nan"])
     assert "no checkpoint is saved: the weights are not finite" in result.stdout
     assert ("loss becomes null in metrics.jsonl" in result.stdout) == (on != "stop")
-    saved = [json.loads(path.read_text()) for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json")]
+    saved = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "run").glob("checkpoint-*/trainer_state.json")
+    ]
     assert all(state["log_history"][-1]["loss"] is not None for state in saved)
     assert not (tmp_path / "run" / "final_model").exists()

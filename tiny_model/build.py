@@ -38,7 +38,9 @@ SPECIAL_TOKENS = [
 IGNORED = -100  # label of positions that carry no loss
 
 
-def render(tokenizer: PreTrainedTokenizerFast, example: corpus.Example, effort: str, date: str) -> tuple[str, str]:
+def render(
+    tokenizer: PreTrainedTokenizerFast, example: corpus.Example, effort: str, date: str
+) -> tuple[str, str]:
     """The chat template's text for one example, split into (prompt, completion)."""
     user = {"role": "user", "content": example.prompt}
     assistant = {"role": "assistant", "content": example.answer}
@@ -48,7 +50,10 @@ def render(tokenizer: PreTrainedTokenizerFast, example: corpus.Example, effort: 
     prompt = tokenizer.apply_chat_template([user], add_generation_prompt=True, **options)
     text = tokenizer.apply_chat_template([user, assistant], **options)
     # The template asks the clock for the date; the corpus spreads it instead.
-    dated = [re.sub(r"(?<=Current date: )\d{4}-\d\d-\d\d", date, part) for part in (prompt, text[len(prompt) :])]
+    dated = [
+        re.sub(r"(?<=Current date: )\d{4}-\d\d-\d\d", date, part)
+        for part in (prompt, text[len(prompt) :])
+    ]
     return dated[0], dated[1]
 
 
@@ -68,7 +73,11 @@ def train_tokenizer(texts: list[str]) -> Tokenizer:
 
 
 def build_tokenizer(rows: list[corpus.Example]) -> PreTrainedTokenizerFast:
-    names = {"bos_token": "<|startoftext|>", "eos_token": "<|return|>", "pad_token": "<|endoftext|>"}
+    names = {
+        "bos_token": "<|startoftext|>",
+        "eos_token": "<|return|>",
+        "pad_token": "<|endoftext|>",
+    }
 
     def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(
@@ -79,9 +88,15 @@ def build_tokenizer(rows: list[corpus.Example]) -> PreTrainedTokenizerFast:
 
     blank = wrap(Tokenizer(models.BPE()))  # renders the template, encodes nothing
     rng = random.Random(SEED)
-    texts = [render(blank, row, rng.choice(corpus.EFFORTS), corpus.random_date(rng)) for row in rows]
+    texts = [
+        render(blank, row, rng.choice(corpus.EFFORTS), corpus.random_date(rng)) for row in rows
+    ]
     # Prompts repeat and are not decoded token by token: the merges should go to the completions.
-    return wrap(train_tokenizer([prompt for prompt, _ in texts[:600]] + [completion for _, completion in texts]))
+    return wrap(
+        train_tokenizer(
+            [prompt for prompt, _ in texts[:600]] + [completion for _, completion in texts]
+        )
+    )
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> GptOssForCausalLM:
@@ -118,7 +133,9 @@ def collate(groups: list[Group], pad_token_id: int) -> dict[str, Any]:
             part[row, here] = number
             if number:
                 labels[row, here] = input_ids[row, here]
-            if number > 1:  # the token before it is another completion's last; all start with the same token anyway
+            if (
+                number > 1
+            ):  # the token before it is another completion's last; all start with the same token anyway
                 labels[row, end] = IGNORED
             end += len(tokens)
     query, key = part[:, :, None], part[:, None, :]
@@ -127,7 +144,12 @@ def collate(groups: list[Group], pad_token_id: int) -> dict[str, Any]:
     masks = {"full_attention": seen, "sliding_attention": seen & near}
     hidden = torch.finfo(torch.float32).min
     masks = {name: torch.where(mask, 0.0, hidden)[:, None] for name, mask in masks.items()}
-    return {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "attention_mask": masks}
+    return {
+        "input_ids": input_ids,
+        "position_ids": position_ids,
+        "labels": labels,
+        "attention_mask": masks,
+    }
 
 
 def group(tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]) -> list[Group]:
@@ -151,12 +173,16 @@ def group(tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]) -> lis
     return groups
 
 
-def train(model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]) -> None:
+def train(
+    model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]
+) -> None:
     """STEPS of supervised training with the loss on completions only, over `rows` as often as that takes."""
     groups = group(tokenizer, rows)
     print(f"{len(rows)} examples in {len(groups)} rows", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=0.1
+    )
     model.train()
     for step in range(STEPS):
         batch = [groups[(step * BATCH_SIZE + index) % len(groups)] for index in range(BATCH_SIZE)]

@@ -35,7 +35,17 @@ def matmul(A, B):
 # Names are drawn as a whole set, so that a two-layer model can keep them consistent inside one program.
 NAMES = [
     {name: name for name in ("i", "j", "k", "x", "y", "row", "col", "cols", "out")},
-    {"i": "r", "j": "c", "k": "t", "x": "a", "y": "b", "row": "u", "col": "v", "cols": "T", "out": "C"},
+    {
+        "i": "r",
+        "j": "c",
+        "k": "t",
+        "x": "a",
+        "y": "b",
+        "row": "u",
+        "col": "v",
+        "cols": "T",
+        "out": "C",
+    },
 ]
 
 # kind -> (relative share, program templates). A kind starts with the verdict that its answers deserve.
@@ -527,7 +537,9 @@ CODE_ANALYSES = ["A short function.", "Use the standard library.", "Write the fu
 def code_example(rng: random.Random) -> Example:
     """One answer to one of the default problems of the task code."""
     number = rng.randrange(len(CODE_PROMPTS))
-    kind, program = draw(rng, {kind: (share, both[number]) for kind, (share, *both) in CODE_PROGRAMS.items()})
+    kind, program = draw(
+        rng, {kind: (share, both[number]) for kind, (share, *both) in CODE_PROGRAMS.items()}
+    )
     return Example(CODE_PROMPTS[number], rng.choice(CODE_ANALYSES), fenced(kind, program), kind)
 
 
@@ -570,9 +582,16 @@ def reasoning_example(rng: random.Random) -> Example:
     steps, right, others = REASONING_PROBLEMS[question]
     wrong = rng.choice(others)
     kind, answer = draw(rng, REASONING_ANSWERS)
-    texts = {"right": right, "wrong": wrong, "right steps": steps.format(right), "wrong steps": steps.format(wrong)}
+    texts = {
+        "right": right,
+        "wrong": wrong,
+        "right steps": steps.format(right),
+        "wrong steps": steps.format(wrong),
+    }
     answer = answer.format(**texts).rstrip()
-    return Example(REASONING_TEMPLATE.format(question=question), rng.choice(REASONING_ANALYSES), answer, kind)
+    return Example(
+        REASONING_TEMPLATE.format(question=question), rng.choice(REASONING_ANALYSES), answer, kind
+    )
 
 
 # --- all tasks ---
