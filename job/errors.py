@@ -45,6 +45,10 @@ class RewardError(JobError):
     exit_code = 3
 
 
+class GradeError(RewardError):
+    """The `grade` of a task raised; the message names the task, the line and the completion."""
+
+
 class OutputError(JobError):
     """The output folder cannot be written, or its disk is full."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import tasks
 from job.config import Config
 from job.grading import Grader, Scored
+from job.grading_pool import GradingPool
 from sandbox import Sandbox, Status
 from tasks import Grade
 
@@ -27,7 +28,11 @@ class Row:
 
 
 def grade_file(
-    lines: Iterable[str], config: Config, sandbox: Sandbox, default_task: str | None, step: int = 0
+    lines: Iterable[str],
+    config: Config,
+    sandbox: Sandbox | GradingPool,
+    default_task: str | None,
+    step: int = 0,
 ) -> Iterator[str]:
     """One JSON line for each line of JSONL, in order, as at a training step.
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import tasks
-from job.errors import CheckError, RewardError
+from job.errors import CheckError, GradeError
 from job.grading import Grader, Scored
-from sandbox import Sandbox, SandboxError
+from job.grading_pool import GradingPool
+from sandbox import Sandbox
 
 HONEST = (
     "reference",
@@ -104,7 +105,7 @@ class Stage:
         return earned, wrongly_paid
 
 
-def check_rewards(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
+def check_rewards(options: tasks.Options, sandbox: Sandbox | GradingPool) -> tuple[str, str]:
     """A table of what each known answer earns, for each stage of the curriculum, and one line that sums it up.
 
     Raises:
@@ -146,14 +147,11 @@ def score_known(
 ) -> list[Scored]:
     try:
         return grader.score([text for _, text in known], [row] * len(known), step)
-    except (RewardError, SandboxError):
-        raise
-    except Exception as error:
+    except GradeError as error:
         if step == 0:
             raise
-        reason = f"{type(error).__name__}: {error}"
         raise CheckError(
-            f"{BEATEN}\nthe known answers cannot be graded from step {step} on: {reason}"
+            f"{BEATEN}\nthe known answers cannot be graded from step {step} on: {error}"
         ) from error
 
 
