@@ -81,7 +81,7 @@ def test_a_worker_that_died_between_two_batches_is_not_missed(hostile, pool):
     assert [g.correct for g in grader.grade(["three", "four"], [{}] * 2)] == [True, True]
 
 
-def test_what_a_task_raises_or_prints_is_told(hostile, pool, capfd):
+def test_what_a_task_raises_or_prints_is_told(capfd, hostile, pool):
     grader = Grader([hostile], pool)
     assert grader.grade(["print"], [{}])[0].correct
     with pytest.raises(
