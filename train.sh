@@ -37,7 +37,7 @@ Environment, with defaults:
   HF_HUB_OFFLINE, WANDB_*, ...   handed to the container when set
   GPUS             all, or a list such as 0,1 (all)
   MIN_FREE_GB      free disk to insist on (GPU: 20; --cpu, --smoke: 1; to install: 12 GPU, 8 CPU, 3 with TORCH_CPU_INDEX)
-  TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see the README)
+  TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see docs/docker.md)
   PYTHON           the Python 3.11+ that .venv is made with (the first suitable python3*)
   IMAGE, DOCKER    image (gpt-oss-grpo) and client (docker)
   DOCKER_ARGS      further options of `docker run`, split at spaces
