@@ -26,8 +26,9 @@ import tasks
 from job.config import load_config
 from job.errors import ConfigError, exit_code_of, one_line
 from job.grade_file import grade_file
+from job.grading_pool import GradingPool
 from job.reward_check import check_rewards
-from sandbox import Sandbox, Status
+from sandbox import Status
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_command(overrides: Sequence[str], arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, overrides)
-    with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
+    with GradingPool.of(config.sandbox) as sandbox:
         for options in config.tasks:
             print(*check_rewards(options, sandbox), sep="\n\n")
     return 0
@@ -74,9 +75,7 @@ def grade_command(file: str, overrides: Sequence[str], arguments: argparse.Names
             out = sys.stdout
             if arguments.out:
                 out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))
-            sandbox = stack.enter_context(
-                Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require)
-            )
+            sandbox = stack.enter_context(GradingPool.of(config.sandbox))
             for verdict_line in grade_file(lines, config, sandbox, arguments.task, arguments.step):
                 print(verdict_line, file=out, flush=True)
                 result = json.loads(verdict_line)

@@ -25,6 +25,7 @@ from job.errors import (
     one_line,
 )
 from job.grading import Grader
+from job.grading_pool import GradingPool
 from job.model import (
     as_written,
     check_model,
@@ -37,7 +38,6 @@ from job.model import (
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.reward_check import check_rewards
 from job.run_folder import RunFolder, steps_done
-from sandbox import Sandbox
 
 UNCHECKED = "warning: task.check is off for {}: nobody looked whether the rewards pay wrong or dishonest answers"
 
@@ -74,7 +74,7 @@ def run(config: Config) -> int:
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
     with folder:
-        with Sandbox(config.sandbox.workers, config.sandbox, config.sandbox.require) as sandbox:
+        with GradingPool.of(config.sandbox) as sandbox:
             print(sandbox)
             for options in config.tasks:
                 print(
@@ -188,7 +188,7 @@ def build_trainer(
     folder: RunFolder,
     model: Any,
     tokenizer: Any,
-    sandbox: Sandbox,
+    sandbox: GradingPool,
     chat: Chat,
     plan: Plan,
 ) -> Any:

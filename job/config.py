@@ -4,6 +4,7 @@ Layers, later ones win: config.yaml (the defaults), the files named by --config,
 """
 
 import datetime
+import math
 import os
 import re
 import sys
@@ -103,9 +104,14 @@ class Lora:
 class SandboxOptions(sandbox.Limits):
     workers: int | None = None  # programs run at once; null: one a CPU core
     require: list[str] = MISSING  # layers without which nothing is run
+    grade_timeout_s: float | None = None  # wall clock of grading one completion
 
     def __post_init__(self):
         sandbox.Limits.__post_init__(self)
+        if self.grade_timeout_s is not None and not 0 < self.grade_timeout_s < math.inf:
+            raise ValueError(
+                f"grade_timeout_s: must be above 0 and finite, not {self.grade_timeout_s}"
+            )
         if self.workers is not None and self.workers < 1:
             raise ValueError("workers: must be above 0")
         for layer in self.require:

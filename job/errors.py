@@ -51,6 +51,10 @@ class RewardError(JobError):
     exit_code = 3
 
 
+class GradeError(RewardError):
+    """The `grade` of a task raised. The message names the task, the line and the completion."""
+
+
 class OutputError(JobError):
     """The output folder cannot be written, or its disk is full."""
 

@@ -9,6 +9,7 @@ from typing import Any
 import tasks
 from job.config import Config
 from job.grading import Grader, Scored
+from job.grading_pool import GradingPool
 from sandbox import Sandbox, Status
 from tasks import Grade
 
@@ -27,7 +28,11 @@ class Row:
 
 
 def grade_file(
-    lines: Iterable[str], config: Config, sandbox: Sandbox, default_task: str | None, step: int = 0
+    lines: Iterable[str],
+    config: Config,
+    sandbox: Sandbox | GradingPool,
+    default_task: str | None,
+    step: int = 0,
 ) -> Iterator[str]:
     """Yield one JSON line for each line of JSONL, in order.
 
@@ -72,7 +77,11 @@ def read_row(line: str, default_task: str) -> Row:
 
 
 def grade_rows(
-    rows: Sequence[Row], graders: dict[str, Grader], config: Config, sandbox: Sandbox, step: int
+    rows: Sequence[Row],
+    graders: dict[str, Grader],
+    config: Config,
+    sandbox: Sandbox | GradingPool,
+    step: int,
 ) -> list[dict[str, Any]]:
     """What is written about each row, in order.
 
@@ -100,7 +109,7 @@ def grade_rows(
     return results
 
 
-def make_grader(task: str, config: Config, sandbox: Sandbox) -> Grader:
+def make_grader(task: str, config: Config, sandbox: Sandbox | GradingPool) -> Grader:
     """A grader for one task, by its options in the config, or by its defaults if it has none."""
     for options in config.tasks:
         if options.type == task:

@@ -2,31 +2,25 @@
 evaluation alike."""
 
 import functools
-import importlib
-import inspect
 import math
-import os
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-import reward_functions
 import tasks
-from job.errors import RewardError
+from job.grading_pool import GradingPool, Job, grade_here
+from job.rewards import RewardFunction, checked, resolve, select, text_of
 from job.schedules import RewardWeights
 from sandbox import Sandbox, Status
 from tasks import Grade
 
 CUT_OFF = "ended before its answer began: still in the analysis, or without a final channel"
 NOT_COLUMNS = ("prompts", "completion_ids")  # what TRL hands on beside the columns of the rows
-
-RewardFunction = Callable[..., list[float | None]]
 
 
 @dataclass(frozen=True)
@@ -52,12 +46,18 @@ class Grader:
 
     Args:
         mixture: the validated `task:` section, one Options for each task.
-        sandbox: where programs run; one worker thread here for each of its workers.
+        sandbox: where programs run. A GradingPool grades in processes that can be killed, as a run does; a Sandbox
+            grades in this process, for tests and tools.
         seed: for tests, which must repeat. None draws the inputs from the operating system's entropy: a program that
             could foresee them would work out the products while it is loaded, before any clock runs.
     """
 
-    def __init__(self, mixture: Sequence[tasks.Options], sandbox: Sandbox, seed: int | None = None):
+    def __init__(
+        self,
+        mixture: Sequence[tasks.Options],
+        sandbox: Sandbox | GradingPool,
+        seed: int | None = None,
+    ):
         self.options = {options.type: options for options in mixture}
         self.weights = RewardWeights.of(mixture)
         self.sandbox = sandbox
@@ -77,17 +77,19 @@ class Grader:
         A row's "task" may be left out where there is one task. Equal texts of equal rows are run once.
         """
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
-        jobs = {}
+        running: dict[str, Future[Grade]] = {}
         for key, text, row in zip(keys, texts, rows, strict=True):
-            if key not in jobs:
-                rng = np.random.default_rng([self.entropy, step, len(jobs)])
+            if key not in running:
                 options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
                 known = {name: value for name, value in row.items() if value is not None}
-                judge = tasks.load(options.type).grade
-                jobs[key] = self._threads.submit(
-                    judge, text, known | {"step": step}, options, self.sandbox, rng
-                )
-        return [jobs[key].result() for key in keys]
+                job = Job(options, text, known | {"step": step}, (self.entropy, step, len(running)))
+                running[key] = self._threads.submit(self._judge, job)
+        return [running[key].result() for key in keys]
+
+    def _judge(self, job: Job) -> Grade:
+        if isinstance(self.sandbox, GradingPool):
+            return self.sandbox.grade(job)
+        return grade_here(job, self.sandbox)
 
     def score(
         self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0
@@ -120,13 +122,9 @@ class Grader:
         ]
 
     def longest_batch_s(self, count: int) -> float:
-        """Bound on the wall clock of grading `count` completions, whatever they do.
-
-        Each occupies one worker for its program's total time limit at most, and a correct one for the baseline's as
-        well.
-        """
-        at_once = min(self.sandbox.workers, len(os.sched_getaffinity(0)))  # timings need a CPU each
-        return math.ceil(count / at_once) * 2 * self.sandbox.limits.total_timeout_s
+        """Bound on the wall clock of grading `count` completions, whatever they hold: the pool stops each of them at
+        its deadline."""
+        return math.ceil(count / self.sandbox.workers) * self.sandbox.timeout_s
 
     def reward_functions(self) -> list[RewardFunction]:
         """The configured functions, in the order of `weights`, as GRPOTrainer calls them."""
@@ -214,54 +212,6 @@ class Grader:
         }
 
 
-def resolve(name: str) -> Callable[..., list[float | None]]:
-    """The reward function called `name`: one of reward_functions.py, or "package.module:function".
-
-    Raises:
-        ValueError: if there is no such function, or it does not take `completions`.
-    """
-    module_name, _, function_name = name.rpartition(":")
-    try:
-        module = importlib.import_module(module_name or reward_functions.__name__)
-    except Exception as error:  # the user's module may raise anything
-        raise ValueError(
-            f"{name}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, function_name, None)
-    if not inspect.isfunction(function):
-        raise ValueError(f"there is no function {function_name!r} in {module.__name__}")
-    parameters = inspect.signature(function).parameters
-    if "completions" not in parameters:
-        raise ValueError(f"{name}{inspect.signature(function)} must take `completions`")
-    return function
-
-
-def names() -> list[str]:
-    """What `task.rewards` may name without a module."""
-    functions = inspect.getmembers(reward_functions, inspect.isfunction)
-    return [
-        name
-        for name, function in functions
-        if "completions" in inspect.signature(function).parameters
-    ]
-
-
-def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
-    """The arguments of a reward function for some completions of a batch: every list as long as the batch is cut."""
-    count = len(arguments["completions"])
-    return {
-        name: [value[i] for i in indices]
-        if isinstance(value, list) and len(value) == count
-        else value
-        for name, value in arguments.items()
-    }
-
-
-def text_of(completion: Any) -> Any:
-    """The text that rewards read: the content of the one message, or the completion itself if it is plain text."""
-    return completion[0].get("content") if isinstance(completion, list) else completion
-
-
 def ended_early(completion: Any) -> bool:
     """Whether a completion never got to its answer, as chat.py says in its message."""
     return isinstance(completion, list) and not completion[0].get("reached_final", True)
@@ -278,70 +228,3 @@ def shares(grades: Sequence[Grade]) -> dict[str, float]:
         "grades/unclosed": sum(grade.data.get("unclosed", False) for grade in grades) / count,
         **{f"grades/status/{status}": statuses[status] / count for status in map(str, Status)},
     }
-
-
-def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]:
-    """Call a reward function; anything but one number or None for each completion is a RewardError."""
-    name, completions = function.__name__, arguments["completions"]
-    parameters = inspect.signature(function).parameters
-    named = [p for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    lacking = [p.name for p in named if p.default is p.empty and p.name not in arguments]
-    if lacking:
-        raise RewardError(
-            f"reward function {name} takes {', '.join(lacking)}, which is no column of these rows; there are "
-            f"{', '.join(sorted(arguments))}"
-        )
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        arguments = {
-            name: value
-            for name, value in arguments.items()
-            if name in parameters or name == "completions"
-        }
-    try:
-        returned = function(**arguments)
-        rewards = list(returned) if isinstance(returned, Iterable) else None
-    except Exception as error:
-        culprit = find_culprit(function, arguments)
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-        raise RewardError(
-            f"reward function {name} raised {type(error).__name__}: {error} ({place}){culprit}"
-        ) from error
-    if rewards is None:
-        raise RewardError(
-            f"reward function {name} returned {returned!r}, not a list with a number for each completion"
-        )
-    if len(rewards) != len(completions):
-        raise RewardError(
-            f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions"
-        )
-    for reward, completion in zip(rewards, completions, strict=True):
-        if reward is None:
-            continue
-        if (
-            isinstance(reward, bool)
-            or not isinstance(reward, (int, float, np.number))
-            or not math.isfinite(reward)
-        ):
-            raise RewardError(
-                f"reward function {name} returned {reward!r} ({type(reward).__name__}), not a finite float, for "
-                f"{quoted(completion)}"
-            )
-    return rewards
-
-
-def find_culprit(function: Callable, arguments: dict[str, Any]) -> str:
-    """The first completion that makes the function raise on its own, in words."""
-    count = len(arguments["completions"])
-    for i in range(count):
-        one = select(arguments, [i])
-        try:
-            function(**one)
-        except Exception:
-            return f"\non completion {i} of {count}: {quoted(arguments['completions'][i])}"
-    return f"\non a batch of {count} completions, though on none of them alone"
-
-
-def quoted(completion: Any) -> str:
-    text = repr(text_of(completion))
-    return text if len(text) <= 1000 else f"{text[:1000]}… ({len(text)} characters)"

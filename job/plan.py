@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tasks
 from job import grpo_keys
 from job.batches import BatchPlan, batch_plan
 from job.chat import Chat
 from job.config import Config
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
+from job.rows import mixed_rows
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def make_plan(config: Config, chat: Chat) -> Plan:
         ConfigError: if prompts are too long and not to be dropped, or too few rows remain to fill a batch.
     """
     try:
-        rows, eval_rows = tasks.mixed_rows(config.tasks)
+        rows, eval_rows = mixed_rows(config.tasks)
         lengths = [
             len(chat.prompt_ids(row["prompt"], row["reasoning_effort"])) for row in rows + eval_rows
         ]

@@ -14,9 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import tasks
-from job.errors import CheckError, RewardError
+from job.errors import CheckError, GradeError
 from job.grading import Grader, Scored
-from sandbox import Sandbox, SandboxError
+from job.grading_pool import GradingPool
+from sandbox import Sandbox
 
 # The kinds of known answers that nothing else may out-earn
 HONEST = ("reference", "slower", "unverified")
@@ -141,7 +142,7 @@ class Stage:
         return f"at step {step} "
 
 
-def check_rewards(options: tasks.Options, sandbox: Sandbox) -> tuple[str, str]:
+def check_rewards(options: tasks.Options, sandbox: Sandbox | GradingPool) -> tuple[str, str]:
     """Compare what the known answers of one task earn.
 
     Returns:
@@ -189,14 +190,11 @@ def score_known(
     kinds, texts = zip(*known, strict=True)
     try:
         scored = grader.score(texts, [row] * len(texts), step)
-    except (RewardError, SandboxError):
-        raise
-    except Exception as error:
+    except GradeError as error:
         if step == 0:
             raise
-        reason = f"{type(error).__name__}: {error}"
         raise CheckError(
-            f"{BEATEN}\nthe known answers cannot be graded from step {step} on: {reason}"
+            f"{BEATEN}\nthe known answers cannot be graded from step {step} on: {error}"
         ) from error
     return [Answer(*parts) for parts in zip(kinds, texts, scored, strict=True)]
 

@@ -21,7 +21,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 import tasks
-from job import grading
+from job import rewards
 from job.batches import Get, batch_mistakes, evaluates
 from job.errors import nearest
 from job.grpo_keys import ALGORITHMS, enumerations
@@ -285,9 +285,9 @@ def reward_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:
             if logged_as.setdefault(reward.rpartition(":")[2], reward) != reward:
                 yield f"{name}.rewards: {reward} would be logged under the name of another function; rename it"
             try:
-                grading.resolve(reward)
+                rewards.resolve(reward)
             except ValueError as error:
-                yield f"{name}.rewards: {error}{nearest(reward, grading.names())}"
+                yield f"{name}.rewards: {error}{nearest(reward, rewards.names())}"
             try:
                 corners = corners_of(weight)
             except ValueError as error:

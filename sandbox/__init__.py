@@ -6,6 +6,26 @@ jail         the same: the far side, inside those processes
 verifier     compares answers by value, in processes that can be killed
 """
 
-from sandbox.sandbox import LAYERS, Limits, Program, Run, Sandbox, SandboxError, Status
+from sandbox.sandbox import (
+    LAYERS,
+    Limits,
+    Processors,
+    Program,
+    Run,
+    Sandbox,
+    SandboxError,
+    Status,
+    default_workers,
+)
 
-__all__ = ["LAYERS", "Limits", "Program", "Run", "Sandbox", "SandboxError", "Status"]
+__all__ = [
+    "LAYERS",
+    "Limits",
+    "Processors",
+    "Program",
+    "Run",
+    "Sandbox",
+    "SandboxError",
+    "Status",
+    "default_workers",
+]

@@ -35,6 +35,7 @@ Where a layer cannot be had (`Sandbox.missing` says why), the others still hold;
 required by default.
 """
 
+import fcntl
 import json
 import marshal
 import math
@@ -50,7 +51,7 @@ import time
 from array import array
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate, cycle
@@ -455,6 +456,45 @@ def cpu_quota() -> int:
     return 1 << 20
 
 
+def default_workers() -> int:
+    """One for each CPU that this process may use, as far as its control group grants them."""
+    return min(len(os.sched_getaffinity(0)), cpu_quota())
+
+
+class Processors:
+    """The CPUs of this machine for timings: each is lent to one timing at a time.
+
+    Args:
+        first: position of the CPU to lend first, so that processes of a pool begin with different ones.
+        lock_descriptor: a file that the processes of a pool share. Byte n of it is locked while CPU n is lent, because
+            two processes cannot share a queue. None: this process is the only one.
+    """
+
+    def __init__(self, first: int = 0, lock_descriptor: int | None = None):
+        cpus = sorted(os.sched_getaffinity(0))
+        start = first % len(cpus)
+        self._lock_descriptor = lock_descriptor
+        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for cpu in cpus[start:] + cpus[:start]:
+            self._idle.put(cpu)
+
+    @contextmanager
+    def lend(self) -> Iterator[int]:
+        """The number of a CPU that no other timing has meanwhile; timings take turns when there are more of them."""
+        cpu = self._idle.get()
+        try:
+            if self._lock_descriptor is None:
+                yield cpu
+                return
+            fcntl.lockf(self._lock_descriptor, fcntl.LOCK_EX, 1, cpu)
+            try:
+                yield cpu
+            finally:
+                fcntl.lockf(self._lock_descriptor, fcntl.LOCK_UN, 1, cpu)
+        finally:
+            self._idle.put(cpu)
+
+
 class Sandbox:
     """A pool of fork servers; `open` may be called from several threads at once.
 
@@ -466,13 +506,11 @@ class Sandbox:
         workers: int | None = None,
         limits: Limits | None = None,
         require: Sequence[str] = ("seccomp",),
+        processors: Processors | None = None,
     ):
-        cpus = sorted(os.sched_getaffinity(0))
-        self.workers = workers or min(len(cpus), cpu_quota())
+        self.workers = workers or default_workers()
         self.limits = limits or Limits()
-        self._idle_cpus = queue.SimpleQueue()
-        for cpu in cpus:
-            self._idle_cpus.put(cpu)
+        self._processors = processors or Processors()
         self._lock = threading.Lock()
         self._servers = [_Server() for _ in range(self.workers)]
         self._turns = cycle(self._servers)
@@ -510,14 +548,9 @@ class Sandbox:
             server = next(self._turns)
         return Program(server, limits or self.limits, code, entry_point)
 
-    @contextmanager
-    def processor(self) -> Iterator[int]:
-        """The number of a CPU that no other timing has meanwhile; timings take turns when there are more of them."""
-        cpu = self._idle_cpus.get()
-        try:
-            yield cpu
-        finally:
-            self._idle_cpus.put(cpu)
+    def processor(self) -> AbstractContextManager[int]:
+        """The number of a CPU for a timing; see Processors.lend."""
+        return self._processors.lend()
 
     def close(self):
         """End every fork server and every program."""

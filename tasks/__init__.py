@@ -57,7 +57,7 @@ class Options:
 
     type: str = MISSING
     num_rows: int = 1000
-    num_eval_rows: int = 0  # of them, the last so many are kept for grpo.eval_strategy
+    num_eval_rows: int = 0  # prompts that are kept for evaluation and never trained on
     weight: float = 1.0  # share of the rows where several tasks are mixed
     reasoning_effort: Literal["low", "medium", "high"] = "low"
     check: bool = True  # before training, see that known wrong and dishonest answers are not paid
@@ -238,47 +238,6 @@ def known_answers(
         for text in getattr(task, kind.upper())
     ]
     return [("reference", task.REFERENCE), *others]
-
-
-def mixed_rows(mixture: Sequence[Options]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(rows to train on, rows to evaluate on) of all tasks, each with the columns "task" and "reasoning_effort".
-
-    What is evaluated on is the task's own eval_rows, or the last num_eval_rows. Of several tasks each gives its
-    weight's share of all their rows, repeating its own if it has too few; a column that a task does not have is None
-    in its rows.
-
-    Raises:
-        ValueError: if a row is none, or no row is left to train on.
-    """
-    training, evaluation = [], []
-    for options in mixture:
-        task = load(options.type)
-        own = [labelled(row, options) for row in task.rows(options)]
-        held_out = (
-            [labelled(row, options) for row in task.eval_rows(options)]
-            if hasattr(task, "eval_rows")
-            else []
-        )
-        split = len(own) - options.num_eval_rows
-        if split < 1:
-            raise ValueError(
-                f"{options.type}: num_eval_rows {options.num_eval_rows} leaves none of its {len(own)} rows to train on"
-            )
-        training.append(own[:split])
-        evaluation += [*held_out, *own[split:]]
-    if len(mixture) > 1:
-        total, weights = sum(map(len, training)), sum(options.weight for options in mixture)
-        shares = (max(round(total * options.weight / weights), 1) for options in mixture)
-        training = [
-            itertools.islice(itertools.cycle(own), share)
-            for own, share in zip(training, shares, strict=True)
-        ]
-    parts = (list(itertools.chain.from_iterable(training)), evaluation)
-    columns = dict.fromkeys(name for rows in parts for row in rows for name in row)
-    trained_on, evaluated_on = (
-        [{name: row.get(name) for name in columns} for row in rows] for rows in parts
-    )
-    return trained_on, evaluated_on
 
 
 def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:

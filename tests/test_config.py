@@ -12,6 +12,7 @@ import tasks
 from job import config
 from job.config import load_config as load
 from job.errors import ConfigError
+from job.rows import mixed_rows
 from job.schedules import RewardWeights
 
 CONFIGS = sorted([config.ROOT / "config.yaml", *(config.ROOT / "configs").glob("*.yaml")])
@@ -372,7 +373,7 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
     text = "task:\n- {type: matmul, num_rows: 6, weight: 3}\n- {type: sort_task, num_rows: 6, length: 2}\n"
     loaded = load(write(tmp_path, text))
     assert [options.type for options in loaded.tasks] == ["matmul", "sort_task"]
-    rows, evaluation = tasks.mixed_rows(loaded.tasks)
+    rows, evaluation = mixed_rows(loaded.tasks)
     assert evaluation == []
     assert [row["task"] for row in rows] == ["matmul"] * 7 + ["sort_task"] * 2
     assert (

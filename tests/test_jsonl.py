@@ -17,6 +17,7 @@ from job import config
 from job.errors import ConfigError
 from job.grading import Grader
 from job.reward_check import check_rewards
+from job.rows import mixed_rows
 from tasks import jsonl
 from tasks.jsonl import Options, check_rows
 
@@ -50,7 +51,7 @@ def test_the_rows_of_the_seed(tmp_path):
         },
         {"prompt": "What is 2+2?", "answer": 4},
     )
-    rows, _ = tasks.mixed_rows([options(path, num_rows=None, reasoning_effort="medium")])
+    rows, _ = mixed_rows([options(path, num_rows=None, reasoning_effort="medium")])
     assert [row["reasoning_effort"] for row in rows] == ["low", "high", "medium"]
     assert [row["answer"] for row in rows] == [345, 0, 4] and [row["topic"] for row in rows] == [
         None,
@@ -75,7 +76,7 @@ def test_every_column_reaches_the_reward_functions(tmp_path, sandbox, monkeypatc
     job = config.load_config(
         None, ["task.type=jsonl", f"task.data={path}", "task.rewards=[topic_named]"]
     )
-    (row,) = Dataset.from_list(tasks.mixed_rows(job.tasks)[0][:1]).to_list()
+    (row,) = Dataset.from_list(mixed_rows(job.tasks)[0][:1]).to_list()
     reward = Grader(job.tasks, sandbox, 0).reward_functions()[0]
     columns = {name: [value] for name, value in row.items() if name != "prompt"}
     completions = [[{"role": "assistant", "content": "about cats"}]]

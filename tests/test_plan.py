@@ -63,7 +63,8 @@ def test_too_few_rows_for_a_batch(tmp_path, chat):
 
 def test_no_row_is_left_to_train_on(tmp_path, chat):
     with pytest.raises(
-        ConfigError, match="jsonl: num_eval_rows 2 leaves none of its 2 rows to train on"
+        ConfigError,
+        match="jsonl: num_eval_rows 2 leaves none of its 2 different prompts to train on",
     ):
         plan.make_plan(load(TINY, [*rows_of(tmp_path, "one", "two"), "task.num_eval_rows=2"]), chat)
 

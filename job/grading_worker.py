@@ -1,0 +1,49 @@
+"""The program of a grading process; grading_pool.py starts it and says what it is for."""
+
+import ctypes
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+PR_SET_PDEATHSIG = 1
+
+
+def main(descriptor: int) -> None:
+    """Serve one trainer: its sys.path, a Start, then (Job, seconds after which this process ends itself)."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the trainer, whatever runs
+    connection = Connection(descriptor)
+    sys.path[:] = connection.recv()
+    import tasks
+    from job.errors import GradeError
+    from job.grading_pool import Failure, grade_here
+    from sandbox import Processors, Sandbox, SandboxError
+
+    start = connection.recv()
+    tasks.__path__[:] = start.task_folders
+    try:
+        processors = Processors(start.number, start.lock_descriptor)
+        sandbox = Sandbox(1, start.limits, start.require, processors)
+    except SandboxError as error:
+        connection.send(Failure(str(error), is_of_sandbox=True))
+        return
+    with sandbox:
+        connection.send(str(sandbox))
+        while True:
+            try:
+                job, limit_s = connection.recv()
+            except EOFError:  # the trainer has ended
+                return
+            # The kernel's own action on SIGALRM ends the process even while Python's lock is held.
+            signal.setitimer(signal.ITIMER_REAL, limit_s)
+            try:
+                answer = grade_here(job, sandbox)
+            except SandboxError as error:
+                answer = Failure(str(error), is_of_sandbox=True)
+            except GradeError as error:
+                answer = Failure(str(error), is_of_sandbox=False)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send(answer)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,154 @@
+"""Grading in processes that can be killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import tasks
+from job.errors import GradeError
+from job.grading import Grader
+from job.grading_pool import GradingPool
+from sandbox import Limits, SandboxError
+
+ROOT = Path(__file__).parent.parent
+
+# What it grades says what the grade does.
+TASK = """
+import os, re, signal, sys, time
+from sandbox import Status
+from tasks import Grade
+REWARDS = ["function_works"]
+def grade(completion, row, options, sandbox, rng):
+    if completion == "backtrack":  # holds Python's lock: no thread could stop it
+        re.match(r"(a*)*b", "a" * 60)
+    if completion == "sleep":
+        time.sleep(600)
+    if completion == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if completion == "killed once" and not os.path.exists(row["mark"]):
+        open(row["mark"], "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    if completion == "print":
+        print("printed by the task")
+    if completion == "raise":
+        raise KeyError("no such thing")
+    if completion == "program":
+        with sandbox.open("def f(x): return x + 1", "f") as program:
+            return Grade(Status.OK, correct=program.call([1]).value == 2)
+    return Grade(Status.OK, correct=True, data={"pid": os.getpid(), "number": float(rng.random())})
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """The options of a task that does what its completions say."""
+    (tmp_path / "hostile_task.py").write_text(TASK)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    return tasks.Options(type="hostile_task")
+
+
+@pytest.fixture
+def pool(hostile):
+    with GradingPool(2, Limits(), timeout_s=2.0) as pool:
+        yield pool
+
+
+def test_a_hanging_grade_costs_its_own_completion_alone(hostile, pool, capfd):
+    tasks.note_once.cache_clear()
+    texts = ["fine", "backtrack", "program", "sleep", "fine too"]
+    graded = Grader([hostile], pool).grade(texts, [{}] * 5)
+    assert [grade.status for grade in graded] == ["ok", "timeout", "ok", "timeout", "ok"]
+    assert [grade.correct for grade in graded] == [True, False, True, False, True]
+    assert "2 s" in graded[1].detail
+    assert "note: task hostile_task: grading took more than 2 s" in capfd.readouterr().err
+
+
+def test_a_killed_worker_is_replaced_and_a_deadly_completion_is_named(hostile, pool, tmp_path):
+    rows = [{"mark": str(tmp_path / "mark")}] * 3
+    graded = Grader([hostile], pool).grade(["killed once", "killed", "fine"], rows)
+    assert [grade.status for grade in graded] == ["ok", "died", "ok"]
+
+
+def test_a_worker_that_died_between_two_batches_is_not_missed(hostile, pool):
+    grader = Grader([hostile], pool)
+    for grade in grader.grade(["one", "two"], [{}] * 2):
+        os.kill(grade.data["pid"], signal.SIGKILL)
+    assert [g.correct for g in grader.grade(["three", "four"], [{}] * 2)] == [True, True]
+
+
+def test_what_a_task_raises_or_prints_is_told(hostile, pool, capfd):
+    grader = Grader([hostile], pool)
+    assert grader.grade(["print"], [{}])[0].correct
+    with pytest.raises(
+        GradeError, match=r"grade raised KeyError: .* \(hostile_task.py:\d+\)\non the .*'raise'"
+    ):
+        grader.grade(["raise"], [{}])
+    assert grader.grade(["fine"], [{}])[0].correct
+    assert "printed by the task" in capfd.readouterr().out
+
+
+def test_the_inputs_of_a_task_depend_on_the_seed_alone(hostile, pool, sandbox):
+    numbers = [
+        [
+            grade.data["number"]
+            for grade in Grader([hostile], where, seed=5).grade(["a", "b"], [{}] * 2)
+        ]
+        for where in (pool, sandbox)
+    ]
+    assert numbers[0] == numbers[1] and numbers[0][0] != numbers[0][1]
+
+
+def test_a_sandbox_that_cannot_start_is_the_sandboxes_fault():
+    with pytest.raises(SandboxError, match="no_such_layer"):
+        GradingPool(1, Limits(), ["no_such_layer"])
+
+
+def test_the_bound_on_a_batch_is_the_pools_deadline(hostile, pool):
+    assert Grader([hostile], pool).longest_batch_s(5) == 3 * 2.0
+
+
+SCRIPT = """
+import sys, threading, time
+sys.path.insert(0, {root!r})
+import tasks
+from job.grading import Grader
+from job.grading_pool import GradingPool
+from sandbox import Limits
+tasks.__path__.append({folder!r})
+with GradingPool(1, Limits(), timeout_s=300.0) as pool:
+    grader = Grader([tasks.Options(type="hostile_task")], pool)
+    print(grader.grade(["fine"], [{{}}])[0].data["pid"], flush=True)
+    grader.grade(["backtrack"], [{{}}])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_outlives_a_trainer_that_is_killed_while_grading(tmp_path, number):
+    (tmp_path / "hostile_task.py").write_text(TASK)
+    script = SCRIPT.format(root=str(ROOT), folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as trainer:
+        worker = int(trainer.stdout.readline())
+        children = [worker, *map(int, children_of(worker))]
+        assert len(children) == 2  # the worker and its fork server
+        trainer.send_signal(number)
+    for _ in range(600):
+        if not any(is_running(pid) for pid in children):
+            return
+        time.sleep(0.1)
+    pytest.fail("a process is left")
+
+
+def children_of(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+def is_running(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
