@@ -90,7 +90,8 @@ def test_a_stage_that_cannot_grade_is_found_out_before_training(job, quick_sandb
 
     matmul_grade = matmul.grade
     monkeypatch.setattr(matmul, "grade", grade)
-    with pytest.raises(CheckError, match="cannot be graded from step 9 on: MemoryError: no room"):
+    why = "cannot be graded from step 9 on: task matmul: grade raised MemoryError: no room"
+    with pytest.raises(CheckError, match=why):
         check_rewards(options, quick_sandbox)
 
 
