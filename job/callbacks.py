@@ -1,6 +1,5 @@
-"""What happens beside training: metrics.jsonl, the progress bar, stopping on a signal, the closing table."""
+"""What happens beside training: metrics.jsonl, progress, watchdog, signals, the closing table."""
 
-import itertools
 import json
 import math
 import signal
@@ -18,36 +17,46 @@ from job.watchdog import Watchdog
 
 
 class MetricsFile(TrainerCallback):
-    """metrics.jsonl: one JSON object for each logged step, with the step and everything that TRL logs."""
+    """metrics.jsonl: one JSON object for each logged step, with the step and all that TRL logs."""
 
     def __init__(self, path: Path):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            # A resumed run repeats the steps after its checkpoint; keep only what came before.
-            lines = (
-                self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-            )
-            kept = itertools.takewhile(lambda line: step_of(line) <= state.global_step, lines)
-            self.path.write_text("".join(f"{line}\n" for line in list(kept)), encoding="utf-8")
+        if not state.is_world_process_zero:
+            return
+        lines = []
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8").splitlines()
+        # A resumed run repeats the steps after its checkpoint. Keep only the lines before them.
+        kept = []
+        for line in lines:
+            if step_of(line) > state.global_step:
+                break
+            kept.append(f"{line}\n")
+        self.path.write_text("".join(kept), encoding="utf-8")
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        if state.is_world_process_zero and (is_step(logs) or "eval_loss" in logs):
+        if not state.is_world_process_zero:
+            return
+        if is_step(logs) or "eval_loss" in logs:
             values = {name: finite(value) for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **values}) + "\n")
 
 
 class Progress(TrainerCallback):
-    """A progress bar with the reward in it where a person is looking, and one line a logged step everywhere."""
+    """A progress bar with the reward on a terminal, and one line for each logged step anywhere."""
 
     def on_train_begin(self, args, state, control, **kwargs):
+        disable = True
+        if state.is_world_process_zero:
+            disable = None  # tqdm then shows the bar on a terminal only
         self.bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
             unit="step",
-            disable=None if state.is_world_process_zero else True,  # None: only on a terminal
+            disable=disable,
         )
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -55,21 +64,23 @@ class Progress(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if state.is_world_process_zero and is_step(logs):
-            # TRL logs None where no function judged any completion
             reward = logs.get("reward")
-            self.bar.set_postfix_str(
-                f"reward {math.nan if reward is None else reward:.2f}", refresh=False
-            )
+            if reward is None:  # TRL logs None where no function judged any completion
+                reward = math.nan
+            self.bar.set_postfix_str(f"reward {reward:.2f}", refresh=False)
             self.bar.write(step_line(state.global_step, state.max_steps, logs))
-            sys.stdout.flush()  # a log file should show the step when it ends
+            sys.stdout.flush()  # so that a log file shows each step as it ends
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
 
 
 class Watch(TrainerCallback):
-    """Feeds the watchdog, shows each diagnosis once when it starts and, under `watchdog.on: stop`, ends the run with a
-    checkpoint. It puts the names that are active into the logs, for MetricsFile, which has to come after it."""
+    """Feeds the watchdog, and shows each diagnosis once when it starts.
+
+    Under `watchdog.on: stop` it also ends the run with a checkpoint. It adds the names of the
+    active diagnoses to the logs. MetricsFile writes them, so it must come after this callback.
+    """
 
     def __init__(self, watchdog: Watchdog):
         self.watchdog = watchdog
@@ -85,15 +96,21 @@ class Watch(TrainerCallback):
             for diagnosis in started:
                 tqdm.write(f"watchdog: {diagnosis.name}: {diagnosis.paragraph}")
             sys.stdout.flush()
-        names = [diagnosis.name for diagnosis in started]
-        if self.watchdog.options.on == "stop" and (names := agreed(names, args.world_size)):
-            self.stopped_by = names
-            control.should_save = control.should_training_stop = True
+        if self.watchdog.options.on == "stop":
+            names = [diagnosis.name for diagnosis in started]
+            names = agreed(names, args.world_size)
+            if names:
+                self.stopped_by = names
+                control.should_save = control.should_training_stop = True
 
 
 class RestoreAdapter(TrainerCallback):
-    """Loads the adapter of a checkpoint. Trainer itself skips the one in the checkpoint's root where another, here the
-    reference adapter that TRL keeps in ref/, has a folder of its own, and would go on from a fresh adapter."""
+    """Loads the adapter of a checkpoint, or nothing if there is no checkpoint.
+
+    transformers' Trainer fails to do it: if a checkpoint has a subfolder with an adapter, it
+    ignores the adapter in the checkpoint's root. TRL keeps its reference adapter in such a
+    subfolder, `ref`. Without this callback a resumed run would train a fresh adapter.
+    """
 
     def __init__(self, checkpoint: str | None):
         self.checkpoint = checkpoint
@@ -104,7 +121,10 @@ class RestoreAdapter(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """SIGTERM and Ctrl-C: finish the step, save a checkpoint, stop. A second one ends the process at once."""
+    """On SIGTERM or Ctrl-C, finishes the step, saves a checkpoint and stops.
+
+    A second signal ends the process at once.
+    """
 
     def __init__(self):
         self.received: int | None = None
@@ -118,7 +138,8 @@ class StopOnSignal(TrainerCallback):
             sys.exit(128 + number)
         self.received = number
         print(
-            f"{signal.Signals(number).name}: stopping with a checkpoint after this step; once more: at once, without",
+            f"{signal.Signals(number).name}: this step is finished and a checkpoint saved before "
+            "the run stops; a second signal stops it at once, without a checkpoint",
             file=sys.stderr,
             flush=True,
         )
@@ -127,42 +148,52 @@ class StopOnSignal(TrainerCallback):
         self.training = True
 
     def on_step_end(self, args, state, control, **kwargs):
-        if (
-            args.world_size > 1
-        ):  # all processes must stop together, whichever of them got the signal
-            from accelerate.utils import gather_object
-
-            self.received = max(gather_object([self.received or 0])) or None
+        if args.world_size > 1:
+            self.received = self._received_by_any()
         if self.received is not None:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
         self.training = False
 
+    def _received_by_any(self) -> int | None:
+        """The signal that any process received. All processes must stop together."""
+        from accelerate.utils import gather_object
+
+        highest = max(gather_object([self.received or 0]))
+        if highest == 0:
+            return None
+        return highest
+
 
 def step_of(line: str) -> float:
+    """The step of a line of metrics.jsonl."""
     try:
         return json.loads(line)["step"]
-    except ValueError:  # cut off when the run was killed
+    except ValueError:  # the line was cut off when the run was killed
         return math.inf
 
 
 def is_step(logs: dict[str, Any] | None) -> bool:
-    return (
-        bool(logs) and "loss" in logs
-    )  # the closing log of a run has train_loss and times instead
+    """Whether the logs are a training step's. The last log of a run has train_loss and times."""
+    return bool(logs) and "loss" in logs
 
 
 def finite(value: Any) -> Any:
-    return (
-        None if isinstance(value, float) and not math.isfinite(value) else value
-    )  # JSON has no NaN
+    """`value`, but None for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def step_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:
+    """The line that is printed for a logged step. A metric that was not logged is a dash."""
+
     def number(name: str, form: str) -> str:
         value = logs.get(name)
-        return "-" if value is None else format(value, form)
+        if value is None:
+            return "-"
+        return format(value, form)
 
     return " | ".join(
         (
@@ -189,14 +220,15 @@ def summary(history: list[dict[str, Any]], steps: int = 10) -> str:
     ]
     lines = [f"{'':14}{f'first {steps} steps':>16}{f'last {steps} steps':>16}"]
     for title, name, form in rows:
-        cells = [
-            [entry[name] for entry in part if entry.get(name) is not None]
-            for part in (logs[:steps], logs[-steps:])
-        ]
-        lines.append(
-            f"{title:14}"
-            + "".join(
-                f"{format(statistics.fmean(cell), form) if cell else '-':>16}" for cell in cells
-            )
-        )
+        first = mean_cell(logs[:steps], name, form)
+        last = mean_cell(logs[-steps:], name, form)
+        lines.append(f"{title:14}{first:>16}{last:>16}")
     return "\n".join(lines)
+
+
+def mean_cell(logs: list[dict[str, Any]], name: str, form: str) -> str:
+    """The mean of a metric over the steps that logged it, or a dash if none did."""
+    values = [entry[name] for entry in logs if entry.get(name) is not None]
+    if not values:
+        return "-"
+    return format(statistics.fmean(values), form)

@@ -1,6 +1,7 @@
-"""YAML + key=value -> one validated, frozen Config, or every mistake at once.
+"""YAML and key=value -> one validated, frozen Config, or every mistake at once.
 
-Layers, later ones win: config.yaml (the defaults), the files named by --config, the overrides of the command line.
+There are three kinds of layers, and later ones win: config.yaml (the defaults), the files named by
+--config, the overrides of the command line.
 """
 
 import datetime
@@ -43,10 +44,7 @@ class Model:
 
     def __post_init__(self):
         mistakes = []
-        if (
-            looks_local(self.name)
-            and not Path(os.path.expanduser(self.name), "config.json").is_file()
-        ):
+        if looks_local(self.name) and not (local_path(self.name) / "config.json").is_file():
             mistakes.append(
                 f"name: {self.name} is not a folder with a model in it (no config.json there)"
             )
@@ -61,11 +59,16 @@ class Model:
 
     @property
     def path(self) -> str:
-        """What from_pretrained gets: a Hub id, or an absolute path (Unsloth takes a relative one for a Hub id)."""
+        """What from_pretrained gets: a Hub id or an absolute path.
+
+        Unsloth would take a relative path for a Hub id.
+        """
         if self.name == "tiny":
             return str(TINY_MODEL)
-        local = Path(os.path.expanduser(self.name))
-        return str(local.resolve()) if looks_local(self.name) or local.is_dir() else self.name
+        local = local_path(self.name)
+        if looks_local(self.name) or local.is_dir():
+            return str(local.resolve())
+        return self.name
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,10 @@ class Lora:
 
 @dataclass(frozen=True)
 class SandboxOptions(sandbox.Limits):
-    workers: int | None = None  # programs run at once; null: one a CPU core
-    require: list[str] = MISSING  # layers without which nothing is run
+    """The `sandbox:` section: the limits of one program, and how many run under what protection."""
+
+    workers: int | None = None  # programs run at once; null: one for each CPU core
+    require: list[str] = MISSING  # layers of protection without which nothing is run
     grade_timeout_s: float | None = None  # wall clock of grading one completion
 
     def __post_init__(self):
@@ -113,29 +118,32 @@ class SandboxOptions(sandbox.Limits):
                 f"grade_timeout_s: must be above 0 and finite, not {self.grade_timeout_s}"
             )
         if self.workers is not None and self.workers < 1:
-            raise ValueError("workers: must be above 0")
+            raise ValueError(f"workers: must be above 0, not {self.workers}")
         for layer in self.require:
             if layer not in sandbox.LAYERS:
-                raise ValueError(
-                    f"require: no layer {layer!r}{nearest(layer, sandbox.LAYERS)}; there are {sandbox.LAYERS}"
-                )
+                hint = nearest(layer, sandbox.LAYERS)
+                raise ValueError(f"require: no layer {layer!r}{hint}; there are {sandbox.LAYERS}")
 
 
 @dataclass(frozen=True)
 class Config:
+    """Everything that a run is told."""
+
     model: Model
     lora: Lora
-    grpo: Mapping[
-        str, Any
-    ]  # keyword arguments of GRPOConfig; a key left null is the library's default
-    grpo_extra: grpo_keys.Options  # the keys of the grpo: section that are not GRPOConfig's
-    tasks: tuple[tasks.Options, ...]  # one, or several that are mixed
+    # Keyword arguments of GRPOConfig. A key that was left null is absent: the library's default.
+    grpo: Mapping[str, Any]
+    # The keys of the `grpo:` section that are not GRPOConfig's
+    grpo_extra: grpo_keys.Options
+    # One task, or several that are mixed
+    tasks: tuple[tasks.Options, ...]
     sandbox: SandboxOptions
     watchdog: watchdog.Options
-    notices: tuple[str, ...] = ()  # legacy keys that were mapped or dropped, in words
+    # What is worth knowing about the keys that were written, in words
+    notices: tuple[str, ...] = ()
 
 
-# Keys that the seed documents or older libraries use: (new place, or None where nothing is left to set, why).
+# Keys of older recipes and libraries: where each went (None: nothing is left to set), and why.
 LEGACY = {
     "model.model_name": ("model.name", ""),
     "model.lora_rank": ("lora.r", ""),
@@ -147,17 +155,20 @@ LEGACY = {
     "grpo.warmup_ratio": ("grpo.warmup_steps", "a number below 1 is a share of all steps"),
     "grpo.save_safetensors": (None, "always on"),
     "grpo.logging_dir": (None, "TensorBoard files go to <output_dir>/runs"),
-    "grpo.overwrite_output_dir": (None, "gone from transformers"),
+    "grpo.overwrite_output_dir": (None, "transformers no longer has it"),
     "grpo.max_seq_length": ("model.max_seq_length", ""),
 }
 LEGACY_TASKS = {"code_generation": "matmul"}
+
+# Keys that differ between a run and its continuation
+OF_EACH_RUN = ("grpo.resume_from_checkpoint", "grpo.output_dir")
 
 
 def load_config(
     paths: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
     overrides: Sequence[str] = (),
 ) -> Config:
-    """Read config.yaml, the files of `paths` over it in turn, and `overrides` ("section.key=value") over all.
+    """Read config.yaml, then each file of `paths`, then `overrides` ("section.key=value").
 
     Raises:
         ConfigError: with every mistake found, each with its full key and what was expected.
@@ -166,30 +177,31 @@ def load_config(
 
     # What is written, layer by layer
     layers = read_layers(paths, overrides, mistakes)
-    notices = [notice for layer in layers for notice in rename_legacy(layer)]
+    notices: list[str] = []
     for layer in layers:
+        notices += rename_legacy(layer)
         grpo_keys.spell_out(layer)
     layers, overruled = grpo_keys.with_algorithm(layers)
     notices += overruled
 
-    # Which keys there are: the tasks bring their own
+    # Which keys there are: each task brings its own
     task_keys = settle_tasks(layers, mistakes)
-    layers.append(task_keys)
     tree = make_tree(task_keys)
 
     # Each value into its typed key, later layers over earlier ones
-    for layer in layers:
-        for section, key, value in entries(layer, tree, mistakes):
-            set_key(tree[section], section, key, value, tree, mistakes)
+    for layer in [*layers, task_keys]:
+        fill(tree, layer, mistakes)
     mistakes += missing_keys(tree)
 
     # What cannot run
     mistakes += impossible(tree, list(task_keys), world_size())
-    sections = {name: freeze(name, node, mistakes) for name, node in tree.items()}
+    sections = {}
+    for name, node in tree.items():
+        sections[name] = freeze(name, node, mistakes)
     for name in task_keys:
         if sections[name] is not None:
-            shared = tasks.shared_mistakes(sections[name])
-            mistakes += [f"{name}.{mistake}" for mistake in shared]
+            for mistake in tasks.shared_mistakes(sections[name]):
+                mistakes.append(f"{name}.{mistake}")
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
 
@@ -205,59 +217,317 @@ def load_config(
     )
 
 
+# ---- What is written
+
+
 def read_layers(
     paths: str | os.PathLike | Sequence[str | os.PathLike] | None,
     overrides: Sequence[str],
     mistakes: list[str],
 ) -> list[dict[str, Any]]:
     """The content of config.yaml, of each file and of the command line, in this order."""
-    if isinstance(paths, str | os.PathLike):
+    if paths is None:
+        paths = []
+    elif isinstance(paths, str | os.PathLike):
         paths = [paths]
-    files = [ROOT / "config.yaml", *(Path(path) for path in paths or [])]
-    layers = [read_yaml(path, mistakes) for path in files]
-    return [*layers, parse_overrides(overrides, mistakes)]
+    layers = [read_yaml(ROOT / "config.yaml", mistakes)]
+    for path in paths:
+        layers.append(read_yaml(Path(path), mistakes))
+    layers.append(parse_overrides(overrides, mistakes))
+    return layers
+
+
+def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
+    """The sections of a YAML file; empty where something is wrong with the file."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except FileNotFoundError:
+        mistakes.append(f"{path}: no such file")
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.append(f"{path}: cannot be read: {error}")
+        return {}
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        hint = ""
+        if re.search(r"(?m)^ *\t", path.read_text(encoding="utf-8")):
+            hint = "; YAML indents with spaces, not with tabs"
+        mistakes.append(f"{path}: not valid YAML: {one_line(error)}{hint}")
+        return {}
+    if not isinstance(content, dict):
+        mistakes.append(
+            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:, watchdog:), "
+            f"not a {type(content).__name__}"
+        )
+        return {}
+    return content
+
+
+def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, Any]:
+    """The sections that overrides of the form section.key=value make up."""
+    layer: dict[str, Any] = {}
+    for text in overrides:
+        try:
+            section, key, value = parse_override(text)
+        except ValueError as error:
+            mistakes.append(f"override {text!r}: {error}")
+            continue
+        layer.setdefault(section, {})[key] = value
+    return layer
+
+
+def parse_override(text: str) -> tuple[str, str, Any]:
+    """(section, key, value) of an override.
+
+    Raises:
+        ValueError: with what is wrong, in words.
+    """
+    parts = re.fullmatch(r"([^.=]+)\.([^=]+)=(.*)", text, re.DOTALL)
+    if parts is None:
+        raise ValueError("write it as section.key=value without spaces, e.g. grpo.max_steps=1")
+    section, key, written = parts.groups()
+    if not written.strip():
+        raise ValueError(f"the value is empty; for none, write {section}.{key}=null")
+    try:
+        parsed = OmegaConf.from_dotlist([f"value={written}"])
+        value = OmegaConf.to_container(parsed, resolve=False)["value"]
+    except (YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise ValueError(f"the value is not valid YAML: {one_line(error)}") from error
+    # YAML reads `say: this` as a mapping. Only what is written with brackets is meant as one.
+    if isinstance(value, dict | list) and not written.lstrip().startswith(("{", "[")):
+        value = written
+    return section, key, value
+
+
+def rename_legacy(layer: dict[str, Any]) -> Iterator[str]:
+    """Replace keys of older recipes in place. Yields a notice for each."""
+    for old, (new, why) in LEGACY.items():
+        section, key = old.split(".")
+        content = layer.get(section)
+        if not isinstance(content, dict) or key not in content:
+            continue
+        value = content.pop(key)
+        notice = f"{old} is ignored"
+        if new:
+            move_to(layer, new, value)
+            notice = f"{old} is now {new}"
+        if why:
+            notice += f" ({why})"
+        yield notice
+
+    several = layer.get("task")
+    if not isinstance(several, list):
+        several = [several]
+    for task in several:
+        if not isinstance(task, dict):
+            continue
+        old_type = str(task.get("type"))
+        if old_type in LEGACY_TASKS:
+            task["type"] = LEGACY_TASKS[old_type]
+            yield f"task.type: {old_type} is now {task['type']}"
+
+
+def move_to(layer: dict[str, Any], path: str, value: Any) -> None:
+    """Write a value to "section.key", unless the layer has that key already."""
+    section, key = path.split(".")
+    if not layer.get(section):
+        layer[section] = {}
+    if isinstance(layer[section], dict):
+        layer[section].setdefault(key, value)
+
+
+# ---- Which keys there are
+
+
+def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str, dict[str, Any]]:
+    """The keys of each task, by its name in messages. Takes `task` out of the layers.
+
+    The name is "task", or "task[0]", "task[1]", ... for a list of tasks. A task with a mistake is
+    left out.
+    """
+    merged = merge_tasks(layers, mistakes)
+    named = {"task": merged}
+    if isinstance(merged, list):
+        named = {f"task[{i}]": keys for i, keys in enumerate(merged)}
+    types = []
+    for keys in named.values():
+        if isinstance(keys, dict):
+            types.append(keys.get("type"))
+    known = {}
+    for name, keys in named.items():
+        found = task_mistakes(name, keys, types)
+        mistakes += found
+        if not found:
+            known[name] = keys
+    return known
+
+
+def merge_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> Any:
+    """The keys of the one task, or a list with those of several. Takes `task` out of the layers.
+
+    A list replaces what came before it. A layer that changes the type keeps, of the layers before
+    it, only the keys that every task has. It does not keep the curriculum, whose stages hold keys
+    of the old type.
+    """
+    shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum"}
+    merged: Any = {}
+    for layer in layers:
+        task = layer.pop("task", None) or {}
+        if isinstance(task, list):
+            merged = task
+        elif not isinstance(task, dict):
+            mistakes.append(f"task: must hold keys and values, or a list of such, not {task!r}")
+        elif isinstance(merged, list):
+            for key in task:
+                mistakes.append(f"task.{key}: there are several tasks; change it in their list")
+        else:
+            old_type = merged.get("type")
+            if task.get("type", old_type) != old_type:
+                merged = {key: value for key, value in merged.items() if key in shared}
+            merged = merged | task
+    return merged
+
+
+def task_mistakes(name: str, keys: Any, types: Sequence[Any]) -> list[str]:
+    """What is wrong with the type of a task.
+
+    Args:
+        types: of all tasks in the config.
+    """
+    if not isinstance(keys, dict):
+        return [f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}"]
+    task_type = keys.get("type")
+    if task_type not in tasks.names():
+        hint = nearest(str(task_type), tasks.names())
+        return [f"{name}.type: no task {task_type!r}{hint}; there are {tasks.names()}"]
+    if types.count(task_type) > 1:
+        return [f"{name}.type: {task_type} is in the list more than once"]
+    return [f"{name}.type: {mistake}" for mistake in tasks.contract_mistakes(task_type)]
 
 
 def make_tree(task_keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """An OmegaConf node for each section, which knows the type of each key."""
-    schema = {"model": Model, "lora": Lora, "grpo": grpo_keys.schema()}
-    schema |= {"sandbox": SandboxOptions, "watchdog": watchdog.Options}
+    schema = {
+        "model": Model,
+        "lora": Lora,
+        "grpo": grpo_keys.schema(),
+        "sandbox": SandboxOptions,
+        "watchdog": watchdog.Options,
+    }
     for name, keys in task_keys.items():
         schema[name] = tasks.load(keys["type"]).Options
-    tree = {name: OmegaConf.structured(section) for name, section in schema.items()}
-    for node in tree.values():
-        OmegaConf.set_readonly(node, False)  # OmegaConf freezes what comes from a frozen dataclass
+    tree = {}
+    for name, section in schema.items():
+        tree[name] = OmegaConf.structured(section)
+        # OmegaConf makes what comes from a frozen dataclass read-only
+        OmegaConf.set_readonly(tree[name], False)
     return tree
 
 
+def sections_with(key: Any, tree: Mapping[str, Any]) -> list[str]:
+    """Names of the sections that have this key."""
+    # `key in node` would be False for a key that has no value yet
+    return [name for name, node in tree.items() if key in list(node)]
+
+
+# ---- Each value into its key
+
+
+def fill(tree: dict[str, Any], layer: Mapping[str, Any], mistakes: list[str]) -> None:
+    """Put each value of a layer into its typed key."""
+    for section, content in layer.items():
+        if section not in tree:
+            mistakes.append(no_such_section(section, tree))
+        elif isinstance(content, dict):
+            for key, value in content.items():
+                if key is True:  # YAML 1.1 reads the key `on` as true
+                    key = "on"
+                set_key(tree, section, str(key), value, mistakes)
+        elif content is not None:
+            mistakes.append(
+                f"{section}: must hold keys and values, as in `key: value`, not {content!r}"
+            )
+
+
+def no_such_section(section: Any, tree: Mapping[str, Any]) -> str:
+    names = list(dict.fromkeys([*tree, "task"]))
+    hint = nearest(str(section), names)
+    outdented = sections_with(section, tree)
+    if outdented:
+        hint = f"; as a key of {outdented[0]}, indent it below `{outdented[0]}:`"
+    return f"{section}: no such section{hint}; there are {names}"
+
+
+def set_key(tree: dict[str, Any], section: str, key: str, value: Any, mistakes: list[str]) -> None:
+    having = sections_with(key, tree)
+    if section not in having:
+        hint = nearest(key, list(tree[section]), f"{section}.")
+        if having:
+            hint = f"; did you mean {having[0]}.{key}?"
+        mistakes.append(f"{section}.{key}: no such key{hint}")
+        return
+    try:
+        if value == MISSING:
+            raise ValueError("??? is no value")
+        OmegaConf.update(tree[section], key, literal(value), merge=False)
+    except (OmegaConfBaseException, ValueError) as error:
+        mistakes.append(f"{section}.{key}: {str(error).splitlines()[0]}")
+
+
+def literal(value: Any) -> Any:
+    """`value` with OmegaConf's ${...} switched off, because prompts and code are full of it."""
+    if isinstance(value, dict):
+        return {key: literal(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [literal(item) for item in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+    return value
+
+
 def missing_keys(tree: Mapping[str, Any]) -> Iterator[str]:
+    """A mistake for each key that has neither a value nor a default."""
     for section, node in tree.items():
         missing = OmegaConf.missing_keys(node)
         if section == "grpo":
-            missing &= set(grpo_keys.OWN_KEYS)  # TRL has defaults for its own
+            missing &= set(grpo_keys.OWN_KEYS)  # GRPOConfig has defaults for its own
         for key in sorted(missing):
             yield f"{section}.{key}: missing, and it has no default"
 
 
 def freeze(name: str, node: Any, mistakes: list[str]) -> Any:
-    """The section as its frozen dataclass; of `grpo`, (what GRPOConfig gets, our own keys). None where something is
-    wrong with it, which is added to `mistakes`: what its `__post_init__` refuses, one line a mistake."""
+    """The section as its frozen dataclass. `grpo` becomes a pair; see `split_grpo`.
+
+    The result is None where something is wrong with the section. What its `__post_init__` refuses
+    is added to `mistakes`.
+    """
     if any(mistake.startswith(f"{name}.") for mistake in mistakes):
         return None
     try:
-        if name != "grpo":
-            return OmegaConf.to_object(node)
-        values = OmegaConf.to_container(node)
-        own = grpo_keys.Options(**{key: values.pop(key) for key in grpo_keys.OWN_KEYS})
-        return {key: value for key, value in values.items() if value not in (None, MISSING)}, own
+        if name == "grpo":
+            return split_grpo(OmegaConf.to_container(node))
+        return OmegaConf.to_object(node)
     except ValueError as error:
         for line in str(error).split("\n"):
-            key = re.match(r"\w+", line)
-            separator = (
-                "." if key and key[0] in node.keys() and line.startswith(f"{key[0]}:") else ": "
-            )
+            key = line.partition(":")[0]
+            separator = ": "
+            if key in list(node):
+                separator = "."
             mistakes.append(f"{name}{separator}{line}")
         return None
+
+
+def split_grpo(values: dict[str, Any]) -> tuple[dict[str, Any], grpo_keys.Options]:
+    """(what GRPOConfig gets, our own keys) of the `grpo:` section."""
+    own, given = {}, {}
+    for key, value in values.items():
+        if key in grpo_keys.OWN_KEYS:
+            own[key] = value
+        elif value not in (None, MISSING):
+            given[key] = value
+    return given, grpo_keys.Options(**own)
+
+
+# ---- A config that was loaded
 
 
 def note(text: str) -> None:
@@ -266,15 +536,18 @@ def note(text: str) -> None:
 
 
 def resolved(config: Config) -> Any:
-    """The config as one OmegaConf tree. Written as YAML, `load_config` reads the same Config from it."""
-    sections = {
-        name: asdict(getattr(config, name)) for name in ("model", "lora", "sandbox", "watchdog")
-    }
-    mixture = [asdict(options) for options in config.tasks]
-    # A key that was set to null must not come back as the default of config.yaml, or as what the algorithm sets.
+    """The config as one OmegaConf tree. Written as YAML, it loads back as the same Config."""
+    sections = {}
+    for name in ("model", "lora", "sandbox", "watchdog"):
+        sections[name] = asdict(getattr(config, name))
+    # A key that was set to null is written as null. Otherwise config.yaml or the algorithm would
+    # set it again.
     nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_keys.COMMON])
     sections["grpo"] = nulls | dict(config.grpo) | asdict(config.grpo_extra)
-    sections["task"] = mixture if len(mixture) > 1 else mixture[0]
+    mixture = [asdict(options) for options in config.tasks]
+    sections["task"] = mixture
+    if len(mixture) == 1:
+        sections["task"] = mixture[0]
     return OmegaConf.create(sections)
 
 
@@ -284,204 +557,35 @@ def save(config: Config, path: str | os.PathLike) -> None:
 
 
 def changed_since(config: Config, path: str | os.PathLike) -> list[str]:
-    """What differs from the config that was saved at `path`, in words; nothing if that cannot be read."""
+    """What differs from the config saved at `path`, in words. Empty if that cannot be read."""
     try:
         saved = OmegaConf.load(path)
     except (OSError, YAMLError, OmegaConfBaseException, ValueError):
         return []
-    before, now = (flat(OmegaConf.to_container(tree)) for tree in (saved, resolved(config)))
-    of_each_run = ("grpo.resume_from_checkpoint", "grpo.output_dir")
-    keys = [key for key in dict.fromkeys([*now, *before]) if key not in of_each_run]
-    return [
-        f"{key}: {now.get(key)}, was {before.get(key)}"
-        for key in keys
-        if now.get(key) != before.get(key)
-    ]
+    before = flat(OmegaConf.to_container(saved))
+    now = flat(OmegaConf.to_container(resolved(config)))
+    changes = []
+    for key in dict.fromkeys([*now, *before]):
+        if key not in OF_EACH_RUN and now.get(key) != before.get(key):
+            changes.append(f"{key}: {now.get(key)}, was {before.get(key)}")
+    return changes
 
 
 def flat(tree: dict[Any, Any], path: str = "") -> dict[str, Any]:
-    """{"section.key": value} of nested mappings; lists are values."""
+    """{"section.key": value} of nested mappings. Lists are values."""
     pairs: dict[str, Any] = {}
     for key, value in tree.items():
-        pairs |= (
-            flat(value, f"{path}{key}.") if isinstance(value, dict) else {f"{path}{key}": value}
-        )
+        if isinstance(value, dict):
+            pairs |= flat(value, f"{path}{key}.")
+        else:
+            pairs[f"{path}{key}"] = value
     return pairs
 
 
-def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
-    try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except FileNotFoundError:
-        mistakes.append(f"{path}: no such file")
-    except (OSError, UnicodeDecodeError) as error:
-        mistakes.append(f"{path}: cannot be read: {error}")
-    except (YAMLError, OmegaConfBaseException, ValueError) as error:
-        tabs = re.search(r"(?m)^ *\t", path.read_text(encoding="utf-8"))
-        hint = "; YAML indents with spaces, not with tabs" if tabs else ""
-        mistakes.append(f"{path}: not valid YAML: {one_line(error)}{hint}")
-    else:
-        if isinstance(content, dict):
-            return content
-        mistakes.append(
-            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:, watchdog:), "
-            f"not a {type(content).__name__}"
-        )
-    return {}
-
-
-def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, Any]:
-    layer: dict[str, Any] = {}
-    for text in overrides:
-        dotted, equals, value = text.partition("=")
-        section, dot, key = dotted.partition(".")
-        if not (equals and dot and section and key):
-            mistakes.append(
-                f"override {text!r}: write it as section.key=value without spaces, e.g. grpo.max_steps=1"
-            )
-            continue
-        if not value.strip():
-            mistakes.append(f"override {text!r}: the value is empty; for none, write {dotted}=null")
-            continue
-        try:
-            parsed = OmegaConf.to_container(
-                OmegaConf.from_dotlist([f"value={value}"]), resolve=False
-            )["value"]
-        except (YAMLError, OmegaConfBaseException, ValueError) as error:
-            mistakes.append(f"override {text!r}: the value is not valid YAML: {one_line(error)}")
-            continue
-        # a: b inside a word is text, not a mapping; {a: b} is one
-        is_text = isinstance(parsed, dict | list) and not value.lstrip().startswith(("{", "["))
-        layer.setdefault(section, {})[key] = value if is_text else parsed
-    return layer
-
-
-def rename_legacy(layer: dict[str, Any]) -> Iterator[str]:
-    """Map the seeds' keys in place; yield a notice for each."""
-    for old, (new, why) in LEGACY.items():
-        section, key = old.split(".")
-        if isinstance(layer.get(section), dict) and key in layer[section]:
-            value = layer[section].pop(key)
-            if new:
-                new_section, new_key = new.split(".")
-                layer[new_section] = layer.get(new_section) or {}
-                if isinstance(layer[new_section], dict):
-                    layer[new_section].setdefault(new_key, value)
-            yield (
-                f"{old} is now {new}" * bool(new)
-                + f"{old} is ignored" * (not new)
-                + f" ({why})" * bool(why)
-            )
-    several = layer.get("task")
-    for task in several if isinstance(several, list) else [several]:
-        if isinstance(task, dict) and str(task.get("type")) in LEGACY_TASKS:
-            yield f"task.type: {task['type']} is now {LEGACY_TASKS[task['type']]}"
-            task["type"] = LEGACY_TASKS[task["type"]]
-
-
-def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str, dict[str, Any]]:
-    """The keys of each task by its name in messages: "task", or "task[0]", "task[1]", ... for a list of them.
-
-    Takes `task` out of the layers. A layer that changes the type keeps only those keys of the layers before it that
-    every task has, and no curriculum, whose stages hold the task's own; a list replaces what came before it.
-    """
-    shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum"}
-    settled: Any = {}
-    for layer in layers:
-        task = layer.pop("task", None) or {}
-        if isinstance(task, list):
-            settled = task
-        elif not isinstance(task, dict):
-            mistakes.append(f"task: must hold keys and values, or a list of such, not {task!r}")
-        elif isinstance(settled, list):
-            mistakes += [
-                f"task.{key}: there are several tasks; change it in their list" for key in task
-            ]
-        else:
-            if task.get("type", settled.get("type")) != settled.get("type"):
-                settled = {key: value for key, value in settled.items() if key in shared}
-            settled = settled | task
-    named = (
-        {f"task[{i}]": keys for i, keys in enumerate(settled)}
-        if isinstance(settled, list)
-        else {"task": settled}
-    )
-    types = [keys.get("type") for keys in named.values() if isinstance(keys, dict)]
-    known = {}
-    for name, keys in named.items():
-        if not isinstance(keys, dict):
-            mistakes.append(
-                f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}"
-            )
-        elif keys.get("type") not in tasks.names():
-            close = nearest(str(keys.get("type")), tasks.names())
-            mistakes.append(
-                f"{name}.type: no task {keys.get('type')!r}{close}; there are {tasks.names()}"
-            )
-        elif types.count(keys["type"]) > 1:
-            mistakes.append(f"{name}.type: {keys['type']} stands in the list more than once")
-        elif broken := list(tasks.contract_mistakes(keys["type"])):
-            mistakes += [f"{name}.type: {mistake}" for mistake in broken]
-        else:
-            known[name] = keys
-    return known
-
-
-def entries(
-    layer: dict[str, Any], tree: dict[str, Any], mistakes: list[str]
-) -> Iterator[tuple[str, str, Any]]:
-    for section, content in layer.items():
-        if section not in tree:
-            names = list(dict.fromkeys([*tree, "task"]))
-            outdented = [name for name, node in tree.items() if section in node.keys()]
-            hint = (
-                f"; as a key of {outdented[0]}, indent it below `{outdented[0]}:`"
-                if outdented
-                else ""
-            )
-            mistakes.append(
-                f"{section}: no such section{hint or nearest(str(section), names)}; there are {names}"
-            )
-        elif isinstance(content, dict):
-            # YAML 1.1 reads the key `on` as true
-            yield from (
-                (section, "on" if key is True else str(key), value)
-                for key, value in content.items()
-            )
-        elif content is not None:
-            mistakes.append(
-                f"{section}: must hold keys and values, as in `key: value`, not {content!r}"
-            )
-
-
-def set_key(
-    node: Any, section: str, key: str, value: Any, tree: dict[str, Any], mistakes: list[str]
-) -> None:
-    if key not in node.keys():  # `in node` is False for a key without a value yet
-        elsewhere = [f"{name}.{key}" for name, other in tree.items() if key in other.keys()]
-        hint = (
-            f"; did you mean {elsewhere[0]}?"
-            if elsewhere
-            else nearest(key, list(node), f"{section}.")
-        )
-        mistakes.append(f"{section}.{key}: no such key{hint}")
-        return
-    try:
-        if value == MISSING:
-            raise ValueError("??? is no value")
-        OmegaConf.update(node, key, literal(value), merge=False)
-    except (OmegaConfBaseException, ValueError) as error:
-        mistakes.append(f"{section}.{key}: {str(error).splitlines()[0]}")
-
-
-def literal(value: Any) -> Any:
-    """`value` with OmegaConf's ${...} switched off: prompts and code are full of it."""
-    if isinstance(value, dict):
-        return {key: literal(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [literal(item) for item in value]
-    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
-
-
 def looks_local(name: str) -> bool:
+    """Whether a model's name is written as a path."""
     return name.startswith(("/", "./", "../", "~"))
+
+
+def local_path(name: str) -> Path:
+    return Path(os.path.expanduser(name))

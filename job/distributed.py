@@ -17,7 +17,7 @@ def world_size() -> int:
 
 
 def is_started() -> bool:
-    """Whether a launcher has started this process as one of several. A dry run may plan for processes without it."""
+    """Whether a launcher, such as torchrun, has started this process."""
     return "RANK" in os.environ
 
 
@@ -32,27 +32,30 @@ def local_rank() -> int:
 
 
 def quiet_other_processes() -> None:
-    """Leave standard output to the first process. Errors stay with the process that has them."""
+    """Leave standard output to the first process. Every process still prints its own errors."""
     if not is_first_process():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - it stays open until the process ends
+        sys.stdout = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
 def check_started() -> None:
-    """
+    """Refuse to train alone where several processes were announced.
+
     Raises:
-        ConfigError: if WORLD_SIZE announces several processes that no launcher has started.
+        ConfigError: if WORLD_SIZE is above 1 and no launcher has started this process.
     """
     if world_size() > 1 and not is_started():
         raise ConfigError(
-            f"WORLD_SIZE is {world_size()}, but there is no RANK: start it by torchrun"
+            f"WORLD_SIZE is {world_size()}, but RANK is not set: start the job with torchrun"
         )
 
 
 @contextlib.contextmanager
 def planned_processes() -> Iterator[int]:
-    """Within it, TrainingArguments sees one process. Yields by how many its batches must be multiplied instead.
+    """Hide planned processes from TrainingArguments, which would wait for them.
 
-    A dry run can plan for 8 processes although one is running. TrainingArguments would wait for the other seven.
+    A dry run can plan for 8 processes although one is running. Within this context
+    TrainingArguments sees one process. The context yields the factor by which the batches of that
+    one process must be multiplied, so that the total stays the same.
     """
     if is_started() or "WORLD_SIZE" not in os.environ:
         yield 1
@@ -67,8 +70,8 @@ def planned_processes() -> Iterator[int]:
 def agreed(names: list[str], world_size: int) -> list[str]:
     """The first process's names, on every process.
 
-    The logs are gathered, so the names should be equal. If they differed by a rounding, the processes would wait for
-    each other forever.
+    Every process has the same gathered logs, so the names should be equal. If rounding made them
+    differ, one process would stop while the others waited for it forever.
     """
     if world_size == 1:
         return names

@@ -1,4 +1,4 @@
-"""What can end a command, and the exit code of each: one table for train.py, check.py and the other scripts.
+"""What can end a command, and the exit code of each. All scripts at the top level share this table.
 
 0        done
 1        an error that nobody foresaw; Python prints its traceback
@@ -6,9 +6,9 @@
 3        RewardError: a reward function failed
 4        OutputError: the output folder cannot be written, or its disk is full
 5        SandboxError: the sandbox lacks a layer that `sandbox.require` names, or cannot start
-6        CheckError: the rewards pay a wrong or dishonest answer
+6        CheckError: the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
-128 + n  signal n stopped the run (143 for SIGTERM); a checkpoint is saved
+128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
 import difflib
@@ -20,33 +20,39 @@ from sandbox import SandboxError
 DONE = 0
 STOPPED_BY_WATCHDOG = 7
 STOPPED_BY_SIGNAL = 128  # plus the number of the signal
-SANDBOX_FAILED = 5  # SandboxError stands in sandbox/, which knows nothing of exit codes
+SANDBOX_FAILED = 5  # SandboxError is defined in sandbox/, which knows nothing of exit codes
 
 
 class JobError(Exception):
-    """An error that is told in words, without a traceback."""
+    """An error that is explained in words, without a traceback."""
 
     exit_code = 1
 
 
 class ConfigError(JobError):
-    """The user's fault: one line a mistake, found before the GPU is touched."""
+    """The config or the command line is wrong. It is found before the GPU is touched.
+
+    Args:
+        mistakes: one line for each mistake.
+    """
 
     exit_code = 2
 
     def __init__(self, mistakes: str | Sequence[str]):
-        self.mistakes = [mistakes] if isinstance(mistakes, str) else list(mistakes)
+        if isinstance(mistakes, str):
+            mistakes = [mistakes]
+        self.mistakes = list(mistakes)
         super().__init__("\n".join(self.mistakes))
 
 
 class RewardError(JobError):
-    """A reward function failed; the message names it and the completion. Ends the run."""
+    """A reward function failed, which ends the run. The message names it and the completion."""
 
     exit_code = 3
 
 
 class GradeError(RewardError):
-    """The `grade` of a task raised; the message names the task, the line and the completion."""
+    """The `grade` of a task raised. The message names the task, the line and the completion."""
 
 
 class OutputError(JobError):
@@ -56,13 +62,19 @@ class OutputError(JobError):
 
 
 class CheckError(JobError):
-    """The rewards pay a wrong or dishonest answer as much as an honest one. The message starts with the table."""
+    """The rewards pay a wrong or dishonest answer as much as an honest one.
+
+    The message holds the table of all known answers and what they earn.
+    """
 
     exit_code = 6
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code. An error of the table above is printed, one line a mistake."""
+    """Run a command and return its exit code.
+
+    An error of the table above is printed, one line for each mistake. Any other passes through.
+    """
     try:
         return command()
     except ConfigError as error:
@@ -81,12 +93,17 @@ def fail(exit_code: int, lines: Iterable[str]) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """The text of an error of another library on one line."""
+    """The message of another library's error, on one line."""
     return " ".join(str(error).split())
 
 
 def nearest(word: str, allowed: Iterable[str], prefix: str = "") -> str:
-    """The allowed spelling that was probably meant, as the end of a message; empty if none is near."""
+    """The end of a message that suggests the allowed spelling nearest to `word`.
+
+    It is empty if no spelling is near. `prefix` goes before the suggestion, as in "grpo.".
+    """
     spellings = {name.lower(): name for name in allowed}
     close = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
-    return f"; did you mean {prefix}{spellings[close[0]]}?" if close else ""
+    if not close:
+        return ""
+    return f"; did you mean {prefix}{spellings[close[0]]}?"

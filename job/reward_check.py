@@ -1,10 +1,12 @@
 """Do the rewards pay what they should? Puts a task's known answers through the configured rewards.
 
-Every task knows right, slower, wrong and dishonest answers to its first row. A wrong or dishonest one that
-earns as much as an honest one would be learned, so the run is refused before it starts. This is done at step
-0, and at every step that a schedule of weights or the curriculum names: between those all totals are linear
-in the step, so nothing can overtake unseen. What a stage of the curriculum finds right is what nothing else
-may out-earn there.
+Every task knows right, slower, wrong and dishonest answers to its first row. The model would learn
+a wrong or dishonest answer that earns as much as an honest one. So such a run is refused before it
+starts.
+
+The answers are compared at step 0, and at every step that a schedule of weights or the curriculum
+names. Between those steps all totals are linear in the step, so nothing can overtake unseen. Each
+stage of the curriculum grades all answers. Nothing else may out-earn those that it finds right.
 """
 
 import itertools
@@ -17,19 +19,17 @@ from job.grading import Grader, Scored
 from job.grading_pool import GradingPool
 from sandbox import Sandbox
 
-HONEST = (
-    "reference",
-    "slower",
-    "unverified",
-)  # the kinds of known answers that nothing may out-earn
-IDLE = [("empty", ""), ("prose", "I would rather not write code.")]  # doing nothing must never pay
+# The kinds of known answers that nothing else may out-earn
+HONEST = ("reference", "slower", "unverified")
+# Doing nothing must never pay
+IDLE_ANSWERS = [("empty", ""), ("prose", "I would rather not write code.")]
 BEATEN = "the rewards can be beaten; task.check=false trains anyway"
 WHY_CHARACTERS = 90  # of a reason in the table
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One known answer of a task and what became of it."""
+    """One known answer of a task and what it earned."""
 
     kind: str
     text: str
@@ -43,18 +43,42 @@ class Answer:
     def is_right(self) -> bool:
         return self.scored.grade.correct or self.kind == "unverified"
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of the curriculum: its known answers, and the weights at the steps that are compared."""
-
-    answers: Sequence[Answer]
-    weights: Mapping[int, Mapping[str, float]]  # step -> reward function -> weight
-    is_only_one: bool  # nothing changes during the run: no step need be named
-
     @property
-    def first_step(self) -> int:
-        return min(self.weights)
+    def why(self) -> str:
+        """The reason for its grade, as the table shows it."""
+        if self.scored.why:
+            return self.scored.why[:WHY_CHARACTERS]
+        if self.scored.grade.correct:
+            return "correct"
+        return "not correct"
+
+
+class Stage:
+    """One stage of the curriculum, with its known answers.
+
+    Args:
+        answers: all known answers, graded as this stage does.
+        weights: of the reward functions, at each step at which the answers are compared.
+        is_only_one: whether nothing changes during the run, so that no step need be named.
+    """
+
+    def __init__(
+        self,
+        answers: Sequence[Answer],
+        weights: Mapping[int, Mapping[str, float]],
+        is_only_one: bool,
+    ):
+        self.answers, self.weights, self.is_only_one = answers, weights, is_only_one
+        self.right: list[Answer] = []  # honest and right: nothing else may earn as much
+        self.failed: list[Answer] = []  # honest, but not right
+        self.others: list[Answer] = []
+        for answer in answers:
+            if not answer.is_honest:
+                self.others.append(answer)
+            elif answer.is_right:
+                self.right.append(answer)
+            else:
+                self.failed.append(answer)
 
     def table(self) -> str:
         """A line for each answer: its kind, its status, what it earns at each step, and why."""
@@ -64,59 +88,76 @@ class Stage:
         columns = "".join(f"{title:>10}" for title in titles)
         lines = [f"{'answer':12}{'status':14}{columns}  why"]
         for answer in self.answers:
-            grade = answer.scored.grade
-            totals = "".join(f"{answer.scored.total(own):10.2f}" for own in self.weights.values())
-            why = answer.scored.why
-            if not why:
-                why = "correct" if grade.correct else "not correct"
-            lines.append(f"{answer.kind:12}{grade.status:14}{totals}  {why[:WHY_CHARACTERS]}")
+            status = answer.scored.grade.status
+            totals = ""
+            for weights in self.weights.values():
+                totals += f"{answer.scored.total(weights):10.2f}"
+            lines.append(f"{answer.kind:12}{status:14}{totals}  {answer.why}")
         return "\n".join(lines)
 
-    def compare(self) -> tuple[list[str], list[str]]:
-        """(what honest answers and others earn, what is paid wrongly), both in words.
+    def earnings(self) -> list[str]:
+        """What honest answers and others earn, in words, at each step."""
+        lines = []
+        for step, weights in self.weights.items():
+            if self.right:
+                least = self._least_of_right(weights)
+                best = max(answer.scored.total(weights) for answer in self.others)
+                earned = f"honest ones earn {least:.2f} or more, others up to {best:.2f}"
+            else:
+                earned = "no honest one is judged correct"
+            lines.append(f"{self._when(step)}{earned}")
+        return lines
 
-        At step 0 each of the task's own solutions must be right. At a later stage one may be too slow, or
-        lose; it does not count there.
+    def wrongly_paid(self) -> list[str]:
+        """What is paid wrongly, in words.
+
+        At step 0 each of the task's own solutions must be right. At a later stage one may be too
+        slow, or lose. It does not count there.
         """
-        earned, wrongly_paid = [], []
-        honest = [answer for answer in self.answers if answer.is_honest and answer.is_right]
-        others = [answer for answer in self.answers if not answer.is_honest]
-        if self.first_step == 0:
-            for answer in self.answers:
-                if answer.is_honest and not answer.is_right:
-                    wrongly_paid.append(
-                        f"the {answer.kind} solution is not judged correct: {answer.scored.why}"
-                    )
-        for step, own in self.weights.items():
-            when = "" if self.is_only_one else f"at step {step} "
-            if not honest:
-                earned.append(f"{when}no honest one is judged correct")
-                continue
-            least = min(answer.scored.total(own) for answer in honest)
-            best = max(answer.scored.total(own) for answer in others)
-            earned.append(f"{when}honest ones earn {least:.2f} or more, others up to {best:.2f}")
-            for answer in others:
-                total = answer.scored.total(own)
+        mistakes = []
+        if 0 in self.weights:
+            for answer in self.failed:
+                why = answer.scored.why
+                mistakes.append(f"the {answer.kind} solution is not judged correct: {why}")
+        if not self.right:
+            return mistakes
+        for step, weights in self.weights.items():
+            least = self._least_of_right(weights)
+            for answer in self.others:
+                total = answer.scored.total(weights)
                 if total >= least:
-                    wrongly_paid.append(
-                        f"{when}an answer of kind {answer.kind!r} earns {total:.2f}, "
+                    mistakes.append(
+                        f"{self._when(step)}an answer of kind {answer.kind!r} earns {total:.2f}, "
                         f"an honest one {least:.2f}:\n{answer.text}"
                     )
-        return earned, wrongly_paid
+        return mistakes
+
+    def _least_of_right(self, weights: Mapping[str, float]) -> float:
+        return min(answer.scored.total(weights) for answer in self.right)
+
+    def _when(self, step: int) -> str:
+        """The beginning of a sentence about `step`."""
+        if self.is_only_one:
+            return ""
+        return f"at step {step} "
 
 
 def check_rewards(options: tasks.Options, sandbox: Sandbox | GradingPool) -> tuple[str, str]:
-    """A table of what each known answer earns, for each stage of the curriculum, and one line that sums it up.
+    """Compare what the known answers of one task earn.
+
+    Returns:
+        A table for each stage of the curriculum, and one line that sums them up.
 
     Raises:
-        CheckError: with the table, if a wrong or dishonest answer earns what an honest one does at any step,
-            or if an answer cannot be graded at a later stage (no memory for its inputs), which would end the
-            run there.
+        CheckError: with the table, if a wrong or dishonest answer earns what an honest one does at
+            any step. Also if an answer cannot be graded at a later stage, for example because its
+            inputs need too much memory. The run would end there.
         RewardError: if a reward function fails.
         SandboxError: if the sandbox does.
     """
     task = tasks.load(options.type)
-    row = tasks.labelled(task.rows(replace(options, num_rows=1))[0], options)
+    first_row = task.rows(replace(options, num_rows=1))[0]
+    row = tasks.labelled(first_row, options)
     grader = Grader([options], sandbox)
     tables, earned = [], []
     all_steps = list(steps_of_stages(options, grader.weights.steps()))
@@ -125,47 +166,57 @@ def check_rewards(options: tasks.Options, sandbox: Sandbox | GradingPool) -> tup
         if not known:
             nothing = "no right and wrong answers are known to its first row: nothing to compare"
             return "", f"check: {options.type}: {nothing}"
-        known = [*known, *IDLE]
-        scored = score_known(grader, known, row, steps[0])
-        answers = [
-            Answer(kind, text, item) for (kind, text), item in zip(known, scored, strict=True)
-        ]
+        known = [*known, *IDLE_ANSWERS]
+        answers = score_known(grader, known, row, steps[0])
         weights = {step: grader.weights.at(step) for step in steps}
         stage = Stage(answers, weights, is_only_one=all_steps == [[0]])
-        pays, wrongly_paid = stage.compare()
+        wrongly_paid = stage.wrongly_paid()
         if wrongly_paid:
             raise CheckError("\n".join((BEATEN, stage.table(), *wrongly_paid)))
         tables.append(stage.table())
-        earned += pays
-    return "\n\n".join(
-        tables
-    ), f"check: {options.type}: {len(known)} known answers; {'; '.join(earned)}"
+        earned += stage.earnings()
+    summary = f"check: {options.type}: {len(known)} known answers; {'; '.join(earned)}"
+    return "\n\n".join(tables), summary
 
 
 def score_known(
     grader: Grader, known: Sequence[tuple[str, str]], row: dict, step: int
-) -> list[Scored]:
+) -> list[Answer]:
+    """Score known answers (kind, text) to one row at a step.
+
+    Raises:
+        CheckError: if they cannot be graded at a step after 0.
+    """
+    kinds, texts = zip(*known, strict=True)
     try:
-        return grader.score([text for _, text in known], [row] * len(known), step)
+        scored = grader.score(texts, [row] * len(texts), step)
     except GradeError as error:
         if step == 0:
             raise
         raise CheckError(
             f"{BEATEN}\nthe known answers cannot be graded from step {step} on: {error}"
         ) from error
+    return [Answer(*parts) for parts in zip(kinds, texts, scored, strict=True)]
 
 
 def steps_of_stages(options: tasks.Options, corners: Sequence[int]) -> Iterator[list[int]]:
-    """For each stage of the curriculum its first step and those between which all totals are linear in the step: where
-    one answer out-earns another at each of these, it does so throughout the stage.
+    """For each stage of the curriculum, the steps at which its answers are compared.
+
+    They are its first step and those between which all totals are linear in the step. An answer
+    that out-earns another at each of these does so throughout the stage.
 
     Args:
         corners: steps at which a schedule of weights changes its slope.
     """
-    begins = sorted({0, *(begin for begin, _ in options.stages)})
-    for begin, end in itertools.zip_longest(begins, begins[1:]):
+    begins = {0}
+    for begin, _ in options.stages:
+        begins.add(begin)
+    bounds = [*sorted(begins), None]  # the last stage has no end
+    for begin, end in itertools.pairwise(bounds):
         steps = {begin}
         if end is not None and len(corners) > 1:
             steps.add(end - 1)
-        steps.update(step for step in corners if step > begin and (end is None or step < end))
+        for step in corners:
+            if step > begin and (end is None or step < end):
+                steps.add(step)
         yield sorted(steps)

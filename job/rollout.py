@@ -1,10 +1,12 @@
 """Decoding completions: token ids in, token ids out. Knows no text, no task and no reward.
 
-A rollout can be paused. Rows are added, steps are taken, and the rows that are finished come back, so that a caller may
-add a row's next turn, or grade what is ready, while others are decoded. `generate` is a loop over it.
+A rollout can be paused. Rows are added, steps are taken, and finished rows come back. So a caller
+may add a row's next turn, or grade what is ready, while other rows are decoded. `generate` loops
+over a rollout until nothing is left.
 
-`BatchRollout` is the one implementation so far: it hands all waiting rows to one call of a library, which decodes them
-to their end. The trainer uses it with TRL's call; `load_trained` models are decoded with `complete_with_transformers`.
+`BatchRollout` is the one implementation so far. It hands all waiting rows to one call of a library,
+which decodes them to their end. The trainer uses it with TRL's call. Models from `load_trained` are
+decoded with `complete_with_transformers`.
 """
 
 from collections.abc import Callable, Sequence
@@ -86,7 +88,7 @@ class BatchRollout:
 def complete_with_transformers(
     model: Any, tokenizer: Any, **sampling: Any
 ) -> Callable[..., list[TokenIds]]:
-    """For BatchRollout: `model.generate` over prompts of different lengths, padded on the left.
+    """What BatchRollout calls to decode with `model.generate`. Prompts are padded on the left.
 
     Args:
         sampling: as in GenerationConfig: max_new_tokens, do_sample, temperature, top_k, top_p, ...
@@ -95,21 +97,21 @@ def complete_with_transformers(
 
     pad = tokenizer.pad_token_id
     stop = model.generation_config.eos_token_id
-    if stop is None:
+    if stop is None:  # the model does not say how its text ends
         stop = tokenizer.eos_token_id
     stop_ids = set(stop) if isinstance(stop, list) else {stop}
 
     def complete(prompts: list[TokenIds]) -> list[TokenIds]:
         longest = max(map(len, prompts))
-        padding = [longest - len(ids) for ids in prompts]
-        ids = torch.tensor(
-            [[pad] * count + ids for count, ids in zip(padding, prompts, strict=True)]
-        )
-        mask = torch.tensor([[0] * count + [1] * (longest - count) for count in padding])
+        padded, mask = [], []
+        for ids in prompts:
+            padding = longest - len(ids)
+            padded.append([pad] * padding + ids)
+            mask.append([0] * padding + [1] * len(ids))
         with torch.no_grad():
             decoded = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
+                input_ids=torch.tensor(padded).to(model.device),
+                attention_mask=torch.tensor(mask).to(model.device),
                 pad_token_id=pad,
                 **sampling,
             )
@@ -119,7 +121,7 @@ def complete_with_transformers(
 
 
 def until_stop(ids: TokenIds, stop_ids: set[int]) -> TokenIds:
-    """`ids` up to the first stop token, which belongs to the completion; what follows is padding."""
+    """`ids` up to and with the first stop token. Whatever follows it is padding."""
     for i, token in enumerate(ids):
         if token in stop_ids:
             return ids[: i + 1]

@@ -1,4 +1,4 @@
-"""The output folder of a run: the names in it, its lock, its checkpoints, and what an earlier run left there."""
+"""The output folder of a run: its names, its lock, its checkpoints, and earlier runs in it."""
 
 import contextlib
 import errno
@@ -11,22 +11,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from job import config as config_module
-from job import model
-from job.config import Config
+from job.config import Config, changed_since, note
+from job.config import save as save_config
 from job.distributed import is_first_process
 from job.errors import ConfigError, OutputError, one_line
+from job.model import check_adapter
 
+# What a run leaves: name in the folder -> what it is
 PRODUCTS = {
     "final_model": "adapter and tokenizer",
     "checkpoint-*": "to resume from",
-    "metrics.jsonl": "one line a logged step",
+    "metrics.jsonl": "one line for each logged step",
     "completions": "every completion with its rewards, Parquet",
     "runs": "TensorBoard",
     "config.yaml": "the resolved config",
 }
 MIN_FREE_MB = 200  # enough for metrics, completions and one checkpoint of an adapter
-FULL_MB = 20  # below this a failed write is blamed on the full disk
+FULL_MB = 20  # with less than this free, a failed write is put down to the full disk
+# Error numbers that say that a file or folder cannot be written
 DISK_ERRORS = {
     errno.ENOENT,
     errno.ENOSPC,
@@ -42,11 +44,12 @@ DISK_ERRORS = {
 class RunFolder:
     """The folder that `grpo.output_dir` names. Nothing is written before `with`.
 
-        with RunFolder(config) as folder:  # makes it, sees that it can be written, and locks it
+        with RunFolder(config) as folder:  # makes it, checks that it can be written, and locks it
             folder.begin(config, fresh=True)
 
     Raises:
-        OutputError: from each method that writes, if the folder cannot be written or its disk is full.
+        OutputError: from each method that writes, if the folder cannot be written or its disk is
+            full.
     """
 
     def __init__(self, config: Config):
@@ -78,14 +81,15 @@ class RunFolder:
         self._closing.close()
 
     def _probe(self) -> None:
-        """Make the folder and see that it can be written and that its disk has space."""
+        """Make the folder. Check that it can be written and that its disk has space."""
         with self.saving():
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
         free_mb = shutil.disk_usage(self.path).free >> 20
         if free_mb < MIN_FREE_MB:
             raise OutputError(
-                f"grpo.output_dir: only {free_mb} MB free on the disk of {self.path}; {MIN_FREE_MB} MB are needed"
+                f"grpo.output_dir: only {free_mb} MB are free on the disk of {self.path}; "
+                f"{MIN_FREE_MB} MB are needed"
             )
 
     def _lock(self) -> None:
@@ -104,7 +108,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def saving(self) -> Iterator[None]:
-        """Turns what a full disk or a read-only folder makes the libraries raise into one clear OutputError."""
+        """Turn the many errors of a full disk or a read-only folder into one clear OutputError."""
         try:
             yield
         except Exception as error:
@@ -112,7 +116,8 @@ class RunFolder:
                 raise OutputError(
                     f"grpo.output_dir: cannot write to {self.path}: {one_line(error)}"
                 ) from error
-            # safetensors and torch.save raise types of their own when the disk is full, and may have removed their file
+            # safetensors and torch.save raise types of their own when the disk is full. They may
+            # have removed their file since, hence the threshold.
             if self.path.is_dir() and shutil.disk_usage(self.path).free < FULL_MB << 20:
                 raise OutputError(
                     f"grpo.output_dir: the disk of {self.path} is full: {one_line(error)}"
@@ -120,8 +125,11 @@ class RunFolder:
             raise
 
     def begin(self, config: Config, fresh: bool) -> None:
-        """Write the resolved config. A fresh run puts aside what an earlier one left, so that no later run resumes
-        from it by mistake."""
+        """Write the resolved config.
+
+        A fresh run first moves what an earlier run left into a folder of its own. Otherwise a later
+        run might resume from it by mistake.
+        """
         if not is_first_process():
             return
         with self.saving():
@@ -132,11 +140,15 @@ class RunFolder:
                 for path in earlier:
                     path.rename(aside / path.name)
                 print(f"what an earlier run left in {self.path} is now in {aside.name}/")
-            config_module.save(config, self.path / "config.yaml")
+            save_config(config, self.path / "config.yaml")
 
     def products(self) -> list[tuple[Path, str]]:
         """(path, what it is) of everything that a run has left here."""
-        return [(path, what) for name, what in PRODUCTS.items() for path in self.path.glob(name)]
+        found = []
+        for name, what in PRODUCTS.items():
+            for path in self.path.glob(name):
+                found.append((path, what))
+        return found
 
     def save_final(self, model: Any, tokenizer: Any) -> None:
         """Write the trained adapter and the tokenizer to final_model.
@@ -146,13 +158,15 @@ class RunFolder:
         """
         with self.saving():
             shutil.rmtree(self.final_model, ignore_errors=True)  # of an earlier run
-            # TRL keeps the starting adapter beside the trained one, as the reference of the KL penalty; it stays behind
+            # TRL keeps the starting adapter in the model as well, as the reference of the KL
+            # penalty. Only the trained one, called "default", is saved.
             model.save_pretrained(self.final_model, selected_adapters=["default"])
             tokenizer.save_pretrained(self.final_model)
-            (self.final_model / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+            # PEFT writes a model card in which nothing is filled in
+            (self.final_model / "README.md").unlink(missing_ok=True)
 
     def report(self) -> str:
-        """What the run left, one line each, with paths as short as they can be."""
+        """What the run left, one line for each kind. Paths are relative where they can be."""
         lines = []
         for name, what in PRODUCTS.items():
             if any(self.path.glob(name)):
@@ -163,45 +177,54 @@ class RunFolder:
         return "\n".join(lines)
 
     def checkpoint_to_resume(self, config: Config) -> str | None:
-        """The checkpoint that `grpo.resume_from_checkpoint` asks for: `auto` is the last whole one of this folder, or
-        None; anything else is a path. What has changed since it was written is printed.
+        """The checkpoint that `grpo.resume_from_checkpoint` asks for, or None to start afresh.
+
+        `auto` is the last whole checkpoint of this folder, if it has one. Anything else is a path.
+        What has changed in the config since the checkpoint was written is printed.
 
         Raises:
-            ConfigError: if there is no such checkpoint, or its adapter has another shape than the config asks for.
+            ConfigError: if there is no such checkpoint, or if its adapter has another shape than
+                the config asks for.
         """
         wanted = config.grpo.get("resume_from_checkpoint")
         if wanted == "auto":
             wanted = self._last_checkpoint()
-        elif wanted is not None and steps_done(Path(wanted)) < 0:
-            near = self.path / str(wanted)
-            hint = f"; did you mean {near}?" if steps_done(near) >= 0 else ""
-            raise ConfigError(
-                f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder{hint}"
-            )
         if wanted is None:
             return None
-        model.check_adapter(Path(wanted), config.lora)
-        for change in config_module.changed_since(config, Path(wanted).parent / "config.yaml"):
-            config_module.note(f"since {wanted} was written: {change}")
+        checkpoint = Path(wanted)
+        if steps_done(checkpoint) < 0:
+            near = self.path / str(wanted)
+            hint = ""
+            if steps_done(near) >= 0:
+                hint = f"; did you mean {near}?"
+            raise ConfigError(
+                f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder"
+                f"{hint}"
+            )
+        check_adapter(checkpoint, config.lora)
+        for change in changed_since(config, checkpoint.parent / "config.yaml"):
+            note(f"since {wanted} was written: {change}")
         return wanted
 
     def _last_checkpoint(self) -> str | None:
+        """The whole checkpoint with the most steps. If there is none, that is printed."""
         whole = [folder for folder in self.path.glob("checkpoint-*") if steps_done(folder) >= 0]
         if whole:
             return str(max(whole, key=steps_done))
+        hint = ""
         aside = sorted(self.path.glob("previous-*/checkpoint-*"))
-        hint = f"; an earlier run left {aside[-1]}, to be named instead of auto" if aside else ""
+        if aside:
+            hint = (
+                f"; to resume the earlier run that was put aside, name {aside[-1]} instead of auto"
+            )
         print(f"no checkpoint in {self.path}: starting from the model{hint}")
         return None
 
 
 def steps_done(checkpoint: Path) -> int:
-    """The step of a checkpoint; -1 if it is not whole. trainer_state.json is written last."""
+    """The step of a checkpoint; -1 if it is not whole. Its trainer_state.json is written last."""
     try:
-        return int(
-            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))[
-                "global_step"
-            ]
-        )
+        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        return int(state["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1

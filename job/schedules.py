@@ -11,7 +11,9 @@ MAX_WEIGHT = float(np.finfo(np.float32).max)  # TRL holds the weights in 32 bits
 
 
 class RewardWeights:
-    """The weight of each reward function at each step. It depends on the step alone, so a resumed run has the same.
+    """The weight of each reward function at each step.
+
+    A weight depends on the step alone, so a resumed run has the same weights.
 
     Args:
         weights: reward function name -> its weight, a number or a schedule {step: number}.
@@ -19,12 +21,19 @@ class RewardWeights:
 
     def __init__(self, weights: Mapping[str, Any]):
         self.names = list(weights)
-        self.scheduled = [name for name, weight in weights.items() if isinstance(weight, Mapping)]
-        self._corners = {name: corners(weight) for name, weight in weights.items()}
+        self.scheduled: list[str] = []  # names whose weight changes with the step
+        self._corners: dict[str, list[tuple[int, float]]] = {}
+        for name, weight in weights.items():
+            self._corners[name] = corners(weight)
+            if isinstance(weight, Mapping):
+                self.scheduled.append(name)
 
     @classmethod
     def of(cls, mixture: Iterable[tasks.Options]) -> "RewardWeights":
-        """Of the configured tasks. A function of several tasks has one weight; the config is checked for that."""
+        """The weights of the configured tasks.
+
+        A function that several tasks name has one weight. job/rules.py checks that they agree.
+        """
         weights: dict[str, Any] = {}
         for options in mixture:
             weights |= tasks.reward_weights(options.type, options.rewards)
@@ -32,45 +41,61 @@ class RewardWeights:
 
     def at(self, step: int) -> dict[str, float]:
         """Reward function name -> weight, when `step` optimizer steps are done."""
-        return {name: weight_at(corners, step) for name, corners in self._corners.items()}
+        return {name: weight_at(own, step) for name, own in self._corners.items()}
 
     def steps(self) -> list[int]:
-        """0 and every step that a schedule names: between two of them all totals are linear in the step."""
-        named = {step for corners in self._corners.values() for step, _ in corners}
-        return sorted({0, *named})
+        """Step 0 and every step that a schedule names. Between two of them weights are linear."""
+        steps = {0}
+        for weight_corners in self._corners.values():
+            for step, _ in weight_corners:
+                steps.add(step)
+        return sorted(steps)
 
 
 def corners(weight: Any) -> list[tuple[int, float]]:
-    """The corners (step, weight) of a reward function's weight, by rising step. A plain number has one, at step 0.
+    """The corners (step, weight) of a reward function's weight, by rising step.
+
+    A plain number has one corner, at step 0.
 
     Raises:
-        ValueError: if a step is no whole number from 0 on or is named twice (5 and "5"), or a weight is not finite.
+        ValueError: if a step is not a whole number of 0 or more, if one is named twice (5 and "5"),
+            or if a weight is not finite.
     """
     if not isinstance(weight, Mapping):
         weight = {0: weight}
-    found: dict[int, float] = {}
-    for step, value in weight.items():
-        is_step = isinstance(step, int) or (isinstance(step, str) and step.isdecimal())
-        if isinstance(step, bool) or not is_step:
-            raise ValueError(f"a step must be a whole number from 0 on, not {step!r}")
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not -MAX_WEIGHT <= value <= MAX_WEIGHT
-        ):
-            raise ValueError(
-                f"must be a finite number, or a schedule {{step: number}}, not {value!r:.80}"
-            )
-        if int(step) < 0 or int(step) in found:
-            raise ValueError(f"steps must be 0 or more, each named once, not {step!r}")
-        found[int(step)] = float(value)
-    if not found:
+    if not weight:
         raise ValueError("a schedule must name at least one step, as in {0: 0.5, 100: 1.0}")
+    found: dict[int, float] = {}
+    for written_step, value in weight.items():
+        step = checked_step(written_step)
+        if step in found:
+            raise ValueError(f"each step must be named once; {written_step!r} repeats one")
+        found[step] = checked_weight(value)
     return sorted(found.items())
 
 
+def checked_step(step: Any) -> int:
+    """The step as a number. JSON and YAML may hold it as text."""
+    digits = str(step)
+    if not digits.isdecimal():
+        raise ValueError(f"a step must be a whole number, 0 or more, not {step!r}")
+    return int(digits)
+
+
+def checked_weight(value: Any) -> float:
+    """The weight as a float."""
+    is_number = type(value) in (int, float)
+    if not is_number or not -MAX_WEIGHT <= value <= MAX_WEIGHT:
+        raise ValueError(
+            f"must be a finite number, or a schedule {{step: number}}, not {value!r:.80}"
+        )
+    return float(value)
+
+
 def weight_at(corners: list[tuple[int, float]], step: int) -> float:
-    """The weight when `step` optimizer steps are done: linear between the corners, constant before the first and
-    after the last."""
+    """The weight when `step` optimizer steps are done.
+
+    It is linear between the corners, and constant before the first and after the last.
+    """
     steps, weights = zip(*corners, strict=True)
     return float(np.interp(step, steps, weights))

@@ -390,7 +390,7 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
         (
             "task:\n- {type: matmul}\n- {type: matmul}\n",
             [],
-            r"task\[0\].type: matmul stands in the list more than once",
+            r"task\[0\].type: matmul is in the list more than once",
         ),
         (
             "task:\n- {type: matmul, num_row: 5}\n",

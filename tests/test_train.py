@@ -424,7 +424,7 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
         (
             ["sandbox.require=[landlok]"],
             2,
-            "sandbox: require: no layer 'landlok'; did you mean landlock?",
+            "sandbox.require: no layer 'landlok'; did you mean landlock?",
         ),
     ],
 )

@@ -168,17 +168,17 @@ RISING_STYLE = {"reward": 5.0, "rewards/style/mean": 5.0}
         (
             {},
             {"reward": 5.0, "rewards/style/mean": 3.0, "rewards/correctness_check/mean": 2.0},
-            RewardWeights(WEIGHTS),
+            WEIGHTS,
         ),  # shared
         (
             {"grades/correct": 0.9},
             RISING_STYLE | {"grades/correct": 0.9},
-            RewardWeights(WEIGHTS),
-        ),  # no room left: faster, not righter
+            WEIGHTS,
+        ),  # little left to gain there: faster, not righter
         ({}, RISING_STYLE, {"style": 1.0}),  # the only function
         ({}, RISING_STYLE, {"style": 1.0, "other": 0.0}),
         ({}, {"reward": 5.0, "rewards/no_cheating/mean": 5.0}, {"no_cheating": 1.0, "style": 1.0}),
-        ({}, RISING_STYLE | {"grades/correct": None}, RewardWeights(WEIGHTS)),  # nobody knows
+        ({}, RISING_STYLE | {"grades/correct": None}, WEIGHTS),  # nobody knows
     ],
 )
 def test_a_rise_that_is_not_one_functions_alone_or_no_bad_news(before, after, weights):
@@ -320,11 +320,11 @@ def test_honest_answers_are_not_repetitive():
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("window=1", "watchdog: window: must be at least 2"),
-        ("truncated=1.5", "watchdog: truncated: must be a share"),
-        ("collapse=.nan", "watchdog: collapse: must be a share"),
-        ("kl_limit=0", "watchdog: kl_limit: must be above 0"),
-        ("nan=0", "watchdog: nan: must be above 0"),
+        ("window=1", "watchdog.window: must be at least 2"),
+        ("truncated=1.5", "watchdog.truncated: must be a share"),
+        ("collapse=.nan", "watchdog.collapse: must be a share"),
+        ("kl_limit=0", "watchdog.kl_limit: must be above 0"),
+        ("nan=0", "watchdog.nan: must be above 0"),
         ("on=sometimes", "watchdog.on: "),
         ("on=true", "watchdog.on: "),
         ("windows=3", "watchdog.windows: no such key; did you mean watchdog.window?"),
