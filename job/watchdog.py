@@ -10,6 +10,7 @@ that is named.
 
 import itertools
 import math
+import re
 import statistics
 import zlib
 from collections import deque
@@ -31,6 +32,7 @@ HONESTY = "no_cheating"  # a reward function whose rise is good news in itself
 
 LOOP_MIN_BYTES = 300  # shorter texts are never called repetitive
 LOOP_TAIL_BYTES = 2000  # of longer texts only the end counts
+WORD = re.compile(r"\w+")
 LOOP_RATIO = 0.1  # compressed / plain size; honest programs of tests/data stay above 0.35
 
 # A diagnosis is left out while one of its causes is active.
@@ -70,6 +72,8 @@ class Options:
     no_final: float | None = MISSING
     # completions/distinct at most this, mean over the window
     collapse: float | None = MISSING
+    # At least this share of answers that are a piece of their prompt, mean over the window
+    echo: float | None = MISSING
 
     def __post_init__(self):
         if self.on is False:
@@ -352,6 +356,28 @@ class Watchdog:
             "grpo.temperature, a higher grpo.beta or a lower grpo.learning_rate."
         )
 
+    def echo(self, limit: float) -> str | None:
+        """A reward that is paid for repeating the question.
+
+        The reward and the share of such answers both rose by more than 4 standard errors since the
+        first window, and the share is at least `limit` now. A share that was high from the start is
+        left out: where the right answer is a choice from the prompt, it should be.
+        """
+        share = self._high_mean("completions/echo", limit)
+        if share is None or len(self._last) < self.options.window:
+            return None
+        for name in ("reward", "completions/echo"):
+            change = self._change(name)
+            if change is None or change.by <= max(CERTAIN_SE * change.error, 1e-6):
+                return None
+        return (
+            f"the reward rose, and {share:.0%} of the answers of the last {self.options.window} "
+            "logged steps only repeat a piece of their prompt. The rewards probably pay for the "
+            "question instead of the answer: read the latest completions/*.parquet, and give "
+            "task.rewards a function that does not. If the right answer is a choice from the "
+            "prompt, set watchdog.echo to null."
+        )
+
     def _carrier(self) -> tuple[str | None, float]:
         """The function that brought most of the reward's rise, and its share of all gains.
 
@@ -395,6 +421,7 @@ class Change:
 SIGNALS = {
     "completions/clipped_ratio",
     "completions/distinct",
+    "completions/echo",
     "completions/reached_final",
     "completions/repetitive",
     "frac_reward_zero_std",
@@ -444,6 +471,25 @@ def distinct_share(texts: Sequence[str]) -> float:
     if len(texts) < 2:
         return 1.0
     return (len(set(texts)) - 1) / (len(texts) - 1)
+
+
+def echo_share(answers: Sequence[str], prompts: Sequence[str]) -> float:
+    """Share, 0 to 1, of the answers that are a piece of their own prompt; 0 without answers."""
+    echoes = [is_echo(answer, prompt) for answer, prompt in zip(answers, prompts, strict=True)]
+    return sum(echoes) / max(len(echoes), 1)
+
+
+def is_echo(answer: str, prompt: str) -> bool:
+    """Whether the last line of an answer, without a marker such as "Answer:", stands in the prompt.
+
+    Case and white space do not count. A single word or number never counts: it may well be right.
+    """
+    lines = answer.split("\n")
+    last = next((line for line in reversed(lines) if line.strip()), "")
+    said = last.rpartition(":")[2].casefold()
+    if len(WORD.findall(said)) < 2:
+        return False
+    return "".join(said.split()) in "".join(prompt.casefold().split())
 
 
 def repetitive_share(texts: Sequence[str]) -> float:

@@ -18,7 +18,15 @@ from job import config
 from job.callbacks import MetricsFile, Watch
 from job.errors import ConfigError
 from job.schedules import RewardWeights
-from job.watchdog import CHECKS, EXPLAINED_BY, Watchdog, distinct_share, repetitive_share
+from job.watchdog import (
+    CHECKS,
+    EXPLAINED_BY,
+    Watchdog,
+    distinct_share,
+    echo_share,
+    is_echo,
+    repetitive_share,
+)
 
 ROOT = Path(__file__).parent.parent
 DEFAULTS = config.load_config().watchdog
@@ -32,6 +40,7 @@ CALM = {
     "completions/clipped_ratio": 0.1,
     "completions/reached_final": 0.8,
     "completions/distinct": 0.8,
+    "completions/echo": 0.0,
     "completions/repetitive": 0.0,
     "frac_reward_zero_std": 0.2,
     "reward": 0.0,
@@ -48,6 +57,7 @@ TRIGGERS = {
     "repetitive": {"completions/repetitive": 0.75},
     "no_final": {"completions/reached_final": 0.0},
     "collapse": {"completions/distinct": 0.0},
+    "echo": {"reward": 5.0, "completions/echo": 0.9, "grades/correct": 0.9},
 }
 
 
@@ -100,13 +110,13 @@ def test_null_is_never_and_one_bad_step_is_only_enough_for_nan(name):
     assert started == ([(11, "nan")] if name == "nan" else [])
 
 
-@pytest.mark.parametrize("name", set(TRIGGERS) - {"nan", "one_component"})
+@pytest.mark.parametrize("name", set(TRIGGERS) - {"nan", "one_component", "echo"})
 def test_nothing_is_said_before_the_window_is_full(name):
     assert watch((WINDOW - 1, TRIGGERS[name])) == ([], [])
     assert watch((WINDOW, TRIGGERS[name])) == ([(WINDOW, name)], [name])
 
 
-@pytest.mark.parametrize("name", set(TRIGGERS) - {"nan", "one_component"})
+@pytest.mark.parametrize("name", set(TRIGGERS) - {"nan", "one_component", "echo"})
 def test_steps_that_do_not_log_a_signal_are_passed_over(name):
     (signal,) = TRIGGERS[name]
     dog, started = Watchdog(OPTIONS, RewardWeights(WEIGHTS)), []
@@ -526,3 +536,32 @@ def test_weights_that_explode_are_never_saved_though_they_cannot_be_sampled_from
     ]
     assert all(state["log_history"][-1]["loss"] is not None for state in saved)
     assert not (tmp_path / "run" / "final_model").exists()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("5 * 5", True),
+        ("So it is\n\nAnswer: 5*5", True),
+        ("What is 5 * 5?", True),
+        ("the ANSWER", True),
+        ("25", False),
+        ("Answer: 25", False),
+        ("5", False),  # one word may be right
+        ("5 * 6", False),
+        ("5 * 5 = 25", False),
+        ("", False),
+    ],
+)
+def test_an_echo_is_a_piece_of_the_prompt(answer, expected):
+    assert is_echo(answer, "What is  5 * 5?\nEnd with the answer.") is expected
+
+
+def test_the_share_of_echoes_is_of_all_answers():
+    assert echo_share(["1 + 1", "2"], ["What is 1 + 1?"] * 2) == 0.5
+    assert echo_share([], []) == 0.0
+
+
+def test_answers_that_were_pieces_of_the_prompt_from_the_start_are_no_echo():
+    choices = {"completions/echo": 0.9}
+    assert watch((4, choices), (8, choices | {"reward": 5.0, "grades/correct": 0.9}))[0] == []
