@@ -153,8 +153,8 @@ class Chat:
     def _read_thinking(self, text: str, prompt: str, length: int) -> Reading:
         start, end = self.tags
         thinking, closed, answer = text.partition(end)
-        # The opening tag counts wherever it is. Words in front of it must not turn the thinking into
-        # an answer.
+        # The opening tag counts wherever it is. Words in front of it must not turn the thinking
+        # into an answer.
         if start not in thinking and not prompt.rstrip().endswith(start):
             return Reading(text, final_tokens=length)
         # A tag may be several tokens. So the tokens after it are counted.

@@ -1,7 +1,7 @@
 """chat.py: how prompts are rendered and how completions are read.
 
-Prompts of gpt-oss and of other families are rendered with their own special tokens. Completions come
-from harmony models, from models that think between tags, and from plain ones.
+Prompts of gpt-oss and of other families are rendered with their own special tokens. Completions
+come from harmony models, from models that think between tags, and from plain ones.
 """
 
 import json
@@ -26,7 +26,10 @@ TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 @dataclass(frozen=True)
 class Family:
-    """Special tokens of a family, each with the token of the tiny model whose weights it starts from."""
+    """Special tokens of a family.
+
+    Each comes with the token of the tiny model whose weights it starts from.
+    """
 
     template: str  # a file of trl/chat_templates
     tokens: dict[str, str]
@@ -113,8 +116,8 @@ def tokenizer_of(family):
 def save_model(family, folder):
     """A copy of the tiny model that speaks the family's tokens.
 
-    Each takes over the weights of the token that it stands for. So the programs that the model knows
-    also come behind the other template, and end with its eos.
+    Each takes over the weights of the token that it stands for. So the programs that the model
+    knows also come behind the other template, and end with its eos.
     """
     tokenizer = tokenizer_of(family)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
