@@ -194,7 +194,7 @@ def test_a_template_variable_that_nothing_reads_is_named(run_job):
             "grpo.resume_from_checkpoint=/nowhere",
             "grpo.resume_from_checkpoint: /nowhere is neither",
         ),
-        ("lora.bias=all", "lora.bias: all cannot be with grpo.beta above 0"),
+        ("lora.bias=all", "lora.bias: all cannot be combined with grpo.beta above 0"),
     ],
 )
 def test_a_dry_run_finds_what_the_model_cannot_have(override, says, run_job):
