@@ -56,7 +56,7 @@ print(model.load_model(job.model, job.lora)[0].config.model_type)
 
 
 def load_without_network(cache, *overrides):
-    """What a fresh process prints that loads the model while every use of a network is refused and reported."""
+    """What a fresh process prints that loads the model while any use of a network is refused."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.run(
         [sys.executable, "-c", NO_NETWORK, *overrides],
