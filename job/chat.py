@@ -1,24 +1,36 @@
-"""How a row becomes a prompt, and how what the model said becomes a message: chat templates, effort, channels.
+"""How a row becomes a prompt, and how what the model said becomes a message.
 
 Three kinds of models are known, by their chat template:
     harmony     gpt-oss: messages on the channels analysis, commentary and final
     think tags  models that think between two tags and then answer: TAGS
-    plain       everything else: all that is said is the answer, also where a model marks its thoughts in another way
+    plain       everything else: all that is said is the answer, even where a model marks its
+                thoughts in another way
 """
 
 import datetime
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-# What opens and what closes thinking. Gemma 4's are special tokens, and its thoughts begin with the name of their
-# channel: https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4
+# What opens and what closes thinking. Gemma 4's are special tokens, and its thoughts begin with the
+# name of their channel: https://ai.google.dev/gemma/docs/core/prompt-formatting-gemma4
 TAGS = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, ...
     ("<|channel>", "<channel|>"),
 )
 THOUGHT = "thought\n"
+# Harmony's control tokens, and what they do to a message. gpt-oss may also stop with <|endoftext|>
+# (its generation_config.json). https://developers.openai.com/cookbook/articles/openai-harmony
+HARMONY_MARKERS = {
+    "<|start|>": "start",
+    "<|message|>": "message",
+    "<|end|>": "end",
+    "<|return|>": "end",
+    "<|call|>": "end",
+    "<|endoftext|>": "end",
+}
 
 
 @dataclass(frozen=True)
@@ -31,11 +43,35 @@ class Reading:
     thinking_tokens: int = 0
     final_tokens: int = 0
 
-    def message(self) -> dict[str, str]:
-        """As reward functions are given it: `thinking` if there is any, and `reached_final` if it was not."""
-        thinking = {"thinking": self.thinking} if self.thinking else {}
-        unfinished = {} if self.reached_final else {"reached_final": False}
-        return {"role": "assistant", "content": self.content, **thinking, **unfinished}
+    def message(self) -> dict[str, Any]:
+        """The message that reward functions get.
+
+        It has `thinking` if there is any, and `reached_final` if the answer was not reached.
+        """
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.thinking:
+            message["thinking"] = self.thinking
+        if not self.reached_final:
+            message["reached_final"] = False
+        return message
+
+
+@dataclass
+class HarmonyMessage:
+    """The tokens of one message, while they are read."""
+
+    header: list[int] = field(default_factory=list)  # author, recipient, channel
+    body: list[int] | None = None  # None: the message did not get that far
+    length: int = 0  # tokens, with the markers
+
+    def add(self, token: int, marker: str | None) -> None:
+        self.length += 1
+        if self.body is not None:
+            self.body.append(token)
+        elif marker == "message":
+            self.body = []
+        else:
+            self.header.append(token)
 
 
 class Chat:
@@ -43,22 +79,30 @@ class Chat:
 
     Args:
         tokenizer: with a chat template.
-        date: what the template is told is today, as YYYY-MM-DD. A fixed one, so that a run that is resumed another day
-            sees the same prompts.
+        date: what the template is told is today, as YYYY-MM-DD. It is fixed, so that a run that is
+            resumed on another day sees the same prompts.
         template_kwargs: further variables of the template, as in GRPOConfig.chat_template_kwargs.
     """
 
     def __init__(self, tokenizer: Any, date: str, template_kwargs: Mapping[str, Any] | None = None):
         self.tokenizer = tokenizer
         template = tokenizer.chat_template or ""
-        self.unknown_kwargs = [key for key in template_kwargs or () if key not in template]
+        variables = dict(template_kwargs or {})
+        self.unknown_kwargs = [key for key in variables if key not in template]
         self.has_effort = "reasoning_effort" in template
-        harmony = "<|channel|>" in template and "<|channel|>" in tokenizer.get_vocab()
-        self.tags = next((pair for pair in TAGS if pair[1] in template), None)
-        self.kind = "harmony" if harmony else "think tags" if self.tags else "plain"
+        self.tags = tags_in(template)
+        if "<|channel|>" in template and "<|channel|>" in tokenizer.get_vocab():
+            self.kind = "harmony"
+        elif self.tags:
+            self.kind = "think tags"
+        else:
+            self.kind = "plain"
+        # The template calls strftime_now, which would read the clock. A variable of that name hides
+        # the function.
         today = datetime.date.fromisoformat(date)
-        # A variable hides the function of that name, which would read the clock.
-        self.template_kwargs = {"strftime_now": today.strftime, **(template_kwargs or {})}
+        self.template_kwargs = {"strftime_now": today.strftime} | variables
+        # The prompts of a run repeat.
+        self._cached_ids = functools.lru_cache(maxsize=65536)(self._tokenized)
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None
@@ -68,15 +112,12 @@ class Chat:
         Raises:
             ValueError: if the template refuses the messages, a system message for instance.
         """
-        effort = (
-            {"reasoning_effort": reasoning_effort} if self.has_effort and reasoning_effort else {}
-        )
+        variables = dict(self.template_kwargs)
+        if self.has_effort and reasoning_effort:
+            variables["reasoning_effort"] = reasoning_effort
         try:
             return self.tokenizer.apply_chat_template(
-                list(messages),
-                add_generation_prompt=True,
-                tokenize=False,
-                **self.template_kwargs | effort,
+                list(messages), add_generation_prompt=True, tokenize=False, **variables
             )
         except Exception as error:  # jinja2's, or a TypeError or KeyError from inside the template
             raise ValueError(f"the chat template refuses {messages!r}: {error}") from error
@@ -84,101 +125,115 @@ class Chat:
     def prompt_ids(
         self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None
     ) -> list[int]:
+        """The prompt as tokens."""
         return self.ids(self.render(messages, reasoning_effort))
 
     def ids(self, text: str) -> list[int]:
         """The tokens of a rendered prompt."""
         return list(self._cached_ids(text))
 
-    @functools.lru_cache(maxsize=65536)  # noqa: B019 - there is one Chat a run
-    def _cached_ids(self, text: str) -> tuple[int, ...]:
+    def _tokenized(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def read(self, completion_ids: Sequence[int], prompt: str = "") -> Reading:
-        """A completion's tokens (a list of ids, without padding) as thinking and answer. `prompt` is the rendered
-        prompt, where some templates already open the thinking."""
+        """What a completion thinks and what it answers.
+
+        Args:
+            completion_ids: its tokens, as a list of ids without padding.
+            prompt: the rendered prompt. The templates of some models open the thinking in it.
+        """
         if self.kind == "harmony":
-            return self._read_harmony(list(completion_ids))
+            return self._read_harmony(completion_ids)
         ids = [token for token in completion_ids if token not in self._dropped]
         text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        if self.kind == "plain":
-            return Reading(text, final_tokens=len(completion_ids))
+        if self.kind == "think tags":
+            return self._read_thinking(text, prompt, len(completion_ids))
+        return Reading(text, final_tokens=len(completion_ids))
+
+    def _read_thinking(self, text: str, prompt: str, length: int) -> Reading:
         start, end = self.tags
-        # Wherever it is opened: words in front of the tag must not make an answer of the thinking
-        opened = prompt.rstrip().endswith(start) or start in text.partition(end)[0]
-        thinking, closed, answer = text.partition(end) if opened else ("", "", text)
-        if opened and not closed:
-            answer = ""  # all of it is thinking
-        # A tag need not be one token: count what follows it instead.
-        final = (
-            len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
-            if opened
-            else len(completion_ids)
-        )
+        thinking, closed, answer = text.partition(end)
+        # The opening tag counts wherever it is. Words in front of it must not turn the thinking
+        # into an answer.
+        if start not in thinking and not prompt.rstrip().endswith(start):
+            return Reading(text, final_tokens=length)
+        # A tag may be several tokens. So the tokens after it are counted.
+        final_tokens = len(self._tokenized(answer))
         return Reading(
-            content=answer.strip() if opened else answer,
+            content=answer.strip(),
             thinking=thinking.replace(start + THOUGHT, "").replace(start, "").strip(),
-            reached_final=bool(closed) or not opened,
-            thinking_tokens=max(len(completion_ids) - final, 0),
-            final_tokens=final,
+            reached_final=bool(closed),
+            thinking_tokens=max(length - final_tokens, 0),
+            final_tokens=final_tokens,
         )
 
-    def _read_harmony(self, ids: list[int]) -> Reading:
-        """Reads the tokens, not the decoded text: the model can spell a marker with ordinary letters, and a call of a
-        tool that does not parse must not turn the analysis into an answer."""
+    def _read_harmony(self, ids: Sequence[int]) -> Reading:
+        """Reads the tokens, not the decoded text.
+
+        The model can spell a marker with ordinary letters. And a call of a tool that does not parse
+        must not turn the analysis into an answer.
+        """
         said: dict[str, list[str]] = {"analysis": [], "final": []}
-        tokens = dict.fromkeys(said, 0)
-        for header, body, count in self._messages(ids):
-            author, *channels = (
-                self.tokenizer.decode(part)
-                for part in split(header, self._vocabulary["<|channel|>"])
-            )
-            if body is None or len(channels) != 1:
-                continue
-            words = (
-                channels[0].replace("<", " <").split()
-            )  # the channel, and perhaps a recipient and a content type
-            channel = words[0] if words else ""
-            to_the_user = author.split() == ["assistant"] and not any(
-                word.startswith("to=") for word in words
-            )
-            if channel in said and (
-                to_the_user or channel != "final"
-            ):  # nobody is shown what goes to a tool
-                said[channel].append(self.tokenizer.decode(body))
-                tokens[channel] += count
+        lengths = dict.fromkeys(said, 0)
+        for message in self._messages(ids):
+            channel = self._channel(message)
+            if channel in said:
+                said[channel].append(self.tokenizer.decode(message.body))
+                lengths[channel] += message.length
+        answers = said["final"]
+        answer = ""
+        if answers:
+            answer = answers[-1]  # earlier ones were drafts
         return Reading(
-            content=said["final"][-1] if said["final"] else "",
+            content=answer,
             thinking="\n".join(said["analysis"]),
-            reached_final=bool(said["final"]),
-            thinking_tokens=tokens["analysis"],
-            final_tokens=tokens["final"],
+            reached_final=bool(answers),
+            thinking_tokens=lengths["analysis"],
+            final_tokens=lengths["final"],
         )
 
-    def _messages(self, ids: list[int]) -> Iterator[tuple[list[int], list[int] | None, int]]:
-        """(header, body, number of tokens) of each message; the body is None where none was begun. The prompt ends
-        with the author of the first one."""
-        header, body, begin = (
-            self.tokenizer("assistant", add_special_tokens=False)["input_ids"],
-            None,
-            0,
-        )
-        for i, token in enumerate([*ids, None]):
+    def _messages(self, ids: Sequence[int]) -> Iterator[HarmonyMessage]:
+        """The messages of a completion; the last one may be unfinished."""
+        # The prompt ends with the author of the first message.
+        message = HarmonyMessage(header=list(self._tokenized("assistant")))
+        for token in ids:
             marker = self._markers.get(token)
-            if token is None or marker == "end" or (marker == "start" and body is None):
-                end = i + (marker == "end")
-                yield header, body, end - begin
-                header, body, begin = [], None, end
-            elif marker == "message" and body is None:
-                body = []
+            if marker == "start" and message.body is None:
+                yield message
+                message = HarmonyMessage(length=1)
+            elif marker == "end":
+                message.length += 1
+                yield message
+                message = HarmonyMessage()
             else:
-                (header if body is None else body).append(token)
+                message.add(token, marker)
+        yield message
+
+    def _channel(self, message: HarmonyMessage) -> str | None:
+        """The channel of a message. None if it has none, or if it is an answer to a tool."""
+        if message.body is None:
+            return None
+        parts = split_at(message.header, self._vocabulary["<|channel|>"])
+        if len(parts) != 2:
+            return None
+        author, after = (self.tokenizer.decode(part) for part in parts)
+        # The channel, and perhaps a recipient and a content type: "final <|constrain|>json"
+        words = after.replace("<", " <").split()
+        if not words:
+            return None
+        to_a_tool = any(word.startswith("to=") for word in words)
+        if words[0] == "final" and (to_a_tool or author.split() != ["assistant"]):
+            return None  # nobody is shown what goes to a tool
+        return words[0]
 
     @functools.cached_property
     def _dropped(self) -> set[int]:
-        """Special tokens that are left out of an answer: all but the tags of thinking, which some tokenizers count
-        among them, also where the template knows no thinking."""
-        tags = {tag for pair in TAGS for tag in pair}
+        """Special tokens that are left out of an answer.
+
+        The tags of thinking stay, also where the template knows no thinking: some tokenizers count
+        them among the special tokens.
+        """
+        tags = set(itertools.chain.from_iterable(TAGS))
         names = [name for name in self.tokenizer.all_special_tokens if name not in tags]
         return set(self.tokenizer.convert_tokens_to_ids(names))
 
@@ -188,18 +243,24 @@ class Chat:
 
     @functools.cached_property
     def _markers(self) -> dict[int, str]:
-        """Harmony's control tokens between messages: https://developers.openai.com/cookbook/articles/openai-harmony;
-        gpt-oss may also stop with <|endoftext|> (its generation_config.json)."""
-        names = {name: name for name in ("start", "message")}
-        names |= dict.fromkeys(("end", "return", "call", "endoftext"), "end")
-        return {
-            self._vocabulary[f"<|{name}|>"]: what
-            for name, what in names.items()
-            if f"<|{name}|>" in self._vocabulary
-        }
+        """Token id -> what it does to a message."""
+        vocabulary = self._vocabulary
+        markers = {}
+        for name, does in HARMONY_MARKERS.items():
+            if name in vocabulary:
+                markers[vocabulary[name]] = does
+        return markers
 
 
-def split(tokens: Sequence[int], separator: int) -> list[list[int]]:
+def tags_in(template: str) -> tuple[str, str] | None:
+    """The pair of TAGS that a chat template knows, if any."""
+    for start, end in TAGS:
+        if end in template:
+            return start, end
+    return None
+
+
+def split_at(tokens: Sequence[int], separator: int) -> list[list[int]]:
     """`tokens` in pieces, without the separators between them."""
     pieces: list[list[int]] = [[]]
     for token in tokens:

@@ -1,11 +1,15 @@
-"""The only room that knows Unsloth from plain transformers. Heavy imports stay inside the functions: Unsloth must be
-imported before TRL, transformers and PEFT, and config errors should not wait for torch."""
+"""Loading a model and its tokenizer, and what its files say about the config.
+
+This is the only file that knows Unsloth from plain transformers. Heavy imports stay inside the
+functions: Unsloth must be imported before TRL, transformers and PEFT, and mistakes in the config
+should not wait for torch.
+"""
 
 import json
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +19,46 @@ from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
 
 # Modules of experts. PEFT saves some of them as parameters.
-FUSED = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+EXPERT_MODULES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+# Models with fewer parameters train on one thread on a CPU.
+SMALL_MODEL = 50e6
+# Cards with less memory keep the embedding in main memory.
+SMALL_CARD_BYTES = 24 * 2**30
+# What from_pretrained and the Hub's functions raise for anything that they cannot find or read.
+LOADING_ERRORS = (OSError, ValueError)
+
+# ---- loading
 
 
-def load_model(config: Model, lora: Lora) -> tuple[Any, Any]:
+def load_model(model_config: Model, lora: Lora) -> tuple[Any, Any]:
     """The model with a fresh LoRA adapter, and its tokenizer.
 
     Raises:
-        ConfigError: if the model cannot be had: no such folder or Hub id, no access, no network, or a backend that
-            this machine cannot run.
+        ConfigError: if the model cannot be loaded: no such folder or Hub id, no access, no network,
+            or a backend that this machine cannot run.
     """
-    if is_on_disk(config):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    backend = choose_backend(config)
+    stay_offline_if_complete(model_config)
+    load = load_transformers
+    if choose_backend(model_config) == "unsloth":
+        load = load_unsloth
     try:
-        model, tokenizer = (
-            load_unsloth(config, lora) if backend == "unsloth" else load_transformers(config, lora)
-        )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # what from_pretrained raises for anything that it cannot find, fetch or read
-        raise cannot_be_loaded(config, error) from error
-    return model, tokenizer
+        return load(model_config, lora)
+    except LOADING_ERRORS as error:
+        raise cannot_be_loaded(model_config, error) from error
+
+
+def stay_offline_if_complete(model_config: Model) -> None:
+    """Keeps the Hub's client from asking for what is on this machine."""
+    if is_on_disk(model_config):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def load_trained(folder: str | os.PathLike) -> tuple[Any, Any]:
     """The model that a run has trained, and its tokenizer: its base with the adapter of `folder`.
 
     Args:
-        folder: final_model, or a checkpoint. The resolved config of the run is read from beside it. Without one, the
-            base that the adapter names is loaded with the defaults of config.yaml.
+        folder: final_model, or a checkpoint. The resolved config of the run is read from beside it.
+            Without one, the base that the adapter names is loaded with the defaults of config.yaml.
 
     Raises:
         ConfigError: if there is no adapter, or its base cannot be loaded.
@@ -56,17 +69,17 @@ def load_trained(folder: str | os.PathLike) -> tuple[Any, Any]:
         raise ConfigError(f"{folder}: no adapter (adapter_config.json) is in this folder")
     run_config = folder.parent / "config.yaml"
     if run_config.is_file():
-        job = load_config(run_config)
+        config = load_config(run_config)
     else:
-        job = load_config(overrides=adapter_overrides(json.loads(file.read_text(encoding="utf-8"))))
-    model, tokenizer = load_model(job.model, job.lora)
+        config = load_config(overrides=adapter_overrides(read_json(file)))
+    model, tokenizer = load_model(config.model, config.lora)
     restore_adapter(model, folder)
     model.eval()
     return model, tokenizer
 
 
 def adapter_overrides(adapter: dict[str, Any]) -> list[str]:
-    """The keys of the config that an adapter_config.json decides, as overrides of the command line."""
+    """What an adapter_config.json decides, as overrides of the command line."""
     keys = {"model.name": adapter["base_model_name_or_path"]}
     for key in ("r", "lora_alpha", "lora_dropout", "bias", "target_modules", "target_parameters"):
         keys[f"lora.{key}"] = adapter.get(key)
@@ -74,213 +87,291 @@ def adapter_overrides(adapter: dict[str, Any]) -> list[str]:
 
 
 def restore_adapter(model: Any, folder: str | os.PathLike) -> None:
-    """Put the adapter weights of a checkpoint or final_model into a model that has an adapter of the same shape."""
+    """Put the adapter weights of a checkpoint or final_model into a model.
+
+    The model must have an adapter of the same shape.
+    """
     from peft import load_peft_weights, set_peft_model_state_dict
 
     model = getattr(model, "module", model)  # unwrap DistributedDataParallel
-    set_peft_model_state_dict(
-        model, load_peft_weights(str(folder), device="cpu"), adapter_name="default"
-    )
+    weights = load_peft_weights(str(folder), device="cpu")
+    set_peft_model_state_dict(model, weights, adapter_name="default")
 
 
-def load_tokenizer(config: Model) -> Any:
-    """The tokenizer alone: prompts are measured with it before the weights are fetched. To be called before anything
-    else imports transformers.
+def load_tokenizer(model_config: Model) -> Any:
+    """The tokenizer alone: prompts are measured with it before the weights are fetched.
+
+    Call this before anything else imports transformers.
 
     Raises:
-        ConfigError: if it cannot be had, or has no chat template.
+        ConfigError: if it cannot be loaded, or has no chat template.
     """
     # It advises downloading a kernel that nothing here uses.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if choose_backend(config) == "unsloth":
+    if choose_backend(model_config) == "unsloth":
         import_unsloth()
-    if is_on_disk(config):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    stay_offline_if_complete(model_config)
     from transformers import AutoTokenizer
 
-    tokenizer = from_first(AutoTokenizer.from_pretrained, config)
+    tokenizer = from_first(AutoTokenizer.from_pretrained, model_config)
     if not tokenizer.chat_template:
-        raise ConfigError(f"model.name: {config.name} has no chat template; take an instruct model")
+        raise ConfigError(
+            f"model.name: {model_config.name} has no chat template; take an instruct model"
+        )
     return tokenizer
 
 
-def load_model_config(config: Model) -> dict[str, Any]:
+def load_architecture(model_config: Model) -> dict[str, Any]:
     """config.json of the model, from its folder, the cache or the Hub."""
     from transformers.utils import cached_file
 
-    path = from_first(lambda name, **options: cached_file(name, "config.json", **options), config)
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    def fetch(name: str, local_files_only: bool) -> str:
+        return cached_file(name, "config.json", local_files_only=local_files_only)
+
+    return read_json(Path(from_first(fetch, model_config)))
 
 
-def from_first(fetch: Callable[..., Any], config: Model) -> Any:
-    """`fetch` of the first folder or repository that has what it wants, of those on this machine if one does."""
-    tries = [(name, local) for local in (True, False) for name in repositories(config)]
-    for name, local in tries:
-        try:
-            return fetch(name, local_files_only=local)
-        except (
-            OSError,
-            ValueError,
-        ) as error:  # what the Hub's functions raise for all that they cannot find or read
-            if (name, local) == tries[-1]:
-                raise cannot_be_loaded(config, error) from error
+def read_json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
-def check_model(job: Config) -> list[str]:
-    """What this model and its backend make of the config, before the weights are there: notices of what they ignore.
+def from_first(fetch: Callable[..., Any], model_config: Model) -> Any:
+    """Calls `fetch` for each candidate, those on this machine first; returns the first success.
 
     Raises:
-        ConfigError: for what they cannot have.
+        ConfigError: if every call fails.
     """
-    check_targets(job.model, job.lora)
-    router_loss, beta = job.grpo.get("router_aux_loss_coef"), job.grpo.get("beta")
-    if choose_backend(job.model) == "unsloth":
-        if router_loss:
-            raise ConfigError(
-                "grpo.router_aux_loss_coef: Unsloth cannot compute that loss; leave it out"
-            )
-        # unsloth_zoo/rl_replacements.py; it says so itself, but only when the first step is trained
-        off = {"top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False}
-        ignored = [key for key, default in off.items() if job.grpo.get(key, default) != default]
-        return [
-            f"grpo.{key}: is ignored by Unsloth; it needs model.backend: transformers"
-            for key in ignored
-        ]
-    if router_loss and not has_router(job.model):
-        raise ConfigError(
-            f"grpo.router_aux_loss_coef: {job.model.name} has no experts to balance; leave it out"
-        )
-    if job.lora.bias != "none" and beta:
-        raise ConfigError(
-            f"lora.bias: {job.lora.bias} cannot be with grpo.beta above 0, for which a second adapter is kept; set it "
-            "to none, or grpo.beta to 0"
-        )
+    names = repositories(model_config)
+    candidates = [(name, True) for name in names] + [(name, False) for name in names]
+    failure: Exception | None = None
+    for name, local in candidates:
+        try:
+            return fetch(name, local_files_only=local)
+        except LOADING_ERRORS as error:
+            failure = error
+    raise cannot_be_loaded(model_config, failure) from failure
+
+
+# ---- what the model and its backend cannot have
+
+
+def check_model(config: Config) -> list[str]:
+    """Notices of keys that the backend ignores. Needs the model's config.json, not its weights.
+
+    Raises:
+        ConfigError: for keys that this model or its backend cannot have.
+    """
+    check_targets(config.model, config.lora)
+    if choose_backend(config.model) == "unsloth":
+        return check_for_unsloth(config)
+    check_for_transformers(config)
     return []
 
 
-def has_router(config: Model) -> bool:
-    from transformers import AutoConfig
-
-    return hasattr(
-        from_first(AutoConfig.from_pretrained, config).get_text_config(), "output_router_logits"
-    )
-
-
-def check_targets(config: Model, lora: Lora) -> None:
-    """Sees that every module and parameter which the adapter is to have is in the model, as its config.json builds it
-    without weights: PEFT is content if one of them is, and leaves the others out. Not under Unsloth, which builds the
-    modules of some models anew and has names of its own for them.
+def check_for_unsloth(config: Config) -> list[str]:
+    """Notices of keys that Unsloth ignores.
 
     Raises:
-        ConfigError: for a name that is not.
+        ConfigError: for a key that it refuses.
     """
-    if choose_backend(config) == "unsloth":
+    if config.grpo.get("router_aux_loss_coef"):
+        raise ConfigError(
+            "grpo.router_aux_loss_coef: Unsloth cannot compute that loss; leave it out"
+        )
+    # unsloth_zoo/rl_replacements.py. Unsloth says so itself, but only in the first training step.
+    off = {"top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False}
+    return [
+        f"grpo.{key}: is ignored by Unsloth; it needs model.backend: transformers"
+        for key, default in off.items()
+        if config.grpo.get(key, default) != default
+    ]
+
+
+def check_for_transformers(config: Config) -> None:
+    """Refuses keys that plain transformers cannot combine with this model or with each other.
+
+    Raises:
+        ConfigError: for such a key.
+    """
+    if config.grpo.get("router_aux_loss_coef") and not has_router(config.model):
+        raise ConfigError(
+            f"grpo.router_aux_loss_coef: {config.model.name} has no experts to balance; "
+            "leave it out"
+        )
+    if config.lora.bias != "none" and config.grpo.get("beta"):
+        raise ConfigError(
+            f"lora.bias: {config.lora.bias} cannot be combined with grpo.beta above 0, because the "
+            "KL penalty keeps a second adapter; set it to none, or grpo.beta to 0"
+        )
+
+
+def has_router(model_config: Model) -> bool:
+    from transformers import AutoConfig
+
+    architecture = from_first(AutoConfig.from_pretrained, model_config)
+    return hasattr(architecture.get_text_config(), "output_router_logits")
+
+
+def check_targets(model_config: Model, lora: Lora) -> None:
+    """Refuses modules and parameters for the adapter that the model does not have.
+
+    PEFT is content if one of them is there, and leaves out the others. The model is built from its
+    config.json without weights. Under Unsloth nothing is checked: it builds the modules of some
+    models itself and has names of its own for them.
+
+    Raises:
+        ConfigError: for a name that the model does not have.
+    """
+    if choose_backend(model_config) == "unsloth":
         return
-    import torch
+    model = build_without_weights(model_config)
+    if model is None:
+        return
     from peft import LoraConfig
     from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    settings = from_first(AutoConfig.from_pretrained, config)
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(settings)
-    except Exception:  # of any type: it is the model's code
-        return  # what cannot be built so may still be loaded
     adapter = LoraConfig(
         target_modules=lora.target_modules, target_parameters=lora.target_parameters
     )
-    try:  # of Mixtral, Qwen3-MoE and their like PEFT takes the names of the experts' modules for the fused parameters
+    # Of Mixtral, Qwen3-MoE and their like, PEFT takes the names of the experts' modules for the
+    # fused parameters.
+    try:
         convert_peft_config_for_transformers(adapter, model, None)
     except ValueError as error:
-        if config.backend == "auto":
-            return
+        if model_config.backend == "auto":
+            return  # another machine may have Unsloth, which takes them
         raise ConfigError(f"lora.target_modules: {error}") from error
-    modules = {name for name, _ in model.named_modules()}
-    if (
-        config.backend == "auto"
-    ):  # on another machine perhaps Unsloth, with its names of what is inside fused experts
-        modules |= {"gate_proj", "up_proj", "down_proj"}
-    kinds = [
-        (
-            "target_parameters",
-            adapter.target_parameters,
-            {name for name, _ in model.named_parameters()},
-        )
-    ]
-    if not isinstance(lora.target_modules, str):  # all-linear, or a regular expression
-        kinds.append(("target_modules", adapter.target_modules, modules))
-    for key, wanted, there in kinds:
-        for name in sorted(wanted or ()):
-            if not any(other == name or other.endswith(f".{name}") for other in there):
-                ends = {".".join(other.split(".")[-1 - name.count(".") :]) for other in there}
-                raise ConfigError(f"lora.{key}: the model has no {name}{nearest(name, ends)}")
+
+    parameters = {name for name, _ in model.named_parameters()}
+    refuse_missing("lora.target_parameters", adapter.target_parameters, parameters)
+    # A text is all-linear, or a regular expression.
+    if not isinstance(lora.target_modules, str):
+        modules = {name for name, _ in model.named_modules()}
+        if model_config.backend == "auto":
+            # Another machine may have Unsloth, which has names for what is inside fused experts.
+            modules |= {"gate_proj", "up_proj", "down_proj"}
+        refuse_missing("lora.target_modules", adapter.target_modules, modules)
+
+
+def build_without_weights(model_config: Model) -> Any | None:
+    """The model as its config.json builds it, on the meta device; None if that fails.
+
+    A model that cannot be built in this way may still be loaded.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture = from_first(AutoConfig.from_pretrained, model_config)
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(architecture)
+    except Exception:  # of any type, because it is the model's code
+        return None
+
+
+def refuse_missing(key: str, wanted: Iterable[str] | None, present: Collection[str]) -> None:
+    """Refuses a wanted name that is not the end of a present one.
+
+    Raises:
+        ConfigError: with the nearest name that is there.
+    """
+    for name in sorted(wanted or ()):
+        if name in present or any(other.endswith(f".{name}") for other in present):
+            continue
+        parts = name.count(".") + 1
+        ends = {".".join(other.split(".")[-parts:]) for other in present}
+        raise ConfigError(f"{key}: the model has no {name}{nearest(name, ends)}")
 
 
 def check_adapter(checkpoint: Path, lora: Lora) -> None:
-    """Refuses a checkpoint whose adapter has another shape than the one that the config asks for."""
+    """Refuses a checkpoint whose adapter has another shape than the config asks for.
+
+    Raises:
+        ConfigError: for a key of `lora` with another value.
+    """
     file = checkpoint / "adapter_config.json"
-    saved = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    saved = read_json(file) if file.is_file() else {}
     for key in ("r", "target_modules", "target_parameters"):
         own, its = getattr(lora, key), saved.get(key)
-        if isinstance(own, list) and isinstance(its, list):
-            fused = FUSED if key == "target_modules" and saved.get("target_parameters") else ()
-            own, its = (sorted(name for name in names if name not in fused) for names in (own, its))
-        if (
-            its is not None and type(own) is type(its) and own != its
-        ):  # Unsloth writes its own form of the modules
+        if type(own) is not type(its) or its is None:
+            continue  # Unsloth writes its own form of the modules
+        if isinstance(own, list):
+            own, its = sorted(own), sorted(its)
+            if key == "target_modules" and saved.get("target_parameters"):
+                own, its = without_experts(own), without_experts(its)
+        if own != its:
             raise ConfigError(
                 f"lora.{key}: {own}, but {checkpoint} was trained with {its}; resume with that"
             )
 
 
-def cannot_be_loaded(config: Model, error: Exception) -> ConfigError:
-    text = one_line(error)[:500]
-    if "Target modules" in text:  # PEFT's
-        return ConfigError(f"lora.target_modules: {text}")
-    ways = "; it is neither a folder (/path, ./path) nor to be had from the Hub under that name, or there is no network"
-    return ConfigError(f"model.name: {config.name} cannot be loaded{ways}: {text}")
+def without_experts(modules: Iterable[str]) -> list[str]:
+    return [name for name in modules if name not in EXPERT_MODULES]
 
 
-def choose_backend(config: Model) -> str:
+def cannot_be_loaded(model_config: Model, error: Exception) -> ConfigError:
+    """The error for the user, with what the library said."""
+    said = one_line(error)[:500]
+    if "Target modules" in said:  # PEFT's
+        return ConfigError(f"lora.target_modules: {said}")
+    return ConfigError(
+        f"model.name: {model_config.name} cannot be loaded; it must be a folder (/path, ./path) "
+        f"or a model on the Hub that this machine can reach: {said}"
+    )
+
+
+# ---- backends
+
+
+def choose_backend(model_config: Model) -> str:
+    """unsloth or transformers.
+
+    Raises:
+        ConfigError: if unsloth is asked for and there is no GPU.
+    """
     import torch
 
-    if config.backend == "unsloth" and not torch.cuda.is_available():
+    cuda = torch.cuda.is_available()
+    if model_config.backend == "unsloth" and not cuda:
         raise ConfigError(
             "model.backend: unsloth needs a CUDA GPU and none is visible; use auto or transformers"
         )
-    if config.backend != "auto":
-        return config.backend
-    return "unsloth" if torch.cuda.is_available() else "transformers"
+    if model_config.backend != "auto":
+        return model_config.backend
+    return "unsloth" if cuda else "transformers"
 
 
 def import_unsloth() -> Any:
-    os.environ.setdefault(
-        "UNSLOTH_DISABLE_STATISTICS", "1"
-    )  # it pings out while loading and can hang for 2 minutes
+    # Its statistics make a request while it is loaded, which can hang for 2 minutes.
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     try:
         import unsloth
     except ImportError as error:
         raise ConfigError(
-            f"model.backend: unsloth cannot be imported ({error}); install requirements-gpu.txt or use "
-            "model.backend=transformers"
+            f"model.backend: unsloth cannot be imported ({error}); "
+            "install requirements-gpu.txt or use model.backend=transformers"
         ) from error
     return unsloth
 
 
-def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
+def load_unsloth(model_config: Model, lora: Lora) -> tuple[Any, Any]:
     FastLanguageModel = import_unsloth().FastLanguageModel
     import torch
 
+    card = torch.cuda.get_device_properties(0)
+    dtype = None
+    if model_config.dtype != "auto":
+        dtype = getattr(torch, model_config.dtype)
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=config.path,
-        max_seq_length=config.max_seq_length,
-        dtype=None if config.dtype == "auto" else getattr(torch, config.dtype),
-        load_in_4bit=quantize(config),
-        offload_embedding=offloads_embedding(
-            config, torch.cuda.get_device_properties(0).total_memory
-        ),
+        model_name=model_config.path,
+        max_seq_length=model_config.max_seq_length,
+        dtype=dtype,
+        load_in_4bit=quantize(model_config),
+        offload_embedding=offloads_embedding(model_config, card.total_memory),
     )
+    experts = {}
+    if lora.target_parameters:
+        experts["target_parameters"] = lora.target_parameters
     model = FastLanguageModel.get_peft_model(
         model,
         r=lora.r,
@@ -290,43 +381,32 @@ def load_unsloth(config: Model, lora: Lora) -> tuple[Any, Any]:
         target_modules=lora.target_modules,
         use_gradient_checkpointing=lora.use_gradient_checkpointing,
         random_state=lora.random_state,
-        **({"target_parameters": lora.target_parameters} if lora.target_parameters else {}),
+        **experts,
     )
     return model, tokenizer
 
 
-def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
+def load_transformers(model_config: Model, lora: Lora) -> tuple[Any, Any]:
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
-    from transformers.integrations import is_deepspeed_zero3_enabled
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     transformers.utils.logging.disable_progress_bar()
-    cuda = torch.cuda.is_available()
-    dtype = choose_dtype(config)
-    four_bit = quantize(config) and cuda and not stored(config).get("quantization_config")
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
-    tokenizer = AutoTokenizer.from_pretrained(config.path)
+    tokenizer = AutoTokenizer.from_pretrained(model_config.path)
+    options = placement() | quantization(model_config)
     model = AutoModelForCausalLM.from_pretrained(
-        config.path,
-        dtype=dtype,
-        # ZeRO-3, which GRPOConfig has switched on by now, places the weights itself
-        device_map={"": local_rank()} if cuda and not is_deepspeed_zero3_enabled() else None,
-        **({"quantization_config": quantization} if four_bit else {}),
+        model_config.path, dtype=choose_dtype(model_config), **options
     )
-    if not cuda and model.num_parameters() < 50e6:
-        # Matrices this small lose more to handing work between threads than they gain, and far more on busy cores.
+    if not torch.cuda.is_available() and model.num_parameters() < SMALL_MODEL:
+        # Matrices this small lose more to handing work between threads than they gain, and far more
+        # on busy cores.
         torch.set_num_threads(1)
-    if four_bit:
+    if "quantization_config" in options:
         model = prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=bool(lora.use_gradient_checkpointing)
         )
+
     torch.manual_seed(lora.random_state)
     adapter = LoraConfig(
         task_type="CAUSAL_LM",
@@ -340,131 +420,188 @@ def load_transformers(config: Model, lora: Lora) -> tuple[Any, Any]:
     return get_peft_model(model, adapter), tokenizer
 
 
-def offloads_embedding(config: Model, card_bytes: float) -> bool:
-    return (
-        card_bytes < 24 * 2**30 if config.offload_embedding == "auto" else config.offload_embedding
-    )
+def placement() -> dict[str, Any]:
+    """Arguments of from_pretrained that put the model on this process's GPU."""
+    import torch
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    # ZeRO-3, which GRPOConfig has switched on by now, places the weights itself.
+    if not torch.cuda.is_available() or is_deepspeed_zero3_enabled():
+        return {"device_map": None}
+    return {"device_map": {"": local_rank()}}
 
 
-def choose_dtype(config: Model) -> Any:
+def quantization(model_config: Model) -> dict[str, Any]:
+    """Arguments of from_pretrained that load a 16-bit model in 4 bit; empty if it is not to be."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    already = stored_architecture(model_config).get("quantization_config")
+    if already or not quantize(model_config) or not torch.cuda.is_available():
+        return {}
+    return {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=choose_dtype(model_config),
+        )
+    }
+
+
+def offloads_embedding(model_config: Model, card_bytes: float) -> bool:
+    """Whether the embedding stays in main memory."""
+    if model_config.offload_embedding == "auto":
+        return card_bytes < SMALL_CARD_BYTES
+    return model_config.offload_embedding
+
+
+def choose_dtype(model_config: Model) -> Any:
+    """The torch.dtype of the weights."""
     import torch
 
-    if config.dtype != "auto":
-        return getattr(torch, config.dtype)
+    if model_config.dtype != "auto":
+        return getattr(torch, model_config.dtype)
     if not torch.cuda.is_available():
         return torch.float32
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def estimate_memory(job: Config, prompt_tokens: int, completion_tokens: int) -> str:
-    """A table of the GPU memory that the run will need, against the card; without one, for Unsloth on any."""
+def estimate_memory(config: Config, prompt_tokens: int, completion_tokens: int) -> str:
+    """A table of the GPU memory that the run will need, compared with the card.
+
+    Without a card it is the memory that Unsloth would need on any.
+    """
     import torch
 
-    card = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
+    card, card_bytes = None, math.inf
+    dtype = "bfloat16"
+    if torch.cuda.is_available():
+        card = torch.cuda.get_device_properties(0)
+        card_bytes = card.total_memory
+    if card or config.model.dtype != "auto":
+        dtype = str(choose_dtype(config.model)).removeprefix("torch.")
+    backend = config.model.backend
+    if backend == "auto":
+        backend = "unsloth"
+    weight_files = Path(config.model.path).glob("*.safetensors")
     estimate = memory.estimate(
-        load_model_config(job.model),
-        backend="unsloth" if job.model.backend == "auto" else job.model.backend,
-        load_in_4bit=quantize(job.model),
-        lora=job.lora,
-        grpo=job.grpo,
+        load_architecture(config.model),
+        backend=backend,
+        load_in_4bit=quantize(config.model),
+        lora=config.lora,
+        grpo=config.grpo,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        dtype=str(choose_dtype(job.model)).removeprefix("torch.")
-        if card or job.model.dtype != "auto"
-        else "bfloat16",
-        offload_embedding=offloads_embedding(job.model, card.total_memory if card else math.inf),
-        stored_bytes=sum(path.stat().st_size for path in Path(job.model.path).glob("*.safetensors"))
-        or None,
+        dtype=dtype,
+        offload_embedding=offloads_embedding(config.model, card_bytes),
+        stored_bytes=sum(file.stat().st_size for file in weight_files),
         processes=world_size(),
-        card_bytes=card and card.total_memory,
+        card_bytes=card.total_memory if card else None,
     )
-    return estimate.table(card.total_memory, card.name) if card else estimate.table()
+    if card:
+        return estimate.table(card.total_memory, card.name)
+    return estimate.table()
 
 
-def trainer_settings(config: Model, lora: Lora) -> dict[str, Any]:
+# ---- GRPOConfig
+
+
+def trainer_settings(model_config: Model, lora: Lora) -> dict[str, Any]:
     """The GRPOConfig arguments that this job sets, unless the user's config says otherwise."""
     import torch
 
-    dtype = choose_dtype(config)
+    dtype = choose_dtype(model_config)
+    cuda = torch.cuda.is_available()
     settings = {
         "disable_tqdm": True,  # callbacks.Progress shows the bar
-        "logging_nan_inf_filter": False,  # would log a loss that is NaN as the mean of the ones before
+        # TRL would log the mean of earlier losses in place of a loss that is NaN.
+        "logging_nan_inf_filter": False,
         "bf16": dtype is torch.bfloat16,
         "fp16": dtype is torch.float16,
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        # Without these two, several processes on CPUs would each train by themselves.
-        "use_cpu": not torch.cuda.is_available(),
-        **({"ddp_backend": "gloo"} if world_size() > 1 and not torch.cuda.is_available() else {}),
-        # TRL would add the load-balancing loss of pre-training with the coefficient of the model's config, 0.9 for
-        # gpt-oss, though the adapter does not train the router; Unsloth cannot compute it. Dense models have none.
+        "dataloader_pin_memory": cuda,
+        # Without this and ddp_backend, several processes on CPUs would each train by themselves.
+        "use_cpu": not cuda,
+        # TRL would add the load-balancing loss of pre-training with the coefficient of the model's
+        # config, 0.9 for gpt-oss, though the adapter does not train the router. Unsloth cannot
+        # compute this loss. Dense models have none.
         "router_aux_loss_coef": 0.0,
     }
-    if (
-        choose_backend(config) == "transformers"
-    ):  # Unsloth's own checkpointing is set in get_peft_model
+    if world_size() > 1 and not cuda:
+        settings["ddp_backend"] = "gloo"
+    # Unsloth's own checkpointing is set in get_peft_model.
+    if choose_backend(model_config) == "transformers":
         settings["gradient_checkpointing"] = bool(lora.use_gradient_checkpointing)
     return settings
 
 
-def as_written(config: Model, settings: dict[str, Any]) -> dict[str, Any]:
-    """`settings` for GRPOConfig, with what Unsloth's would replace unasked spelled out, so that they mean there what
-    they mean in TRL."""
-    if choose_backend(config) != "unsloth":
+def as_written(model_config: Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """`settings` for GRPOConfig that mean the same to Unsloth's GRPOConfig as to TRL's.
+
+    Unsloth's would replace some values unasked if they were not spelled out.
+    """
+    if choose_backend(model_config) != "unsloth":
         return settings
-    epsilon = settings.get("epsilon", 0.2)
-    settings = {
+    defaults = {
         "beta": 0.0,
         "mask_truncated_completions": False,
-        "epsilon_high": epsilon,
-    } | settings
-    # Left out, these would be Unsloth's 4, 2 and 4, and grpo.py has reckoned with TRL's
-    batches = {
+        "epsilon_high": settings.get("epsilon", 0.2),
+        # Unsloth's defaults would be 4, 2 and 4, but job/batches.py reckons with TRL's.
         "per_device_train_batch_size": 8,
         "gradient_accumulation_steps": 1,
         "per_device_eval_batch_size": 8,
     }
-    settings = batches | settings
+    settings = defaults | settings
     if settings.get("loss_type") == "dr_grpo" and settings.get("scale_rewards") in (None, "group"):
-        settings["scale_rewards"] = (
-            None  # Unsloth takes "group" for "none" here, and null for "group"
-        )
+        # Unsloth takes "group" for "none" here, and null for "group".
+        settings["scale_rewards"] = None
     return settings
 
 
-def quantize(config: Model) -> bool:
-    """Whether to ask for 4 bit. Not for a local 16-bit gpt-oss: its fused experts would silently stay as they are."""
-    model = stored(config)
-    fused = model.get("model_type") == "gpt_oss" and not model.get("quantization_config")
-    return config.load_in_4bit and not fused
+# ---- the model's files
 
 
-def stored(config: Model) -> dict[str, Any]:
+def quantize(model_config: Model) -> bool:
+    """Whether to ask for 4 bit.
+
+    Not for a local 16-bit gpt-oss: its fused experts would silently stay in 16 bit.
+    """
+    architecture = stored_architecture(model_config)
+    if architecture.get("model_type") == "gpt_oss" and not architecture.get("quantization_config"):
+        return False
+    return model_config.load_in_4bit
+
+
+def stored_architecture(model_config: Model) -> dict[str, Any]:
     """config.json of a local model; empty for a Hub id."""
-    path = Path(config.path) / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    file = Path(model_config.path) / "config.json"
+    if not file.is_file():
+        return {}
+    return read_json(file)
 
 
-def is_on_disk(config: Model) -> bool:
+def is_on_disk(model_config: Model) -> bool:
     """Whether everything is local or in the Hub cache, so that no request need be made."""
-    if Path(config.path).is_dir():
+    if Path(model_config.path).is_dir():
         return True
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    weights = repositories(config)[
-        0
-    ]  # an original beside it is of no use where the 4-bit copy is wanted
+    # Where the 4-bit copy is wanted, an original beside it is of no use.
+    weights = repositories(model_config)[0]
     snapshots = (hub / f"models--{weights.replace('/', '--')}/snapshots").glob("*")
     return any(is_complete(folder) for folder in snapshots)
 
 
-def repositories(config: Model) -> list[str]:
-    """Where the model may be: Unsloth fetches its own 4-bit copy of a model where there is one."""
-    four_bit = (
-        config.load_in_4bit
-        and config.name.startswith("unsloth/")
-        and not config.name.endswith("-4bit")
-    )
-    return [config.name + "-unsloth-bnb-4bit"] * four_bit + [config.path]
+def repositories(model_config: Model) -> list[str]:
+    """Where the model may be, the best place first.
+
+    Unsloth fetches its own 4-bit copy of a model where there is one.
+    """
+    name = model_config.name
+    places = [model_config.path]
+    if model_config.load_in_4bit and name.startswith("unsloth/") and not name.endswith("-4bit"):
+        places.insert(0, name + "-unsloth-bnb-4bit")
+    return places
 
 
 def is_complete(snapshot: Path) -> bool:
@@ -472,7 +609,6 @@ def is_complete(snapshot: Path) -> bool:
     index = snapshot / "model.safetensors.index.json"
     shards = {"model.safetensors"}
     if index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    return all(
-        (snapshot / name).is_file() for name in {"config.json", "tokenizer_config.json", *shards}
-    )
+        shards = set(read_json(index)["weight_map"].values())
+    needed = {"config.json", "tokenizer_config.json", *shards}
+    return all((snapshot / name).is_file() for name in needed)

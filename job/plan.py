@@ -1,4 +1,4 @@
-"""What a run is going to do, worked out before it costs anything: rows, prompts, batches, memory."""
+"""What a run is going to do, worked out before it costs anything: rows, prompts, batches."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -24,102 +24,145 @@ class Plan:
     batches: BatchPlan
 
     def lines(self, config: Config) -> list[str]:
-        dropped = f" ({self.dropped} longer ones dropped)" if self.dropped else ""
-        rows = f"{len(self.rows)} prompts of up to {self.prompt_tokens} tokens{dropped}"
-        held_out = f"; {len(self.eval_rows)} more to evaluate on" if self.eval_rows else ""
+        """The plan in words."""
         steps = config.grpo.get("max_steps", -1)
         lines = [
-            rows + held_out,
+            self._rows_in_words(),
             *self.batches.lines(steps, self.prompt_tokens, self.completion_tokens),
         ]
         if steps < 0:
-            epochs = config.grpo.get("num_train_epochs", 3.0)
-            completions = int(epochs * len(self.rows)) * self.batches.num_generations
-            tokens = completions * (self.prompt_tokens + self.completion_tokens)
-            lines.append(
-                f"all {epochs:g} epochs: {completions:,} completions, at most {tokens:,} tokens with prompts"
-            )
+            lines.append(self._epochs_in_words(config.grpo.get("num_train_epochs", 3.0)))
         if config.grpo_extra.algorithm:
-            keys = grpo_keys.ALGORITHMS[config.grpo_extra.algorithm]
-            values = dict(config.grpo) | {"zero_std_groups": config.grpo_extra.zero_std_groups}
-            named = ", ".join(f"{key} {values[key]}" for key in keys if key in values)
-            lines.append(f"algorithm {config.grpo_extra.algorithm}: {named}")
+            lines.append(algorithm_in_words(config))
         if config.grpo_extra.zero_std_groups == "resample":
             tries = config.grpo_extra.max_resampling_tries
             lines.append(
-                f"resampling may add up to {tries} generate calls to each, and so {tries} times the completions again"
+                f"resampling may add up to {tries} generate calls to each, "
+                f"and so {tries} times the completions again"
             )
         return lines
 
+    def _rows_in_words(self) -> str:
+        words = f"{len(self.rows)} prompts of up to {self.prompt_tokens} tokens"
+        if self.dropped:
+            words += f" ({self.dropped} longer ones dropped)"
+        if self.eval_rows:
+            words += f"; {len(self.eval_rows)} more to evaluate on"
+        return words
+
+    def _epochs_in_words(self, epochs: float) -> str:
+        completions = int(epochs * len(self.rows)) * self.batches.num_generations
+        tokens = completions * (self.prompt_tokens + self.completion_tokens)
+        return (
+            f"all {epochs:g} epochs: {completions:,} completions, "
+            f"at most {tokens:,} tokens with prompts"
+        )
+
+
+def algorithm_in_words(config: Config) -> str:
+    """The algorithm with its keys and the values that they have in this config."""
+    name = config.grpo_extra.algorithm
+    values = dict(config.grpo) | {"zero_std_groups": config.grpo_extra.zero_std_groups}
+    keys = [key for key in grpo_keys.ALGORITHMS[name] if key in values]
+    return f"algorithm {name}: " + ", ".join(f"{key} {values[key]}" for key in keys)
+
 
 def make_plan(config: Config, chat: Chat) -> Plan:
-    """
+    """Makes the rows of all tasks, and measures their prompts.
+
     Raises:
-        ConfigError: if prompts are too long and not to be dropped, or too few rows remain to fill a batch.
+        ConfigError: if a task refuses its options, if prompts are too long and may not be dropped,
+            or if too few rows remain to fill a batch.
     """
+    # Make the rows and measure them
     try:
         rows, eval_rows = mixed_rows(config.tasks)
-        lengths = [
-            len(chat.prompt_ids(row["prompt"], row["reasoning_effort"])) for row in rows + eval_rows
-        ]
+        lengths = [prompt_length(row, chat) for row in rows]
+        eval_lengths = [prompt_length(row, chat) for row in eval_rows]
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
+
+    # Leave out or refuse the long ones
     limit, why = longest_allowed(config)
-    too_long = sum(length > limit for length in lengths)
+    every_length = lengths + eval_lengths
+    too_long = sum(length > limit for length in every_length)
     if too_long and config.grpo_extra.overlong_prompts == "refuse":
         raise ConfigError(
-            f"{why} leaves {limit} tokens for a prompt, but {too_long} of {len(lengths)} rows have more (the longest "
-            f"{max(lengths)}); change that, or drop them with grpo.overlong_prompts: drop"
+            f"{why} leaves {limit} tokens for a prompt, but {too_long} of {len(every_length)} rows "
+            f"have more (the longest {max(every_length)}); "
+            "change that, or drop them with grpo.overlong_prompts: drop"
         )
-    fitting = [row for row, length in zip(rows, lengths, strict=False) if length <= limit]
-    eval_fitting = [
-        row for row, length in zip(eval_rows, lengths[len(rows) :], strict=True) if length <= limit
-    ]
+    fitting = rows_up_to(limit, rows, lengths)
+    eval_fitting = rows_up_to(limit, eval_rows, eval_lengths)
+
+    # See whether enough are left
     batches = batch_plan(config.grpo, world_size())
-    prompts = batches.generate_call * batches.world_size // batches.num_generations
-    if len(fitting) < prompts:
-        dropped = f" (after {too_long} too long ones were dropped)" if too_long else ""
-        raise ConfigError(
-            f"task.num_rows: {len(fitting)} rows{dropped} are fewer than the {prompts} prompts that are completed at "
-            "once; take more rows, or a smaller batch"
-        )
+    check_enough_rows(fitting, batches, too_long)
     if eval_rows and not eval_fitting:
         raise ConfigError(
             f"task.num_eval_rows: {why} leaves none of the {len(eval_rows)} rows to evaluate on"
         )
-    longest = max(length for length in lengths if length <= limit)
-    room = config.model.max_seq_length - longest - 1
+    longest = max(length for length in every_length if length <= limit)
+    rest = config.model.max_seq_length - longest - 1
     return Plan(
-        fitting,
-        eval_fitting,
-        longest,
-        config.grpo.get("max_completion_length") or room,
-        too_long,
-        batches,
+        rows=fitting,
+        eval_rows=eval_fitting,
+        prompt_tokens=longest,
+        completion_tokens=config.grpo.get("max_completion_length") or rest,
+        dropped=too_long,
+        batches=batches,
+    )
+
+
+def prompt_length(row: dict[str, Any], chat: Chat) -> int:
+    """Tokens of a row's prompt."""
+    return len(chat.prompt_ids(row["prompt"], row["reasoning_effort"]))
+
+
+def rows_up_to(
+    limit: int, rows: Sequence[dict[str, Any]], lengths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """The rows whose prompts have no more than `limit` tokens."""
+    return [row for row, length in zip(rows, lengths, strict=True) if length <= limit]
+
+
+def check_enough_rows(rows: Sequence[dict[str, Any]], batches: BatchPlan, too_long: int) -> None:
+    """Refuses rows that do not fill one generate call.
+
+    Raises:
+        ConfigError: if there are too few.
+    """
+    prompts = batches.generate_call * batches.world_size // batches.num_generations
+    if len(rows) >= prompts:
+        return
+    dropped = ""
+    if too_long:
+        dropped = f" (after {too_long} too long ones were dropped)"
+    raise ConfigError(
+        f"task.num_rows: {len(rows)} rows{dropped} are fewer than the {prompts} prompts that are "
+        "completed at once; take more rows, or a smaller batch"
     )
 
 
 def longest_allowed(config: Config) -> tuple[int, str]:
-    """Tokens that a prompt may have, and which keys say so, in words."""
-    total, completion = config.model.max_seq_length, config.grpo.get("max_completion_length")
-    if config.grpo_extra.max_prompt_length:
-        return (
-            config.grpo_extra.max_prompt_length,
-            f"grpo.max_prompt_length {config.grpo_extra.max_prompt_length}",
-        )
+    """How many tokens a prompt may have, and which keys say so, in words."""
+    total = config.model.max_seq_length
+    own_limit = config.grpo_extra.max_prompt_length
+    if own_limit:
+        return own_limit, f"grpo.max_prompt_length {own_limit}"
+    completion = config.grpo.get("max_completion_length")
     if completion:
-        return (
-            total - completion - 1,
-            f"model.max_seq_length {total} less grpo.max_completion_length {completion}",
-        )
+        why = f"model.max_seq_length {total} less grpo.max_completion_length {completion}"
+        return total - completion - 1, why
     return total - 2, f"model.max_seq_length {total}"
 
 
 def first_of_each_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first row of each task with each reasoning effort."""
-    return list({(row["task"], row["reasoning_effort"]): row for row in reversed(rows)}.values())[
-        ::-1
-    ]
+    first: dict[tuple, dict[str, Any]] = {}
+    for row in rows:
+        first.setdefault((row["task"], row["reasoning_effort"]), row)
+    return list(first.values())
 
 
 def shown(row: dict[str, Any], chat: Chat) -> str:
@@ -128,9 +171,14 @@ def shown(row: dict[str, Any], chat: Chat) -> str:
     return f"prompt of {row['task']}:\n" + "\n".join(f"  | {line}" for line in text.split("\n"))
 
 
+# ---- what only the libraries know
+
+
 def rehearse(arguments: Any) -> None:
-    """Make of one weight what the trainer will make of all: optimizer, schedule, data loader and the like. So what the
-    libraries refuse only when they use a value is refused before any weights are fetched.
+    """Make of one weight what the trainer will make of all: optimizer, schedule, loader, and so on.
+
+    The libraries refuse some values only when they use them. This refuses them before any weights
+    are fetched.
 
     Args:
         arguments: a GRPOConfig.
@@ -139,20 +187,38 @@ def rehearse(arguments: Any) -> None:
         ConfigError: with the keys in question and what the library says.
     """
     import torch
-    from torch.utils.data import DataLoader
-    from transformers import GenerationConfig, Trainer, get_scheduler
 
     weight = torch.nn.Linear(1, 1)
-    if not arguments.optim_target_modules:  # GaLore and APOLLO look for modules of the real model
-        with naming("optim, optim_args"):
-            optimizer, options = Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
-            optimizer = optimizer(
-                options.pop("model", None) or weight.parameters(), **options
-            )  # LOMO takes the model
-        with naming("lr_scheduler_type, lr_scheduler_kwargs"):
-            steps = arguments.max_steps if arguments.max_steps > 0 else 1000
-            warmup, options = arguments.get_warmup_steps(steps), arguments.lr_scheduler_kwargs
-            get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, steps, options)
+    # GaLore and APOLLO look for modules of the real model.
+    if not arguments.optim_target_modules:
+        rehearse_optimizer(arguments, weight)
+    rehearse_loader(arguments)
+    with naming("torch_compile, torch_compile_backend, torch_compile_mode"):
+        if arguments.torch_compile:
+            torch.compile(
+                weight, backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode
+            )
+    rehearse_generation(arguments)
+
+
+def rehearse_optimizer(arguments: Any, weight: Any) -> None:
+    from transformers import Trainer, get_scheduler
+
+    with naming("optim, optim_args"):
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(arguments, weight)
+        trained = options.pop("model", None)  # LOMO takes the model
+        if trained is None:
+            trained = weight.parameters()
+        optimizer = optimizer_class(trained, **options)
+    with naming("lr_scheduler_type, lr_scheduler_kwargs"):
+        steps = arguments.max_steps if arguments.max_steps > 0 else 1000
+        warmup, options = arguments.get_warmup_steps(steps), arguments.lr_scheduler_kwargs
+        get_scheduler(arguments.lr_scheduler_type, optimizer, warmup, steps, options)
+
+
+def rehearse_loader(arguments: Any) -> None:
+    from torch.utils.data import DataLoader
+
     with naming("dataloader_..."):
         DataLoader(
             [0],
@@ -164,24 +230,27 @@ def rehearse(arguments: Any) -> None:
     with naming("accelerator_config"):
         if arguments.accelerator_config.dispatch_batches:
             raise ValueError(
-                "dispatch_batches: rows are no tensors, and cannot be handed around; leave it out"
+                "dispatch_batches: it hands tensors to the other processes, and rows are not "
+                "tensors; leave it out"
             )
-    with naming("torch_compile, torch_compile_backend, torch_compile_mode"):
-        if arguments.torch_compile:
-            torch.compile(
-                weight, backend=arguments.torch_compile_backend, mode=arguments.torch_compile_mode
-            )
+
+
+def rehearse_generation(arguments: Any) -> None:
+    from transformers import GenerationConfig
+
     with naming("cache_implementation"):
         settings = GenerationConfig(cache_implementation=arguments.cache_implementation)
-    with naming("generation_kwargs"):  # vLLM has keys of its own: presence_penalty, stop, ...
-        ours = {} if arguments.use_vllm else arguments.generation_kwargs or {}
-        for key in settings.update(**ours):  # what it does not know
+    if arguments.use_vllm or not arguments.generation_kwargs:
+        return  # vLLM has keys of its own: presence_penalty, stop, ...
+    with naming("generation_kwargs"):
+        unknown = settings.update(**arguments.generation_kwargs)
+        for key in unknown:
             raise ValueError(f"no such key {key}{nearest(key, vars(settings))}")
 
 
 @contextlib.contextmanager
 def naming(keys: str) -> Iterator[None]:
-    """Puts the keys that it is about in front of whatever a library says of their values."""
+    """Puts the keys in question in front of whatever a library says of their values."""
     try:
         yield
     except Exception as error:

@@ -7,14 +7,25 @@ from hypothesis import strategies as st
 
 from job.batches import BatchPlan, batch_mistakes, batch_plan, nearest_divisor, nearest_multiple
 
-KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "steps_per_generation",
-        "generation_batch_size")  # fmt: skip
+KEYS = (
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "num_generations",
+    "steps_per_generation",
+    "generation_batch_size",
+)
 small = st.integers(1, 12)
 optional = st.none() | st.integers(1, 40)
 
 
-@given(batch=small, accumulation=small, generations=st.integers(2, 12), steps=optional, whole=optional,
-       world_size=st.sampled_from([1, 2, 4, 8]))  # fmt: skip
+@given(
+    batch=small,
+    accumulation=small,
+    generations=st.integers(2, 12),
+    steps=optional,
+    whole=optional,
+    world_size=st.sampled_from([1, 2, 4, 8]),
+)
 def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
     batch, accumulation, generations, steps, whole, world_size
 ):
@@ -49,23 +60,16 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
 def test_the_plan_in_words():
     plan = BatchPlan(2, 1, 8, 16, 8, 1)
     lines = plan.lines(10, 100, 50)
-    assert (
-        "16 completions of 2 prompts, 8 each; each of 2 devices takes 8 completions of 1 prompt, 1 a b"
-        in lines[0]
-    )
-    assert (
-        "16 completions of 2 prompts a device, up to 50 tokens each after prompts of up to 100; 0.5 call"
-        in lines[1]
-    )
+    assert "16 completions of 2 prompts, 8 each; each of 2 devices takes 8 completions" in lines[0]
+    assert "takes 8 completions of 1 prompt, 1 a b" in lines[0]
+    assert "16 completions of 2 prompts a device, up to 50 tokens each after prompts" in lines[1]
+    assert "each after prompts of up to 100; 0.5 call" in lines[1]
     assert "160 completions, at most 24,000 tokens" in lines[2]
     assert len(plan.lines(-1, 100, 50)) == 2
-    reused = BatchPlan(1, 8, 1, 1, 8, 2).lines(
-        3, 100, 50
-    )  # 3 steps begin a second batch, which a 4th would use up
-    assert (
-        "0.5 calls" in reused[1]
-        and "all 3 steps: 16 completions, at most 2,400 tokens" in reused[2]
-    )
+    # 3 steps begin a second batch, which a 4th would use up
+    reused = BatchPlan(1, 8, 1, 1, 8, 2).lines(3, 100, 50)
+    assert "0.5 calls" in reused[1]
+    assert "all 3 steps: 16 completions, at most 2,400 tokens" in reused[2]
 
 
 @given(st.integers(1, 500), st.integers(1, 50))

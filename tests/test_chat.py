@@ -1,5 +1,8 @@
-"""chat.py: prompts of gpt-oss and of other families, rendered with their own special tokens, and what is read from
-completions of harmony models, of models that think between tags, and of plain ones."""
+"""chat.py: how prompts are rendered and how completions are read.
+
+Prompts of gpt-oss and of other families are rendered with their own special tokens. Completions
+come from harmony models, from models that think between tags, and from plain ones.
+"""
 
 import json
 import sys
@@ -23,7 +26,10 @@ TEMPLATES = Path(trl.__file__).parent / "chat_templates"
 
 @dataclass(frozen=True)
 class Family:
-    """Special tokens of a family, each with the token of the tiny model whose weights it starts from."""
+    """Special tokens of a family.
+
+    Each comes with the token of the tiny model whose weights it starts from.
+    """
 
     template: str  # a file of trl/chat_templates
     tokens: dict[str, str]
@@ -108,8 +114,11 @@ def tokenizer_of(family):
 
 
 def save_model(family, folder):
-    """A copy of the tiny model that speaks the family's tokens: each takes over the weights of the token that it
-    stands for, so the programs that the model knows come behind the other template, too, and end with its eos."""
+    """A copy of the tiny model that speaks the family's tokens.
+
+    Each takes over the weights of the token that it stands for. So the programs that the model
+    knows also come behind the other template, and end with its eos.
+    """
     tokenizer = tokenizer_of(family)
     model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
     torch.manual_seed(0)  # of the new rows
@@ -256,8 +265,10 @@ def test_the_answer_of_a_harmony_model_is_its_final_channel(
     assert (reading.final_tokens > 0) == reached and reading.thinking_tokens >= len(thinking) // 8
 
 
-PIECES = ["<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|message|>", "<|constrain|>", "assistant",
-          "final", "analysis", " to=f", "yes"]  # fmt: skip
+PIECES = [
+    *("<|start|>", "<|end|>", "<|return|>", "<|call|>", "<|channel|>", "<|message|>"),
+    *("<|constrain|>", "assistant", "final", "analysis", " to=f", "yes"),
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=30))
@@ -377,9 +388,13 @@ def test_a_refused_message_is_a_mistake_of_the_config(tmp_path, run_job):
     save_model(FAMILIES["gemma"], tmp_path / "model")
     (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": [SYSTEM, USER], "answer": 1}) + "\n")
     result = run_job(
-        "--dry-run", "--config", "configs/tiny.yaml", f"model.name={tmp_path / 'model'}", "task.type=jsonl",
+        "--dry-run",
+        "--config",
+        "configs/tiny.yaml",
+        f"model.name={tmp_path / 'model'}",
+        "task.type=jsonl",
         f"task.data={tmp_path / 'rows.jsonl'}",
-    )  # fmt: skip
+    )
     assert result.returncode == 2 and "System role not supported" in result.stderr
 
 
@@ -404,10 +419,17 @@ def test_a_step_is_trained_on_what_the_model_said_without_its_markers(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "spying", raising=False)
     result = run_job(
-        "--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}", f"model.name={tmp_path / 'model'}",
-        "grpo.max_steps=1", "grpo.per_device_train_batch_size=8", "grpo.num_generations=8", "task.timing_pairs=1",
-        "task.check=false", "task.rewards=[correctness_check, 'spying:spy']",
-    )  # fmt: skip
+        "--config",
+        "configs/tiny.yaml",
+        f"grpo.output_dir={tmp_path / 'run'}",
+        f"model.name={tmp_path / 'model'}",
+        "grpo.max_steps=1",
+        "grpo.per_device_train_batch_size=8",
+        "grpo.num_generations=8",
+        "task.timing_pairs=1",
+        "task.check=false",
+        "task.rewards=[correctness_check, 'spying:spy']",
+    )
     assert result.returncode == 0, result.stderr
     seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").open(encoding="utf-8")]
     assert len(seen) == 8

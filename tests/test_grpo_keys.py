@@ -1,4 +1,4 @@
-"""grpo.py: what the installed libraries allow, named algorithms, and the arithmetic of batches."""
+"""grpo_keys.py: what the installed libraries allow, and named algorithms."""
 
 import dataclasses
 import math

@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from job import memory
 from job.config import Lora
+from job.model_shape import read_shape
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = json.loads((ROOT / "tests/data/gpu_memory.json").read_text(encoding="utf-8"))
@@ -18,25 +17,6 @@ SHAPES = DATA["shapes"] | {
     "tiny": json.loads((ROOT / "tiny_model/config.json").read_text(encoding="utf-8"))
 }
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-SMALL = dict(
-    vocab_size=500, hidden_size=48, intermediate_size=80, num_hidden_layers=6, num_attention_heads=4,
-    num_key_value_heads=2, max_position_embeddings=64, pad_token_id=0,
-)  # fmt: skip
-CONFIGS = {
-    "llama": {},
-    "llama with biases": dict(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
-    "mistral": {},
-    "qwen2": {},
-    "qwen3": dict(head_dim=16, attention_bias=True),
-    "qwen3_moe": dict(
-        num_experts=4, moe_intermediate_size=24, num_experts_per_tok=2, mlp_only_layers=[1]
-    ),
-    "mixtral": dict(num_local_experts=4),
-    "gemma": dict(head_dim=16),
-    "gemma2": dict(head_dim=16),
-    "gemma3_text": dict(head_dim=16),
-    "gpt_oss": dict(num_local_experts=4, num_experts_per_tok=2, head_dim=16),
-}
 
 
 def lora(
@@ -122,7 +102,7 @@ def test_what_comes_on_top_of_the_weights_is_within_the_tolerance(run):
         weights = got.phases[phase]["weights"]
         above, expected = got.total(phase) - weights, peak - weights
         shares_prompts = (
-            run["backend"] == "unsloth" and not memory.read(SHAPES[run["shape"]]).experts
+            run["backend"] == "unsloth" and not read_shape(SHAPES[run["shape"]]).experts
         )
         if shares_prompts and phase == "scoring":
             assert above >= expected
@@ -132,49 +112,9 @@ def test_what_comes_on_top_of_the_weights_is_within_the_tolerance(run):
 
 @pytest.mark.parametrize("run", DATA["runs"], ids=name_of)
 def test_adapter_parameters_are_exact(run):
-    shape = memory.read(SHAPES[run["shape"]])
-    unsloth = run["backend"] == "unsloth"
-    assert memory.trainable_parameters(shape, lora(**run["lora"]), unsloth) == run["trainable"]
-
-
-def on_meta(config):
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_parameters_are_exact(name):
-    config = AutoConfig.for_model(name.split()[0], **(SMALL | CONFIGS[name]))
-    assert memory.read(config.to_dict()).parameters == on_meta(config)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_parameters_are_exact_for_the_measured_shapes(shape):
-    keys = {
-        key: value
-        for key, value in SHAPES[shape].items()
-        if key not in ("quantization_config", "model_type")
-    }
-    config = AutoConfig.for_model(SHAPES[shape]["model_type"], **keys)
-    assert memory.read(SHAPES[shape]).parameters == on_meta(config)
-
-
-@pytest.mark.parametrize("name", ["mistral", "gemma2", "gemma3_text", "gpt_oss"])
-def test_windows_are_those_of_transformers_when_config_json_does_not_list_them(name):
-    config = AutoConfig.for_model(name, **(SMALL | CONFIGS[name] | dict(sliding_window=7)))
-    listed = config.to_dict()
-    kinds = listed.pop("layer_types", None) or ["sliding_attention"] * 6
-    assert memory.read(listed).windows == tuple(
-        7 if kind == "sliding_attention" else None for kind in kinds
-    )
-
-
-def test_windows_can_be_switched_off():
-    config = AutoConfig.for_model("qwen2", **SMALL).to_dict() | dict(
-        sliding_window=7, use_sliding_window=False
-    )
-    assert memory.read(config).windows == (None,) * 6
+    shape = read_shape(SHAPES[run["shape"]])
+    adapter = lora(**run["lora"])
+    assert memory.trainable_parameters(shape, adapter, run["backend"]) == run["trainable"]
 
 
 shapes = st.sampled_from(sorted(SHAPES))
@@ -291,7 +231,7 @@ def test_the_table_adds_up_and_names_a_key_where_the_run_does_not_fit():
 
 
 def test_an_unknown_architecture_is_rough_and_takes_its_weights_from_the_disk():
-    config = AutoConfig.for_model("llama", **SMALL).to_dict() | {"model_type": "brand_new"}
+    architecture = SHAPES["llama"] | {"model_type": "brand_new"}
     options = dict(
         backend="transformers",
         load_in_4bit=False,
@@ -300,7 +240,7 @@ def test_an_unknown_architecture_is_rough_and_takes_its_weights_from_the_disk():
         prompt_tokens=9,
         completion_tokens=9,
     )
-    got = memory.estimate(config, stored_bytes=123_456, **options)
+    got = memory.estimate(architecture, stored_bytes=123_456, **options)
     assert got.parts["weights"] == 123_456 and any("rough" in note for note in got.notes)
 
 
@@ -315,18 +255,10 @@ def test_a_quantised_checkpoint_that_is_loaded_as_stored_weighs_what_it_weighs_o
     assert estimate(**unpacked, stored_bytes=stored).phases == estimate(**unpacked).phases
 
 
-def test_a_config_without_sizes_is_refused():
-    with pytest.raises(ValueError, match="hidden_size, num_attention_heads"):
-        memory.read({"model_type": "llama", "num_hidden_layers": 2, "vocab_size": 10})
-
-
-def test_the_text_model_of_a_multimodal_config_is_read():
-    text = AutoConfig.for_model("gemma3_text", **(SMALL | CONFIGS["gemma3_text"])).to_dict()
-    assert memory.read({"model_type": "gemma3", "text_config": text}) == memory.read(text)
-
-
 def test_neither_torch_nor_transformers_is_imported():
-    code = "import sys, memory; print(*sys.modules.keys() & {'torch', 'transformers'})"
+    code = (
+        "import sys; from job import memory; print(*sys.modules.keys() & {'torch', 'transformers'})"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -347,18 +279,17 @@ def test_optimizer_states_have_the_sizes_that_their_names_say():
 
 
 def test_experts_are_adapted_where_the_backend_can():
-    shape = memory.read(SHAPES["gpt_oss_20b_mxfp4"])
+    shape = read_shape(SHAPES["gpt_oss_20b_mxfp4"])
     every = ATTENTION + ["gate_proj", "up_proj", "down_proj"]
-    attention = memory.trainable_parameters(shape, lora(), True)
+    attention = memory.trainable_parameters(shape, lora(), "unsloth")
     per_layer = 32 * 8 * ((2880 + 5760) + (2880 + 2880))
-    assert (
-        memory.trainable_parameters(shape, lora(target_modules=every), True)
-        == attention + 24 * per_layer
-    )
-    assert memory.trainable_parameters(shape, lora(target_modules=every), False) == attention
+    modules = lora(target_modules=every)
+    assert memory.trainable_parameters(shape, modules, "unsloth") == attention + 24 * per_layer
+    assert memory.trainable_parameters(shape, modules, "transformers") == attention
     parameters = lora(target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
-    assert memory.trainable_parameters(shape, parameters, True) == attention + 24 * per_layer
-    assert memory.trainable_parameters(shape, parameters, False) == attention + 24 * per_layer
+    for backend in ("unsloth", "transformers"):
+        adapted = memory.trainable_parameters(shape, parameters, backend)
+        assert adapted == attention + 24 * per_layer
 
 
 def test_peft_merges_adapted_experts_whenever_they_are_used():

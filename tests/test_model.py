@@ -56,12 +56,15 @@ print(model.load_model(job.model, job.lora)[0].config.model_type)
 
 
 def load_without_network(cache, *overrides):
-    """What a fresh process prints that loads the model while every use of a network is refused and reported."""
+    """What a fresh process prints that loads the model while any use of a network is refused."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.run(
-        [sys.executable, "-c", NO_NETWORK, *overrides], cwd=config.ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", NO_NETWORK, *overrides],
+        cwd=config.ROOT,
+        capture_output=True,
+        text=True,
         env=environment | {"HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_TELEMETRY": "1"},
-    ).stdout  # fmt: skip
+    ).stdout
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ DRY_RUN = (
 
 
 def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path):
-    """The Hub cache holds a tokenizer and gpt-oss-20b's config.json of Unsloth's 4-bit copy, and nothing else."""
+    """The Hub cache holds a tokenizer and config.json of Unsloth's 4-bit gpt-oss-20b, no more."""
     snapshot = tmp_path / "models--unsloth--gpt-oss-20b-unsloth-bnb-4bit" / "snapshots" / "0123"
     snapshot.mkdir(parents=True)
     (snapshot.parent.parent / "refs").mkdir()
@@ -121,9 +124,13 @@ def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path
     (snapshot / "config.json").write_text(json.dumps(SHAPES["gpt_oss_20b_bnb4"]))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     run = subprocess.run(
-        [sys.executable, "-c", DRY_RUN, "--dry-run"], cwd=config.ROOT, capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", DRY_RUN, "--dry-run"],
+        cwd=config.ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
         env=environment | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"},
-    )  # fmt: skip
+    )
     assert run.returncode == 0, run.stderr
     assert "was looked up" not in run.stdout
     assert "8 completions of 1 prompt, 8 each" in run.stdout and "Reasoning: low" in run.stdout
@@ -192,9 +199,16 @@ def mixture_of_experts(folder):
     """config.json and tokenizer of a small Qwen3-MoE, whose experts are fused parameters."""
     shutil.copytree(config.TINY_MODEL, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     Qwen3MoeConfig(
-        hidden_size=16, intermediate_size=16, moe_intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, num_experts=4, num_experts_per_tok=2,
-    ).save_pretrained(folder)  # fmt: skip
+        hidden_size=16,
+        intermediate_size=16,
+        moe_intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+    ).save_pretrained(folder)
     return folder
 
 

@@ -99,7 +99,9 @@ def test_the_plan_says_what_resampling_may_add(chat):
 def test_a_dry_run_writes_nothing_and_shows_a_prompt_of_each_task(tmp_path, run_job):
     mixture = tmp_path / "mixture.yaml"
     mixture.write_text(
-        "task:\n- {type: matmul, num_rows: 8}\n- {type: reasoning, num_rows: 8, reasoning_effort: high}\n"
+        "task:\n"
+        "- {type: matmul, num_rows: 8}\n"
+        "- {type: reasoning, num_rows: 8, reasoning_effort: high}\n"
     )
     run = run_job(
         "--dry-run",
@@ -193,7 +195,7 @@ def test_a_template_variable_that_nothing_reads_is_named(run_job):
             "grpo.resume_from_checkpoint=/nowhere",
             "grpo.resume_from_checkpoint: /nowhere is neither",
         ),
-        ("lora.bias=all", "lora.bias: all cannot be with grpo.beta above 0"),
+        ("lora.bias=all", "lora.bias: all cannot be combined with grpo.beta above 0"),
     ],
 )
 def test_a_dry_run_finds_what_the_model_cannot_have(override, says, run_job):
@@ -256,7 +258,7 @@ def test_what_the_libraries_refuse_later_is_refused_in_the_rehearsal(values, say
 
 
 def test_what_is_not_for_the_rehearsal_to_refuse(monkeypatch):
-    """vLLM's own sampling keys, and an optimizer that takes the model in place of its weights (LOMO)."""
+    """vLLM's own sampling keys, and an optimizer that takes the model, not its weights (LOMO)."""
     from transformers import Trainer
     from trl import GRPOConfig
 

@@ -11,8 +11,9 @@ import reward_functions
 import train
 from job import config, model
 from job.config import load_config as load
+from job.grading_pool import GradingPool
 from job.run_folder import RunFolder
-from sandbox import Sandbox
+from sandbox import Limits
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
 EFFORTS = ("low", "medium", "high")
@@ -32,7 +33,7 @@ def backends():
 def build(tmp_path, monkeypatch):
     """Builds the trainer of train.py for rows of our own and overrides."""
     monkeypatch.setattr(reward_functions, "scripted", scripted, raising=False)
-    with Sandbox(2) as sandbox:
+    with GradingPool(1, Limits()) as sandbox:
 
         def build(rows, *overrides):
             path = tmp_path / "rows.jsonl"
