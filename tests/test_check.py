@@ -261,7 +261,9 @@ def test_the_command_line(tmp_path, job):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["grade"], "grade needs a FILE"),
+        (["grade"], "the following arguments are required: FILE.jsonl"),
+        (["grade", "README.md", "--step", "soon"], "--step: invalid"),
+        (["--task", "matmul"], "unrecognized arguments: --task"),
         (["grade", "/no/such/file"], "No such file"),
         (["grade", "README.md", "--task", "nope"], "no task 'nope'"),
         (["grade", "README.md", "--step", "-1"], "--step: must be 0 or more"),

@@ -11,8 +11,8 @@ import reward_functions
 import train
 from job import config, model
 from job.config import load_config as load
+from job.grading_pool import GradingPool
 from job.run_folder import RunFolder
-from sandbox import Sandbox
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
 EFFORTS = ("low", "medium", "high")
@@ -32,7 +32,7 @@ def backends():
 def build(tmp_path, monkeypatch):
     """Builds the trainer of train.py for rows of our own and overrides."""
     monkeypatch.setattr(reward_functions, "scripted", scripted, raising=False)
-    with Sandbox(2) as sandbox:
+    with GradingPool.of(load(TINY, ["sandbox.workers=2"]).sandbox) as pool:
 
         def build(rows, *overrides):
             path = tmp_path / "rows.jsonl"
@@ -46,7 +46,7 @@ def build(tmp_path, monkeypatch):
             ])  # fmt: skip
             chat, plan = train.prepare(job)
             made = train.build_trainer(
-                job, RunFolder(job), *model.load_model(job.model, job.lora), sandbox, chat, plan
+                job, RunFolder(job), *model.load_model(job.model, job.lora), pool, chat, plan
             )
             made.model.train()
             return made
