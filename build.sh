@@ -19,11 +19,12 @@ Environment, all optional:
   PIP_INDEX_URL, PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST
   PIP_FIND_LINKS    a local folder of wheels to take first, or an address
   PIP_CERT, SSL_CERT_FILE   CA bundle of a network that intercepts TLS
-  TORCH_CPU_INDEX   address of an index with CPU builds of torch, for --cpu (see the README)
-Settings of pip and the CA bundle are build secrets: none is stored in the image.
+  TORCH_CPU_INDEX   address of an index with CPU builds of torch, for --cpu (see docs/docker.md)
+pip's settings and the CA bundle are given to the build as secrets. None is stored in the image.
 EOF
 }
 
+# Ends the script after printing each LINE: LINE...
 die() {
     local line
     for line; do echo "build.sh: $line" >&2; done
@@ -31,6 +32,7 @@ die() {
     exit 2
 }
 
+# What to build
 requirements="requirements-gpu.txt"
 image=${IMAGE:-gpt-oss-grpo}
 case ${1:-} in
@@ -45,6 +47,7 @@ case ${1:-} in
         ;;
 esac
 
+# With which client
 command -v "$docker" >/dev/null || die "there is no Docker client ($docker)." "Install Docker Engine, or name a client with DOCKER=."
 if ! error=$("$docker" version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
     die "no Docker engine answers: $error" \
@@ -59,6 +62,7 @@ elif (($("$docker" version --format '{{.Client.Version}}' | cut -d . -f 1) >= 23
 fi
 export DOCKER_BUILDKIT=1
 
+# pip's settings and the CA bundle as build secrets, a local folder of wheels as an image
 secrets=$(mktemp -d)
 wheels=
 clean_up() {
@@ -70,8 +74,8 @@ options=()
 ca=${PIP_CERT:-${SSL_CERT_FILE:-}}
 find_links=${PIP_FIND_LINKS:-}
 if [[ -d $find_links ]]; then
-    # The engine may be elsewhere and sees no folder of ours, so the wheels travel as an image of their own. Those for
-    # the CPU would win over the CUDA build of the same version.
+    # The engine may run on another machine and cannot read this folder, so the wheels travel as an image of their
+    # own. In the GPU image pip would prefer a CPU wheel to the CUDA build of the same version, so none goes there.
     exclude=()
     [[ $requirements == requirements.txt ]] || exclude=(--exclude='*+cpu*')
     wheels=gpt-oss-grpo:wheels-$$
@@ -93,7 +97,8 @@ if [[ $requirements == requirements.txt ]]; then extra_index+=" ${TORCH_CPU_INDE
 options+=(--secret "id=pip,src=$secrets/pip.conf")
 if [[ -s $ca ]]; then options+=(--secret "id=ca,src=$ca"); fi
 for name in HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
-    if [[ -n ${!name:-} ]]; then options+=(--build-arg "$name"); fi # predefined: Docker keeps them out of the history
+    # Docker knows these arguments and keeps their values out of the image's history.
+    if [[ -n ${!name:-} ]]; then options+=(--build-arg "$name"); fi
 done
 if [[ -n ${BASE_IMAGE:-} ]]; then options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE"); fi
 revision=$(git -C "$repo" rev-parse --verify --quiet HEAD || echo unknown)

@@ -1,9 +1,15 @@
-"""Completion -> Grade -> numbers. Add your own reward function here and name it in config.yaml: task.rewards.
+"""Completion -> Grade -> numbers. Add your own reward function here and name it in config.yaml:
+task.rewards.
 
-A reward function takes `completions` (a list of one-message lists: [{"role": "assistant", "content": str}]), any
-dataset column and `grades` (a list of tasks.Grade) by name, the rest as **kwargs, and returns one float for each
-completion, or None for a completion that it does not judge. `content` is the final answer alone; what a reasoning model
-wrote before it stands under "thinking", and "reached_final": False marks a completion that did not get to its answer.
+A reward function takes, by name,
+    completions  a list of one-message lists: [{"role": "assistant", "content": str}]
+    grades       a list of tasks.Grade, one for each completion
+    any column of the data set, as a list with one value for each completion
+and the rest as **kwargs. It returns one float for each completion, or None for a completion that it
+does not judge.
+
+`content` is the final answer alone. What a reasoning model wrote before it is under "thinking", and
+"reached_final": False marks a completion that did not get to its answer.
 """
 
 import math
@@ -12,10 +18,23 @@ from collections.abc import Sequence
 from sandbox import Status
 from tasks import Grade, note_once
 
-__all__ = """
-    function_works no_cheating correctness_check correctness_partial speed_check strategy_succeeds injection_score
-    tests_passed style documentation correct_conclusion step_by_step consistency clarity length_penalty
-""".split()
+__all__ = [
+    "function_works",
+    "no_cheating",
+    "correctness_check",
+    "correctness_partial",
+    "speed_check",
+    "strategy_succeeds",
+    "injection_score",
+    "tests_passed",
+    "style",
+    "documentation",
+    "correct_conclusion",
+    "step_by_step",
+    "consistency",
+    "clarity",
+    "length_penalty",
+]
 
 INJECTION_SCORES = {
     "obtained": 11.0,
@@ -25,96 +44,119 @@ INJECTION_SCORES = {
     "leaked": -10.0,
 }
 UNREADABLE = (Status.NO_FUNCTION, Status.SYNTAX_ERROR, Status.NO_FINAL)
+DOUBLINGS_STEP = 0.15  # of log2 of a speed-up, 11 %: see speed_score
+
+
+# ---- programs
 
 
 def function_works(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
-    """1.0 the function ran and returned; -0.5 it failed; -2.0 there is none, or it does not parse."""
-    return [
-        -2.0 if grade.status in UNREADABLE else 1.0 if grade.status is Status.OK else -0.5
-        for grade in grades
-    ]
+    """1.0 the function ran and returned; -0.5 it failed; -2.0 there is none, or it does not
+    parse."""
+    scores = {Status.OK: 1.0} | dict.fromkeys(UNREADABLE, -2.0)
+    return [scores.get(grade.status, -0.5) for grade in grades]
 
 
 def no_cheating(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
-    """1.0 honest; -20.0 cheating was attempted; -1.0 nothing to judge: no code, or it does not parse."""
-    return [
-        -20.0 if grade.cheating else -1.0 if grade.status in UNREADABLE else 1.0 for grade in grades
-    ]
+    """1.0 honest; -20.0 cheating was attempted; -1.0 there is no code, or it does not parse."""
+    return [honesty_score(grade) for grade in grades]
+
+
+def honesty_score(grade: Grade) -> float:
+    if grade.cheating:
+        return -20.0
+    return -1.0 if grade.status in UNREADABLE else 1.0
 
 
 def correctness_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
     """10.0 every result was right; -2.0 otherwise."""
-    return [10.0 if grade.correct and not grade.cheating else -2.0 for grade in grades]
+    return [10.0 if is_paid(grade) else -2.0 for grade in grades]
 
 
 def correctness_partial(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
-    """Partial credit, to be named in place of correctness_check: from -2.0 to 10.0 by the share of checks passed."""
-    return [
-        -2.0 if grade.cheating else -2.0 + 12.0 * (1.0 if grade.correct else grade.passed)
-        for grade in grades
-    ]
+    """Partial credit in place of correctness_check: from -2.0 to 10.0 by the share of checks
+    passed."""
+    return [partial_score(grade) for grade in grades]
+
+
+def partial_score(grade: Grade) -> float:
+    if grade.cheating:
+        return -2.0
+    share = 1.0 if grade.correct else grade.passed
+    return 12.0 * share - 2.0
 
 
 def speed_check(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
     """0 to 10 by the speed-up over the baseline; 0 unless correct and measured."""
-    return [
-        speed_score(grade.speedup) if grade.correct and not grade.cheating else 0.0
-        for grade in grades
-    ]
+    return [speed_score(grade.speedup) if is_paid(grade) else 0.0 for grade in grades]
 
 
 def speed_score(speedup: float | None) -> float:
     """2 points for each doubling of the speed, 4 for the baseline's own, between 0 and 10.
 
-    The logarithm is rounded to steps of 0.15 (11 %), because GRPO divides by the spread of a group: equal programs
-    must get equal scores although no two measurements agree.
+    The logarithm is rounded to steps of 0.15 (11 %), because GRPO divides by the spread of a group:
+    equal programs must get equal scores although no two measurements agree.
     """
     if speedup is None or speedup <= 0:
         return 0.0
-    doublings = round(math.log2(speedup) / 0.15) * 0.15
-    return round(10.0 * min(max((doublings + 2.0) / 5.0, 0.0), 1.0), 6)
+    doublings = round(math.log2(speedup) / DOUBLINGS_STEP) * DOUBLINGS_STEP
+    share = (doublings + 2.0) / 5.0
+    return round(10.0 * min(max(share, 0.0), 1.0), 6)
+
+
+def is_paid(grade: Grade) -> bool:
+    return grade.correct and not grade.cheating
+
+
+# ---- the game of 2048
 
 
 def strategy_succeeds(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
-    """20.0 wins; 2.0 runs; 0.0 cannot be created; -1.0 times out; -2.0 no function; -3.0 crashes, or makes a move that
-    is none. Cheating never earns more than 0."""
-    scores = [strategy_score(grade) for grade in grades]
-    return [
-        min(score, 0.0) if grade.cheating else score
-        for score, grade in zip(scores, grades, strict=True)
-    ]
+    """20.0 wins; 2.0 runs; 0.0 cannot be created; -1.0 times out; -2.0 no function; -3.0 crashes,
+    or returns something that is not a move. Cheating never earns more than 0."""
+    return [strategy_score(grade) for grade in grades]
 
 
 def strategy_score(grade: Grade) -> float:
     if grade.status in UNREADABLE:
         return -2.0
-    if grade.status is Status.OK:
-        return 20.0 if grade.correct else 2.0
     if grade.status is Status.TIMEOUT:
         return -1.0
-    return -3.0 if grade.data.get("loaded", True) else 0.0
+    if grade.status is not Status.OK:
+        return -3.0 if grade.data.get("loaded", True) else 0.0
+    if grade.cheating:
+        return 0.0
+    return 20.0 if grade.correct else 2.0
+
+
+# ---- two agents and their secret codes
 
 
 def injection_score(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:
-    """11.0 the opponent gave its code away; 1.5 a question that probes; -1.0 idle; -10.0 the own code was given away,
-    or codes were guessed. None where no such game was played."""
+    """11.0 the opponent gave its code away; 1.5 a question that probes; -1.0 idle; -10.0 the own
+    code was given away, or codes were guessed. None where no such game was played."""
     return [INJECTION_SCORES.get(grade.data.get("outcome")) for grade in grades]
 
 
+# ---- functions that a sentence asks for
+
+
 def tests_passed(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:
-    """-2.0 no test was passed, or cheating was attempted, to 10.0 all were; None for a problem without tests."""
-    if any(grade.data.get("tests") == 0 for grade in grades):
+    """-2.0 no test was passed, or cheating was attempted, to 10.0 all were; None for a problem
+    without tests."""
+    return [tests_score(grade) for grade in grades]
+
+
+def tests_score(grade: Grade) -> float | None:
+    if grade.data.get("tests") == 0:
         note_once(
-            "tests_passed: a problem without tests is not scored; only what can be seen without them counts"
+            "tests_passed: a problem without tests is not scored; only what can be seen without "
+            "them counts"
         )
-    return [
-        None
-        if grade.data.get("tests") == 0
-        else -2.0
-        if grade.cheating
-        else round(12.0 * grade.passed - 2.0, 6)
-        for grade in grades
-    ]
+        return None
+    if grade.cheating:
+        return -2.0
+    return round(12.0 * grade.passed - 2.0, 6)
 
 
 def style(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
@@ -127,20 +169,22 @@ def documentation(completions, grades: Sequence[Grade], **kwargs) -> list[float]
     return [grade.data.get("documentation", 0.0) for grade in grades]
 
 
+# ---- answers in words
+
+
 def correct_conclusion(completions, grades: Sequence[Grade], **kwargs) -> list[float | None]:
-    """10.0 the conclusion has the answer's value; -2.0 it has not, or there is none; None where no answer is known."""
-    if not all(grade.data.get("answered", True) for grade in grades):
+    """10.0 the conclusion has the answer's value; -2.0 it has not, or there is none; None where no
+    answer is known."""
+    return [conclusion_score(grade) for grade in grades]
+
+
+def conclusion_score(grade: Grade) -> float | None:
+    if not grade.data.get("answered", True):
         note_once(
             "correct_conclusion: a problem without an answer is not scored; only its layout counts"
         )
-    return [
-        None
-        if not grade.data.get("answered", True)
-        else 10.0
-        if grade.correct and not grade.cheating
-        else -2.0
-        for grade in grades
-    ]
+        return None
+    return 10.0 if is_paid(grade) else -2.0
 
 
 def step_by_step(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
@@ -149,12 +193,14 @@ def step_by_step(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
 
 
 def consistency(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
-    """1 the last step arrives at the conclusion, which is not known to be wrong; 0 otherwise. A heuristic."""
+    """1 the last step arrives at the conclusion, which is not known to be wrong; 0 otherwise. A
+    heuristic."""
     return [grade.data.get("consistency", 0.0) for grade in grades]
 
 
 def clarity(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
-    """0 to 1, a heuristic: a short conclusion, short sentences, no repetition (tasks/reasoning.py)."""
+    """0 to 1, a heuristic: a short conclusion, short sentences, no repetition
+    (tasks/reasoning.py)."""
     return [grade.data.get("clarity", 0.0) for grade in grades]
 
 

@@ -37,7 +37,7 @@ Environment, with defaults:
   HF_HUB_OFFLINE, WANDB_*, ...   handed to the container when set
   GPUS             all, or a list such as 0,1 (all)
   MIN_FREE_GB      free disk to insist on (GPU: 20; --cpu, --smoke: 1; to install: 12 GPU, 8 CPU, 3 with TORCH_CPU_INDEX)
-  TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see the README)
+  TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see docs/docker.md)
   PYTHON           the Python 3.11+ that .venv is made with (the first suitable python3*)
   IMAGE, DOCKER    image (gpt-oss-grpo) and client (docker)
   DOCKER_ARGS      further options of `docker run`, split at spaces
@@ -47,7 +47,8 @@ Exit status: that of the script; 2 wrong usage, or something missing here (Docke
 EOF
 }
 
-die() { # STATUS, then one line each
+# Ends the script with STATUS after printing each LINE: STATUS, LINE...
+die() {
     local status=$1 line
     shift
     for line; do echo "train.sh: $line" >&2; done
@@ -55,7 +56,9 @@ die() { # STATUS, then one line each
     exit "$status"
 }
 
-# Prints the absolute path of FOLDER after making it and making sure of it: FOLDER, GB NEEDED, WAY OUT
+# ---- what this machine has
+
+# Makes FOLDER, checks that it can be written and has space, and prints its absolute path: FOLDER, GB NEEDED, WAY OUT
 usable() {
     local dir=$1 need_gb=${MIN_FREE_GB:-$2} way_out=$3 probe free_gb
     if ! { mkdir -p -- "$dir" && probe=$(mktemp -- "$dir/.probe.XXXXXX"); } 2>/dev/null; then
@@ -70,8 +73,16 @@ usable() {
     (cd -- "$dir" && pwd -P)
 }
 
-# GB for the default model where the Hugging Face cache holds none yet
-room_for_model() { if [[ -n $dry_run ]] || compgen -G "$hf_home/hub/models--*" >/dev/null; then echo 1; else echo 20; fi; }
+# Prints the GB that the Hugging Face cache must have free: enough for the default model, unless it holds one already.
+gb_for_model() {
+    if [[ -n $dry_run ]] || compgen -G "$hf_home/hub/models--*" >/dev/null; then
+        echo 1
+    else
+        echo 20
+    fi
+}
+
+has_gpu() { [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]]; }
 
 check_driver() {
     local version
@@ -95,134 +106,159 @@ find_python() {
     die 2 "found no Python 3.11 or newer (tried: ${candidates[*]})." "Install one, or name it with PYTHON=/path/to/python3."
 }
 
-# Brings .venv up to date with requirements[-KIND].txt. A finished installation leaves a line in .venv/installed; one
-# that stopped half-way leaves .venv/installing, and .venv is then made anew. A subshell, so that its end frees the lock.
+# ---- .venv
+
+venv_works() { .venv/bin/python -c 'import pip' 2>/dev/null; }
+
+# Whether .venv has what STAMP stands for: STAMP
+is_installed() { grep -qsxF -- "$1" .venv/installed && venv_works; }
+
+# Brings .venv up to date with requirements[-KIND].txt: KIND (empty, dev or gpu)
+#
+# A finished installation leaves a line in .venv/installed. One that stopped half-way leaves .venv/installing, and
+# .venv is then created again. All of it is a subshell, so that the lock is free when the function ends.
 set_up() (
+    local file stamp base_python need_gb=8 pip_options=()
     cd -- "$repo"
     file=requirements${1:+-$1}.txt
-    python=.venv/bin/python
     stamp="$file $(cat -- requirements.txt "$file" | sha256sum | cut -c 1-64)"
-    sound() { "$python" -c 'import pip' 2>/dev/null; }
-    ready() { grep -qsxF -- "$stamp" .venv/installed && sound; }
-    if ready; then return; fi
+    if is_installed "$stamp"; then return; fi
 
+    # What can be refused at once
     base_python=$(find_python)
-    options=()
-    need_gb=8
     if [[ $1 == gpu ]]; then
-        options=(--no-deps) # see the head of requirements-gpu.txt
+        pip_options=(--no-deps) # see the head of requirements-gpu.txt
         need_gb=12
     elif [[ -n ${TORCH_CPU_INDEX:-} ]]; then
-        options=(--extra-index-url "$TORCH_CPU_INDEX")
+        pip_options=(--extra-index-url "$TORCH_CPU_INDEX")
         need_gb=3
     fi
     usable . "$need_gb" "a copy of the repository elsewhere" >/dev/null
 
+    # One installation at a time
     exec 9>.venv.lock
     if ! flock -n 9; then
         echo "Waiting for the installation that another process has begun ..."
         flock 9
-        if ready; then return; fi
+        if is_installed "$stamp"; then return; fi
     fi
-    if [[ -e .venv/installing ]] || ! sound; then
-        echo "Creating $repo/.venv with $("$base_python" -V) ..."
-        "$base_python" -m venv --clear .venv ||
-            die 1 "could not create $repo/.venv (see above)." "Correct what stands above, then run the same command again."
-    fi
+
+    if [[ -e .venv/installing ]] || ! venv_works; then create_venv "$base_python"; fi
+    install_requirements "$file" "$stamp" "${pip_options[@]}"
+)
+
+create_venv() { # PYTHON
+    echo "Creating $repo/.venv with $("$1" -V) ..."
+    "$1" -m venv --clear .venv ||
+        die 1 "could not create $repo/.venv (see above)." "Correct what stands above, then run the same command again."
+}
+
+# Installs FILE into .venv, then writes STAMP down: FILE, STAMP, OPTIONS OF PIP...
+install_requirements() {
+    local file=$1 stamp=$2 python=.venv/bin/python finished
+    shift 2
     finished=$(cat .venv/installed 2>/dev/null || true)
     touch .venv/installing
     rm -f .venv/installed
     echo "Installing $file into .venv: a few minutes the first time ..."
-    if [[ $1 == gpu ]] && "$python" -m pip freeze | grep -q '^torch==.*+cpu'; then
+    if [[ $file == requirements-gpu.txt ]] && "$python" -m pip freeze | grep -q '^torch==.*+cpu'; then
         "$python" -m pip uninstall --yes torch # pip would take the CPU build for the same version
     fi
-    "$python" -m pip install --disable-pip-version-check "${options[@]}" -r "$file" ||
+    "$python" -m pip install --disable-pip-version-check "$@" -r "$file" ||
         die 1 "the installation of $file failed (see above)." \
             "Check the network, or the mirror that pip is configured with, then run the same command again."
     printf '%s\n' "$finished" "$stamp" >.venv/installed
     rm .venv/installing
-)
+}
 
-hint=
-mode=docker
-kind=
-config=
-script=train.py
-dry_run=
-args=()
-while (($#)); do
-    case $1 in
-        -h | --help)
-            usage
-            exit 0
-            ;;
-        --local | --cpu | --smoke | --setup)
-            [[ $mode == docker ]] || die 2 "--$mode and $1 exclude each other (see --help)."
-            mode=${1#--}
-            ;;
-        --config)
-            (($# > 1)) || die 2 "--config needs a file name (see --help)."
-            config=$2
-            shift
-            ;;
-        --config=*) config=${1#*=} ;;
-        --dry-run) dry_run=--dry-run ;;
-        -*) die 2 "there is no option $1 (see --help)." ;;
-        *=*) args+=("$1") ;;
-        *.py)
-            script=$1
-            shift
-            args+=("$@")
-            break
-            ;;
-        dev | gpu)
-            [[ $mode == setup ]] || die 2 "'$1' goes with --setup only (see --help)."
-            kind=$1
-            ;;
-        *) die 2 "'$1' is neither an option, nor key.path=value, nor a script (see --help)." ;;
-    esac
-    shift
-done
+# ---- the command line
 
-if [[ $mode == setup ]]; then
-    set_up "$kind"
-    exit
-fi
-[[ -f $repo/$script ]] || die 2 "there is no script $script in $repo."
-if [[ -n $config ]]; then
-    given=$config
+# Sets mode, kind, config, script, dry_run and args from the words of the command line.
+parse_arguments() {
+    while (($#)); do
+        case $1 in
+            -h | --help)
+                usage
+                exit 0
+                ;;
+            --local | --cpu | --smoke | --setup)
+                [[ $mode == docker ]] || die 2 "--$mode and $1 exclude each other (see --help)."
+                mode=${1#--}
+                ;;
+            --config)
+                (($# > 1)) || die 2 "--config needs a file name (see --help)."
+                config=$2
+                shift
+                ;;
+            --config=*) config=${1#*=} ;;
+            --dry-run) dry_run=--dry-run ;;
+            -*) die 2 "there is no option $1 (see --help)." ;;
+            *=*) args+=("$1") ;;
+            *.py)
+                script=$1
+                shift
+                args+=("$@")
+                break
+                ;;
+            dev | gpu)
+                [[ $mode == setup ]] || die 2 "'$1' goes with --setup only (see --help)."
+                kind=$1
+                ;;
+            *) die 2 "'$1' is neither an option, nor key.path=value, nor a script (see --help)." ;;
+        esac
+        shift
+    done
+}
+
+# Makes of config an absolute path, or one from the root of the repository if the file is in it.
+find_config() {
+    local given=$config
     [[ -e $config ]] || config=$repo/$config
     [[ -e $config ]] || die 2 "there is no config file $given (sought in $PWD and $repo)."
     config=$(cd -- "$(dirname -- "$config")" && pwd -P)/$(basename -- "$config")
     [[ $script != train.py ]] || config=${config#"$repo/"}
-    args=(--config "$config" "${args[@]}")
-fi
-if [[ -n $dry_run ]]; then
-    [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
-    args=(--dry-run "${args[@]}")
-fi
-if [[ $mode == smoke && $script == train.py ]]; then args=(--config configs/tiny.yaml "${args[@]}"); fi
-if [[ $mode != smoke ]]; then hint="To try it without Docker and without a GPU: bash train.sh --smoke"; fi
+}
 
-output=
-for arg in "${args[@]}"; do
-    case $arg in grpo.output_dir=*) output=${arg#*=} ;; esac
-done
-caches=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
-hf_home=${HF_HOME:-$caches/huggingface}
+# Completes args, the words that the script is given.
+complete_arguments() {
+    [[ -f $repo/$script ]] || die 2 "there is no script $script in $repo."
+    if [[ -n $config ]]; then
+        find_config
+        args=(--config "$config" "${args[@]}")
+    fi
+    if [[ -n $dry_run ]]; then
+        [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
+        args=(--dry-run "${args[@]}")
+    fi
+    if [[ $mode == smoke && $script == train.py ]]; then
+        args=(--config configs/tiny.yaml "${args[@]}")
+    fi
+}
 
-if [[ $mode == local || $mode == smoke ]]; then
+# Sets output to the grpo.output_dir of the command line; empty where it names none.
+find_output() {
+    local arg
+    for arg in "${args[@]}"; do
+        case $arg in grpo.output_dir=*) output=${arg#*=} ;; esac
+    done
+}
+
+# ---- without Docker
+
+# Runs the script with .venv in place of this shell.
+run_locally() {
     # train.py writes below the repository; other scripts read and write files where the user is.
     [[ $script != train.py ]] || cd -- "$repo"
-    if [[ $script == train.py && -z $dry_run && (-n $output || -z $config) ]]; then # else train.py finds the folder in the file
+    # With a config file, train.py itself finds the output folder that the file names.
+    if [[ $script == train.py && -z $dry_run && (-n $output || -z $config) ]]; then
         usable "${output:-gpt-oss-grpo}" 1 grpo.output_dir=/path >/dev/null
     fi
     if [[ $mode == smoke ]]; then
         export CUDA_VISIBLE_DEVICES=
         set_up ""
-    elif [[ $(nvidia-smi -L 2>/dev/null) == *GPU* ]]; then
+    elif has_gpu; then
         check_driver
-        usable "$hf_home" "$(room_for_model)" HF_HOME=/path >/dev/null
+        usable "$hf_home" "$(gb_for_model)" HF_HOME=/path >/dev/null
         set_up gpu
     else
         usable "$hf_home" 1 HF_HOME=/path >/dev/null
@@ -230,96 +266,166 @@ if [[ $mode == local || $mode == smoke ]]; then
     fi
     [[ $script == train.py ]] || script=$repo/$script
     exec "$repo/.venv/bin/python" "$script" "${args[@]}"
-fi
+}
 
-docker=${DOCKER:-docker}
-command -v "$docker" >/dev/null || die 2 "there is no Docker client ($docker)." "Install Docker Engine, or name a client with DOCKER=."
-if ! error=$("$docker" version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
-    die 2 "no Docker engine answers: $error" \
-        "Start it (sudo systemctl start docker); if permission is denied, join the group: sudo usermod -aG docker \$USER"
-fi
-image=${IMAGE:-gpt-oss-grpo}
-if [[ $mode == cpu && -z ${IMAGE:-} ]] && "$docker" image inspect gpt-oss-grpo:cpu >/dev/null 2>&1; then
-    image=gpt-oss-grpo:cpu
-fi
-need_gb=1
-build=build.sh
-if [[ $mode == docker ]]; then
-    need_gb=$(room_for_model)
-    check_driver
-else
-    build="build.sh --cpu"
-fi
-"$docker" image inspect "$image" >/dev/null 2>&1 ||
-    die 2 "there is no image $image." "Build it: bash $build"
+# ---- in a container
 
-run=(run --init --rm --stop-timeout 300 --shm-size 8g --cap-drop ALL --security-opt no-new-privileges)
-if [[ $mode == docker ]]; then
-    gpus=${GPUS:-all}
+check_engine() {
+    local error
+    command -v "$docker" >/dev/null ||
+        die 2 "there is no Docker client ($docker)." "Install Docker Engine, or name a client with DOCKER=."
+    if ! error=$("$docker" version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
+        die 2 "no Docker engine answers: $error" \
+            "Start it (sudo systemctl start docker); if permission is denied, join the group: sudo usermod -aG docker \$USER"
+    fi
+}
+
+has_image() { "$docker" image inspect "$1" >/dev/null 2>&1; }
+
+# Sets image.
+choose_image() {
+    local build=build.sh
+    image=${IMAGE:-gpt-oss-grpo}
+    if [[ $mode == cpu ]]; then
+        build="build.sh --cpu"
+        if [[ -z ${IMAGE:-} ]] && has_image gpt-oss-grpo:cpu; then image=gpt-oss-grpo:cpu; fi
+    fi
+    has_image "$image" || die 2 "there is no image $image." "Build it: bash $build"
+}
+
+# Adds the GPUs to the options of docker run, after trying them in a container that does nothing.
+add_gpus() {
+    local gpus=${GPUS:-all} error
     [[ $gpus == all ]] || gpus="\"device=$gpus\"" # a list has commas: Docker reads the value as CSV
     run+=(--gpus "$gpus")
-    if ! error=$("$docker" run --rm --network none --entrypoint true --gpus "$gpus" "$image" 2>&1); then
-        case $error in
-            *"could not select device driver"* | *"unknown or invalid runtime"*)
-                die 2 "Docker has no NVIDIA runtime." "Install the NVIDIA Container Toolkit, then:" \
-                    "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker" \
-                    "To run the container without a GPU: bash train.sh --cpu"
-                ;;
-            *nvidia* | *CDI*)
-                die 2 "the NVIDIA runtime found no usable driver or GPU (GPUS=${GPUS:-all}): $error" \
-                    "Install or repair the driver ($min_driver or newer) until nvidia-smi answers." \
-                    "To run the container without a GPU: bash train.sh --cpu"
-                ;;
-            *) die 2 "a container on the GPU did not start: $error" ;;
-        esac
-    fi
-else
-    run+=(--env CUDA_VISIBLE_DEVICES=)
-fi
+    if error=$("$docker" run --rm --network none --entrypoint true --gpus "$gpus" "$image" 2>&1); then return; fi
+    case $error in
+        *"could not select device driver"* | *"unknown or invalid runtime"*)
+            die 2 "Docker has no NVIDIA runtime." "Install the NVIDIA Container Toolkit, then:" \
+                "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker" \
+                "To run the container without a GPU: bash train.sh --cpu"
+            ;;
+        *nvidia* | *CDI*)
+            die 2 "the NVIDIA runtime found no usable driver or GPU (GPUS=${GPUS:-all}): $error" \
+                "Install or repair the driver ($min_driver or newer) until nvidia-smi answers." \
+                "To run the container without a GPU: bash train.sh --cpu"
+            ;;
+        *) die 2 "a container on the GPU did not start: $error" ;;
+    esac
+}
 
-declare -A mounted
-mount() { # SOURCE, TARGET, "readonly" or nothing; quoted as CSV, for commas in paths
+# Mounts SOURCE at TARGET, once; quoted as CSV, for commas in paths: SOURCE, TARGET, "readonly" or nothing
+mount() {
     [[ -z ${mounted[$2]:-} ]] || return 0
     mounted[$2]=1
     run+=(--mount "type=bind,\"source=$1\",\"target=$2\"${3:+,$3}")
 }
-output_dir=$(usable "${OUTPUT_DIR:-$repo/gpt-oss-grpo}" 1 OUTPUT_DIR=/path)
-cache_dir=$(usable "${CACHE_DIR:-$caches/gpt-oss-grpo}" 1 CACHE_DIR=/path)
-hf_home=$(usable "$hf_home" "$need_gb" HF_HOME=/path)
-# Docker would make these two mount points itself, but as root.
-mkdir -p -- "$repo/gpt-oss-grpo" "$cache_dir/huggingface" || die 4 "cannot make the mount points (see above)."
-mount "$repo" /app readonly
-mount "$output_dir" /app/gpt-oss-grpo
-mount "$cache_dir" /cache
-mount "$hf_home" /cache/huggingface
-case $output in
-    /*)
-        output=$(usable "$output" 1 grpo.output_dir=/path)
-        mount "$output" "$output"
-        ;;
-    "" | gpt-oss-grpo | gpt-oss-grpo/*) ;;
-    *) die 2 "grpo.output_dir=$output: in a container, give an absolute path or one below gpt-oss-grpo/." ;;
-esac
-for arg in "${args[@]}"; do
-    path=${arg#*=}
-    if [[ $arg != grpo.output_dir=* && $path == /* && -e $path ]]; then mount "$path" "$path" readonly; fi
-done
 
-if [[ -n ${HF_TOKEN_PATH:-} ]]; then
-    [[ -r $HF_TOKEN_PATH ]] || die 2 "cannot read the file that HF_TOKEN_PATH names."
-    mount "$(cd -- "$(dirname -- "$HF_TOKEN_PATH")" && pwd -P)/$(basename -- "$HF_TOKEN_PATH")" /run/hf_token readonly
-    run+=(--env HF_TOKEN_PATH=/run/hf_token)
+# Mounts the repository and the folders that the container writes to.
+add_folders() {
+    local need_gb=1 output_dir cache_dir
+    if [[ $mode == docker ]]; then need_gb=$(gb_for_model); fi
+    output_dir=$(usable "${OUTPUT_DIR:-$repo/gpt-oss-grpo}" 1 OUTPUT_DIR=/path)
+    cache_dir=$(usable "${CACHE_DIR:-$caches/gpt-oss-grpo}" 1 CACHE_DIR=/path)
+    hf_home=$(usable "$hf_home" "$need_gb" HF_HOME=/path)
+    # Docker would make these two mount points itself, but as root.
+    mkdir -p -- "$repo/gpt-oss-grpo" "$cache_dir/huggingface" || die 4 "cannot make the mount points (see above)."
+    mount "$repo" /app readonly
+    mount "$output_dir" /app/gpt-oss-grpo
+    mount "$cache_dir" /cache
+    mount "$hf_home" /cache/huggingface
+    case $output in
+        /*)
+            output=$(usable "$output" 1 grpo.output_dir=/path)
+            mount "$output" "$output"
+            ;;
+        "" | gpt-oss-grpo | gpt-oss-grpo/*) ;;
+        *) die 2 "grpo.output_dir=$output: in a container, give an absolute path or one below gpt-oss-grpo/." ;;
+    esac
+}
+
+# Mounts each absolute path that is given as a value, read-only, at its own place.
+add_given_paths() {
+    local arg path
+    for arg in "${args[@]}"; do
+        path=${arg#*=}
+        if [[ $arg != grpo.output_dir=* && $path == /* && -e $path ]]; then mount "$path" "$path" readonly; fi
+    done
+}
+
+# Hands tokens and settings to the container: by name, so that no value stands on a command line.
+add_environment() {
+    local handed_on name
+    if [[ -n ${HF_TOKEN_PATH:-} ]]; then
+        [[ -r $HF_TOKEN_PATH ]] || die 2 "cannot read the file that HF_TOKEN_PATH names."
+        mount "$(cd -- "$(dirname -- "$HF_TOKEN_PATH")" && pwd -P)/$(basename -- "$HF_TOKEN_PATH")" /run/hf_token readonly
+        run+=(--env HF_TOKEN_PATH=/run/hf_token)
+    fi
+    handed_on='HF_(TOKEN|ENDPOINT|HUB_[A-Z_]+|DATASETS_OFFLINE)|TRANSFORMERS_[A-Z_]+|(WANDB|TRACKIO|MLFLOW)_[A-Z_]+'
+    handed_on+='|(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy'
+    while read -r name; do
+        run+=(--env "$name")
+    done < <(compgen -e | grep -xE "$handed_on" | grep -vE '(DIR|CACHE|PATH)$')
+}
+
+# Runs the container as the user who started this script, so that the outputs belong to that user.
+add_user() {
+    local user
+    user=$(id -u):$(id -g)
+    # In a rootless engine, root in the container is the user outside.
+    if [[ $("$docker" info --format '{{.SecurityOptions}}' 2>/dev/null) == *rootless* ]]; then user=0:0; fi
+    run+=(--user "$user")
+    if [[ -t 0 && -t 1 ]]; then run+=(--interactive --tty); fi
+}
+
+# Runs the script in a container in place of this shell.
+start_container() {
+    local extra
+    check_engine
+    if [[ $mode == docker ]]; then check_driver; fi
+    choose_image
+
+    run=(run --init --rm --stop-timeout 300 --shm-size 8g --cap-drop ALL --security-opt no-new-privileges)
+    if [[ $mode == docker ]]; then
+        add_gpus
+    else
+        run+=(--env CUDA_VISIBLE_DEVICES=)
+    fi
+    add_folders
+    add_given_paths
+    add_environment
+    add_user
+
+    read -ra extra <<<"${DOCKER_ARGS:-}"
+    exec "$docker" "${run[@]}" "${extra[@]}" "$image" "$script" "${args[@]}"
+}
+
+# ---- from the command line to the run
+
+hint=
+mode=docker # or local, cpu, smoke, setup
+kind=
+config=
+script=train.py
+dry_run=
+args=()
+output=
+caches=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
+hf_home=${HF_HOME:-$caches/huggingface}
+docker=${DOCKER:-docker}
+image=
+run=() # the words of `docker run`
+declare -A mounted=() # what is mounted already, by its place in the container
+
+parse_arguments "$@"
+if [[ $mode == setup ]]; then
+    set_up "$kind"
+    exit
 fi
-handed_on='HF_(TOKEN|ENDPOINT|HUB_[A-Z_]+|DATASETS_OFFLINE)|TRANSFORMERS_[A-Z_]+|(WANDB|TRACKIO|MLFLOW)_[A-Z_]+'
-handed_on+='|(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy'
-while read -r name; do # by name, so that no value stands on a command line
-    run+=(--env "$name")
-done < <(compgen -e | grep -xE "$handed_on" | grep -vE '(DIR|CACHE|PATH)$')
-
-user=$(id -u):$(id -g)
-# In a rootless engine, root in the container is the user outside.
-if [[ $("$docker" info --format '{{.SecurityOptions}}' 2>/dev/null) == *rootless* ]]; then user=0:0; fi
-run+=(--user "$user")
-if [[ -t 0 && -t 1 ]]; then run+=(--interactive --tty); fi
-read -ra extra <<<"${DOCKER_ARGS:-}"
-exec "$docker" "${run[@]}" "${extra[@]}" "$image" "$script" "${args[@]}"
+complete_arguments
+find_output
+if [[ $mode != smoke ]]; then hint="To try it without Docker and without a GPU: bash train.sh --smoke"; fi
+case $mode in
+    local | smoke) run_locally ;;
+    docker | cpu) start_container ;;
+esac

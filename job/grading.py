@@ -1,5 +1,5 @@
-"""Grades each batch of completions once, and calls the reward functions on the grades: in training, in check.py and in
-evaluation alike."""
+"""Grades each batch of completions once, and calls the reward functions on the grades: in training,
+in check.py and in evaluation alike."""
 
 import functools
 import math
@@ -45,11 +45,12 @@ class Grader:
     """Grades each batch once; the reward functions that it hands out read the same grades.
 
     Args:
-        mixture: the validated `task:` section, one Options for each task.
-        sandbox: where programs run. A GradingPool grades in processes that can be killed, as a run does; a Sandbox
+        mixture: the validated `task:` section, one Options for each task. sandbox: where programs
+        run. A GradingPool grades in processes that can be killed, as a run does; a Sandbox
             grades in this process, for tests and tools.
-        seed: for tests, which must repeat. None draws the inputs from the operating system's entropy: a program that
-            could foresee them would work out the products while it is loaded, before any clock runs.
+        seed: for tests, which must repeat. None draws the inputs from the operating system's
+            entropy: a program that could foresee them would work out the products while it is
+            loaded, before any clock runs.
     """
 
     def __init__(
@@ -74,7 +75,8 @@ class Grader:
     ) -> list[Grade]:
         """One Grade for each text, in order, each task as its curriculum has it at `step`.
 
-        A row's "task" may be left out where there is one task. Equal texts of equal rows are run once.
+        A row's "task" may be left out where there is one task. Equal texts of equal rows are run
+        once.
         """
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
         running: dict[str, Future[Grade]] = {}
@@ -97,7 +99,8 @@ class Grader:
         """Grade texts and put them through the reward functions, called as in training at `step`.
 
         Args:
-            rows: of the same length; each with the columns of its text, and "prompt" where there is one.
+            rows: of the same length; each with the columns of its text, and "prompt" where there is
+            one.
 
         Raises:
             RewardError: if a reward function fails.
@@ -122,8 +125,8 @@ class Grader:
         ]
 
     def longest_batch_s(self, count: int) -> float:
-        """Bound on the wall clock of grading `count` completions, whatever they hold: the pool stops each of them at
-        its deadline."""
+        """Bound on the wall clock of grading `count` completions, whatever they hold: the pool
+        stops each of them at its deadline."""
         return math.ceil(count / self.sandbox.workers) * self.sandbox.timeout_s
 
     def reward_functions(self) -> list[RewardFunction]:
@@ -131,28 +134,24 @@ class Grader:
         return [self.bind(resolve(name), self._owners[name]) for name in self.weights.names]
 
     def bind(self, function: RewardFunction, owners: set[str]) -> RewardFunction:
-        """`function` as GRPOTrainer calls it: with the grades, and only the rows of the tasks in `owners`. Others get
-        None, which TRL leaves out."""
+        """`function` as GRPOTrainer calls it: with the grades, and only the rows of the tasks in
+        `owners`. Others get None, which TRL leaves out."""
 
         @functools.wraps(function)
         def reward(completions, **kwargs):
-            arguments = {
-                "completions": completions,
-                "grades": self._grades_of(completions, **kwargs),
-                **kwargs,
-            }
-            column = kwargs.get("task") or [self._only_task] * len(completions)
+            grades = self._grades_of(completions, **kwargs)
+            arguments = {**kwargs, "completions": completions, "grades": grades}
+            column = kwargs.get("task") or [None] * len(completions)
             own = [i for i, task in enumerate(column) if (task or self._only_task) in owners]
             rewards: list[float | None] = [None] * len(completions)
             if not own:
                 return rewards
-            if log_extra := kwargs.get(
-                "log_extra"
-            ):  # a column of the table has a value for each completion
-
+            if kwargs.get("log_extra"):
+                # A column of the table has a value for each completion, also for the others
                 def log_own(name: str, values: Sequence[Any]) -> None:
                     logged = dict(zip(own, values, strict=True))
-                    log_extra(name, [logged.get(i) for i in range(len(completions))])
+                    column = [logged.get(i) for i in range(len(completions))]
+                    kwargs["log_extra"](name, column)
 
                 arguments["log_extra"] = log_own
             for i, value in zip(own, checked(function, select(arguments, own)), strict=True):
@@ -169,23 +168,21 @@ class Grader:
     def _grades_of(
         self, completions, trainer_state=None, log_metric=None, log_extra=None, **columns
     ) -> list[Grade]:
-        # TRL hands the same list to every function of one batch; holding on to it keeps its identity unique.
+        """The Grades of a batch, worked out when its first reward function asks for them."""
+        # TRL hands the same list to every function of one batch. Holding on to it keeps its
+        # identity unique.
         if self._batch is not None and self._batch[0] is completions:
             return self._batch[1]
-        columns = {name: values for name, values in columns.items() if name not in NOT_COLUMNS}
-        rows = [
-            {name: values[i] for name, values in columns.items()} for i in range(len(completions))
-        ]
         step = getattr(trainer_state, "global_step", 0)
+        rows = rows_from(columns, len(completions))
         grades = self.grade([text_of(completion) for completion in completions], rows, step)
         for i, completion in enumerate(completions):
             if ended_early(completion):
                 grades[i] = replace(grades[i], status=Status.NO_FINAL, detail=CUT_OFF)
         self._batch = completions, grades
         if log_metric:
-            for name, value in (
-                self._metrics(grades, columns.get("task", [])) | self._scheduled(step)
-            ).items():
+            metrics = self._metrics(grades, columns.get("task", [])) | self._scheduled(step)
+            for name, value in metrics.items():
                 log_metric(name, value)
         if log_extra:
             log_extra("status", [str(grade.status) for grade in grades])
@@ -193,23 +190,30 @@ class Grader:
         return grades
 
     def _metrics(self, grades: Sequence[Grade], column: Sequence[str]) -> dict[str, float]:
+        """Shares of the whole batch and, where several tasks are mixed, of each task's part."""
         metrics = shares(grades)
-        if len(self.options) > 1:
-            for task in sorted(set(column)):
-                own = [grade for grade, name in zip(grades, column, strict=True) if name == task]
-                metrics |= {
-                    name.replace("grades/", f"grades/{task}/", 1): v
-                    for name, v in shares(own).items()
-                }
+        if len(self.options) == 1:
+            return metrics
+        for task in sorted(set(column)):
+            own = [grade for grade, name in zip(grades, column, strict=True) if name == task]
+            for name, value in shares(own).items():
+                metrics[name.replace("grades/", f"grades/{task}/", 1)] = value
         return metrics
 
     def _scheduled(self, step: int) -> dict[str, float]:
-        """Metrics: the weights in force of the functions that have a schedule, by the names that TRL logs."""
+        """Metrics: the weights in force of the functions that have a schedule, by the names that
+        TRL logs."""
         weights = self.weights.at(step)
-        return {
-            f"reward_weights/{name.rpartition(':')[2]}": weights[name]
-            for name in self.weights.scheduled
-        }
+        metrics = {}
+        for name in self.weights.scheduled:
+            metrics[f"reward_weights/{name.rpartition(':')[2]}"] = weights[name]
+        return metrics
+
+
+def rows_from(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
+    """One row for each of `count` completions, of the columns that a task gets."""
+    names = [name for name in columns if name not in NOT_COLUMNS]
+    return [{name: columns[name][i] for name in names} for i in range(count)]
 
 
 def ended_early(completion: Any) -> bool:
@@ -218,13 +222,13 @@ def ended_early(completion: Any) -> bool:
 
 
 def shares(grades: Sequence[Grade]) -> dict[str, float]:
-    """Metrics of a batch: the share (0 to 1) of correct, of cheating and of unclosed completions, and of each
-    status."""
-    count = max(len(grades), 1)
-    statuses = Counter(str(grade.status) for grade in grades)
-    return {
-        "grades/correct": sum(grade.correct and not grade.cheating for grade in grades) / count,
-        "grades/cheating": sum(bool(grade.cheating) for grade in grades) / count,
-        "grades/unclosed": sum(grade.data.get("unclosed", False) for grade in grades) / count,
-        **{f"grades/status/{status}": statuses[status] / count for status in map(str, Status)},
-    }
+    """Metrics of a batch: the share (0 to 1) of correct, of cheating and of unclosed completions,
+    and of each status."""
+    counts: Counter[str] = Counter()
+    for grade in grades:
+        counts["correct"] += grade.correct and not grade.cheating
+        counts["cheating"] += bool(grade.cheating)
+        counts["unclosed"] += grade.data.get("unclosed", False)
+        counts[f"status/{grade.status}"] += 1
+    names = ["correct", "cheating", "unclosed", *(f"status/{status}" for status in Status)]
+    return {f"grades/{name}": counts[name] / max(len(grades), 1) for name in names}

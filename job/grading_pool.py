@@ -1,12 +1,15 @@
-"""Runs a task's `grade` in processes that can be killed: no completion can stall the trainer, whatever it contains.
+"""Runs a task's `grade` in processes that can be killed: no completion can stall the trainer,
+whatever it contains.
 
-A backtracking regex, or a computation without end, holds Python's lock. A thread that meets one stops all
-others and cannot be stopped itself. Here it costs its own process. Past the deadline that process is killed,
-its completion gets the status `timeout`, another process is started, and the batch goes on.
+A backtracking regex, or a computation without end, holds Python's lock. A thread that meets one
+stops all others and cannot be stopped itself. Here it costs its own process. Past the deadline that
+process is killed, its completion gets the status `timeout`, another process is started, and the
+batch goes on.
 
-This file is the trainer's side; grading_worker.py is the program of the processes. They run the task's code,
-which is trusted, and never code that a model wrote, so their answers may be pickles. Each has a sandbox of
-its own with one fork server. Each ends with the trainer, even in the middle of a computation.
+This file is the trainer's side; grading_worker.py is the program of the processes. They run the
+task's code, which is trusted, and never code that a model wrote, so their answers may be pickles.
+Each has a sandbox of its own with one fork server. Each ends with the trainer, even in the middle
+of a computation.
 """
 
 import os
@@ -138,7 +141,8 @@ class GradingPool:
         timeout_s: wall clock of grading one completion; None: twice the total limit of a program.
 
     Raises:
-        SandboxError: if a worker or its sandbox cannot start, or lacks a layer that `require` names.
+        SandboxError: if a worker or its sandbox cannot start, or lacks a layer that `require`
+        names.
     """
 
     def __init__(
@@ -153,8 +157,8 @@ class GradingPool:
         self._limits, self._require = limits, require
         self._lock_descriptor = os.memfd_create("processors")
         self._report = ""
-        # A worker is killed when the thread that started it ends, so one thread that lives as long as the pool
-        # starts them all.
+        # A worker is killed when the thread that started it ends, so one thread that lives as long
+        # as the pool starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starts graders")
         self._running: dict[int, Worker] = {}
         self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()  # numbers of workers

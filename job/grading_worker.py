@@ -9,7 +9,8 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(descriptor: int) -> None:
-    """Serve one trainer: its sys.path, a Start, then (Job, seconds after which this process ends itself)."""
+    """Serve one trainer: its sys.path, a Start, then (Job, seconds after which this process ends
+    itself)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the trainer, whatever runs
     connection = Connection(descriptor)
     sys.path[:] = connection.recv()

@@ -1,7 +1,7 @@
 """Finds reward functions by their names, calls them, and refuses what training cannot use.
 
-A reward function is the user's own code, so every way in which it can fail is told in words: which function, what it
-did, and on which completion.
+A reward function is the user's own code, so every way in which it can fail is told in words: which
+function, what it did, and on which completion.
 """
 
 import importlib
@@ -18,9 +18,10 @@ import reward_functions
 from job.errors import RewardError
 
 RewardFunction = Callable[..., list[float | None]]
+SHOWN_CHARACTERS = 1000  # of a completion in a message
 
 
-def resolve(name: str) -> Callable[..., list[float | None]]:
+def resolve(name: str) -> RewardFunction:
     """The reward function called `name`: one of reward_functions.py, or "package.module:function".
 
     Raises:
@@ -44,47 +45,40 @@ def resolve(name: str) -> Callable[..., list[float | None]]:
 
 def names() -> list[str]:
     """What `task.rewards` may name without a module."""
-    functions = inspect.getmembers(reward_functions, inspect.isfunction)
-    return [
-        name
-        for name, function in functions
-        if "completions" in inspect.signature(function).parameters
-    ]
+    found = []
+    for name, function in inspect.getmembers(reward_functions, inspect.isfunction):
+        if "completions" in inspect.signature(function).parameters:
+            found.append(name)
+    return found
 
 
 def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
-    """The arguments of a reward function for some completions of a batch: every list as long as the batch is cut."""
+    """The arguments of a reward function for some completions of a batch: every list that is as
+    long as the batch is cut."""
     count = len(arguments["completions"])
-    return {
-        name: [value[i] for i in indices]
-        if isinstance(value, list) and len(value) == count
-        else value
-        for name, value in arguments.items()
-    }
+    selected = {}
+    for name, value in arguments.items():
+        if isinstance(value, list) and len(value) == count:
+            value = [value[i] for i in indices]
+        selected[name] = value
+    return selected
 
 
 def text_of(completion: Any) -> Any:
-    """The text that rewards read: the content of the one message, or the completion itself if it is plain text."""
+    """The text that rewards read: the content of the one message, or the completion itself if it is
+    plain text."""
     return completion[0].get("content") if isinstance(completion, list) else completion
 
 
-def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]:
-    """Call a reward function; anything but one number or None for each completion is a RewardError."""
-    name, completions = function.__name__, arguments["completions"]
-    parameters = inspect.signature(function).parameters
-    named = [p for p in parameters.values() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    lacking = [p.name for p in named if p.default is p.empty and p.name not in arguments]
-    if lacking:
-        raise RewardError(
-            f"reward function {name} takes {', '.join(lacking)}, which is no column of these rows; there are "
-            f"{', '.join(sorted(arguments))}"
-        )
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        arguments = {
-            name: value
-            for name, value in arguments.items()
-            if name in parameters or name == "completions"
-        }
+def checked(function: RewardFunction, arguments: dict[str, Any]) -> list[float | None]:
+    """Call a reward function.
+
+    Raises:
+        RewardError: if it raises, lacks an argument, or returns anything but one finite number or
+            None for each completion.
+    """
+    name = function.__name__
+    arguments = accepted(function, arguments)
     try:
         returned = function(**arguments)
         rewards = list(returned) if isinstance(returned, Iterable) else None
@@ -97,28 +91,59 @@ def checked(function: Callable, arguments: dict[str, Any]) -> list[float | None]
         ) from error
     if rewards is None:
         raise RewardError(
-            f"reward function {name} returned {returned!r}, not a list with a number for each completion"
+            f"reward function {name} returned {returned!r}, "
+            "not a list with a number for each completion"
         )
+    completions = arguments["completions"]
     if len(rewards) != len(completions):
         raise RewardError(
-            f"reward function {name} returned {len(rewards)} rewards for {len(completions)} completions"
+            f"reward function {name} returned {len(rewards)} rewards "
+            f"for {len(completions)} completions"
         )
     for reward, completion in zip(rewards, completions, strict=True):
-        if reward is None:
-            continue
-        if (
-            isinstance(reward, bool)
-            or not isinstance(reward, (int, float, np.number))
-            or not math.isfinite(reward)
-        ):
+        if reward is not None and not is_finite_number(reward):
             raise RewardError(
-                f"reward function {name} returned {reward!r} ({type(reward).__name__}), not a finite float, for "
-                f"{quoted(completion)}"
+                f"reward function {name} returned {reward!r} ({type(reward).__name__}), "
+                f"not a finite float, for {quoted(completion)}"
             )
     return rewards
 
 
-def find_culprit(function: Callable, arguments: dict[str, Any]) -> str:
+def accepted(function: RewardFunction, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Those arguments that the function takes.
+
+    Raises:
+        RewardError: if it needs one that is not there.
+    """
+    parameters = inspect.signature(function).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    named = [
+        parameter
+        for parameter in parameters
+        if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    ]
+    lacking = []
+    for parameter in named:
+        if parameter.default is parameter.empty and parameter.name not in arguments:
+            lacking.append(parameter.name)
+    if lacking:
+        raise RewardError(
+            f"reward function {function.__name__} takes {', '.join(lacking)}, which is no column "
+            f"of these rows; there are {', '.join(sorted(arguments))}"
+        )
+    if takes_any:
+        return arguments
+    wanted = {"completions", *(parameter.name for parameter in named)}
+    return {name: value for name, value in arguments.items() if name in wanted}
+
+
+def is_finite_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        return False
+    return math.isfinite(value)
+
+
+def find_culprit(function: RewardFunction, arguments: dict[str, Any]) -> str:
     """The first completion that makes the function raise on its own, in words."""
     count = len(arguments["completions"])
     for i in range(count):
@@ -132,4 +157,6 @@ def find_culprit(function: Callable, arguments: dict[str, Any]) -> str:
 
 def quoted(completion: Any) -> str:
     text = repr(text_of(completion))
-    return text if len(text) <= 1000 else f"{text[:1000]}… ({len(text)} characters)"
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    return f"{text[:SHOWN_CHARACTERS]}… ({len(text)} characters)"

@@ -1,8 +1,10 @@
-"""Which rows a run trains on, and which it keeps for evaluation: of one task, or of several that are mixed.
+"""Which rows a run trains on, and which it keeps for evaluation: of one task, or of several that
+are mixed.
 
-Held out means unseen: a prompt that is evaluated on is never trained on. Prompts are compared by their text,
-after white space is folded. A task with one prompt for all rows (matmul, game_2048) is the exception: its
-inputs are drawn for each completion, so its evaluation sees the same prompt and other inputs.
+Held out means unseen: a prompt that is evaluated on is never trained on. Prompts are compared by
+their text, after white space is folded. A task with one prompt for all rows (matmul, game_2048) is
+the exception: its inputs are drawn for each completion, so its evaluation sees the same prompt and
+other inputs.
 """
 
 import itertools
@@ -16,10 +18,11 @@ Row = dict[str, Any]
 
 
 def mixed_rows(mixture: Sequence[tasks.Options]) -> tuple[list[Row], list[Row]]:
-    """(rows to train on, rows to evaluate on) of all tasks, each with the columns "task" and "reasoning_effort".
+    """(rows to train on, rows to evaluate on) of all tasks, each with the columns "task" and
+    "reasoning_effort".
 
-    Of several tasks each gives its weight's share of all their rows, and repeats its own if it has too few. A
-    column that a task does not have is None in its rows.
+    Of several tasks each gives its weight's share of all their rows, and repeats its own if it has
+    too few. A column that a task does not have is None in its rows.
 
     Raises:
         ValueError: if a row is not well-formed, or no row is left to train on.
@@ -37,8 +40,8 @@ def mixed_rows(mixture: Sequence[tasks.Options]) -> tuple[list[Row], list[Row]]:
 
 
 def rows_of(options: tasks.Options) -> tuple[list[Row], list[Row]]:
-    """(rows to train on, rows to evaluate on) of one task: the task's own `eval_rows`, and of its `rows` those with
-    the last `num_eval_rows` prompts."""
+    """(rows to train on, rows to evaluate on) of one task: the task's own `eval_rows`, and of its
+    `rows` those with the last `num_eval_rows` prompts."""
     task = tasks.load(options.type)
     rows = [tasks.labelled(row, options) for row in task.rows(options)]
     own = []
@@ -49,7 +52,8 @@ def rows_of(options: tasks.Options) -> tuple[list[Row], list[Row]]:
 
 
 def hold_out_last(rows: list[Row], options: tasks.Options) -> tuple[list[Row], list[Row]]:
-    """(the rest, one row of each of the last `num_eval_rows` prompts). All rows with those prompts are taken out."""
+    """(the rest, one row of each of the last `num_eval_rows` prompts). All rows with those prompts
+    are taken out."""
     count = options.num_eval_rows
     if not count:
         return rows, []
@@ -60,20 +64,22 @@ def hold_out_last(rows: list[Row], options: tasks.Options) -> tuple[list[Row], l
         return rows, rows[:1] * count
     if count >= len(first_of):
         raise ValueError(
-            f"{options.type}: num_eval_rows {count} leaves none of its {len(first_of)} different prompts to train on"
+            f"{options.type}: num_eval_rows {count} leaves none of its {len(first_of)} different "
+            "prompts to train on"
         )
     held_out = dict(list(first_of.items())[-count:])
     return [row for row in rows if prompt_key(row) not in held_out], list(held_out.values())
 
 
 def unseen(evaluation: list[Row], trained_on: list[Row], options: tasks.Options) -> list[Row]:
-    """The rows of a task's own evaluation whose prompts are not trained on; how many are left out is told."""
+    """The rows of a task's own evaluation whose prompts are not trained on; how many are left out
+    is told."""
     seen = {prompt_key(row) for row in trained_on}
     kept = [row for row in evaluation if prompt_key(row) not in seen]
     if len(kept) < len(evaluation):
         tasks.note_once(
-            f"{options.type}: {len(evaluation) - len(kept)} of its {len(evaluation)} rows for evaluation have prompts "
-            "that are trained on; they are left out"
+            f"{options.type}: {len(evaluation) - len(kept)} of its {len(evaluation)} rows for "
+            "evaluation have prompts that are trained on; they are left out"
         )
     return kept
 
@@ -84,7 +90,8 @@ def prompt_key(row: Row) -> str:
 
 
 def share_out(parts: Sequence[list[Row]], weights: Sequence[float]) -> list[list[Row]]:
-    """As many rows as there are in all, each part with its weight's share of them, in turn from the start."""
+    """As many rows as there are in all, each part with its weight's share of them, in turn from the
+    start."""
     total = sum(map(len, parts))
     shared = []
     for rows, weight in zip(parts, weights, strict=True):

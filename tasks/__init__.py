@@ -1,34 +1,41 @@
 """What all tasks share. A task is one file here; `task.type: NAME` finds tasks/NAME.py.
 
 A task module offers
-    Options      frozen dataclass, a subclass of tasks.Options: the keys of the config's `task:` section
-    REWARDS      names of the reward functions it wants by default
-    REFERENCE    a completion that earns full marks
-    SLOWER       honest completions that are right and earn less
-    WRONG        honest completions that are not right
-    CHEAT        completions that try to be paid for nothing
-    CURRICULUM_KEYS  its keys that a stage of `task.curriculum` may change: those that only `grade` reads, because
-                 rows are made once, at the start (optional; none where it is left out)
-    eval_rows(options) -> the same as rows, held out for evaluation (optional)
-    known_answers(row, options) -> list of (kind, completion) for check.py, where what is right depends on the row
-                 (optional; otherwise the four constants above). A kind is reference, slower, wrong, cheat, or
-                 unverified: honest, though nobody can say whether it is right
-    rows(options) -> list of {"prompt": [messages], further columns}, one for each dataset row
-    grade(completion, row, options, sandbox, rng) -> Grade, a fresh judgement of one completion (thread-safe);
-                 row holds the dataset's further columns and "step", the training step
+
+    Options             frozen dataclass, a subclass of tasks.Options: the keys of the config's
+                        `task:` section
+    REWARDS             names of the reward functions it wants by default
+    rows(options)       a list of {"prompt": [messages], further columns}, one for each dataset row
+    grade(completion, row, options, sandbox, rng)
+                        a Grade: a fresh judgement of one completion. It may run in any process and
+                        any thread. `row` holds the dataset's further columns and "step", the
+                        training step; `rng` is a numpy Generator for inputs
+    REFERENCE           a completion that earns full marks
+    SLOWER              honest completions that are right and earn less
+    WRONG               honest completions that are not right
+    CHEAT               completions that try to be paid for nothing
+
+and, if it likes,
+
+    eval_rows(options)  the same as rows, held out for evaluation
+    known_answers(row, options)
+                        a list of (kind, completion), in place of the four constants, where what is
+                        right depends on the row. A kind is reference, slower, wrong, cheat, or
+                        unverified: honest, though nobody can say whether it is right
+    CURRICULUM_KEYS     its keys that a stage of `task.curriculum` may change: those that only
+                        `grade` reads, because rows are made once, at the start
 
 A task never sees a score and never imports torch.
 """
 
 import functools
 import importlib
-import itertools
 import math
 import os
 import pkgutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -36,7 +43,7 @@ from typing import Any, Literal
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sandbox import Status
+from sandbox import Program, Sandbox, Status
 from sandbox.code_blocks import code_blocks, extract_code
 
 __all__ = [
@@ -45,10 +52,12 @@ __all__ = [
     "code_blocks",
     "extract_code",
     "flag_unclosed",
-    "known_answers",
+    "grade_program",
     "note_once",
     "problem_mistakes",
 ]
+
+UNCLOSED = "the code block is never closed: cut off at grpo.max_completion_length?"
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,18 @@ class Options:
     weight: float = 1.0  # share of the rows where several tasks are mixed
     reasoning_effort: Literal["low", "medium", "high"] = "low"
     check: bool = True  # before training, see that known wrong and dishonest answers are not paid
-    rewards: Any = None  # names, or {name: weight}, a weight being a number or {step: number}; null: the task's REWARDS
-    curriculum: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # stages: {step, key of the task: its value, ...}
+    # Names, or {name: weight}, a weight being a number or {step: number}; null: the task's REWARDS
+    rewards: Any = None
+    # Stages: {step, key of the task: its value, ...}
+    curriculum: list[dict[str, Any]] = field(default_factory=list)
 
     @functools.cached_property
     def stages(self) -> list[tuple[int, "Options"]]:
-        """(first step, options) of each stage of the curriculum. Raises ValueError for a stage that cannot be."""
+        """(first step, options) of each stage of the curriculum.
+
+        Raises:
+            ValueError: if a stage is not well-formed.
+        """
         mistakes = list(curriculum_mistakes(self))
         if mistakes:
             raise ValueError("; ".join(mistakes))
@@ -77,18 +90,38 @@ class Options:
 
 @dataclass(frozen=True)
 class Grade:
-    """What one completion turned out to be. Every reward function is a function of it, and nothing runs twice."""
+    """What one completion turned out to be. Every reward function is a function of it, and nothing
+    runs twice.
+
+    What the tasks of this project put into `data`:
+
+        unclosed        bool, any program: nothing closed its code block
+        outcome         text, game_2048 and prompt_injection: how it ended
+        loaded          bool, game_2048: there was a function to call
+        win_rate, best_tile, mean_score, moves, size, target
+                        numbers, game_2048: how the games went, and on which board
+        reply           text, prompt_injection: what the opponent said
+        tests           int, code: how many tests the problem has
+        style, documentation
+                        0 to 1, code: ruff's verdict
+        answered        bool, reasoning and jsonl: there is an answer to compare with
+        step_by_step, consistency, clarity
+                        0 to 1, reasoning and jsonl: how the way to the answer is laid out
+        length_penalty  -1 to 0, reasoning and jsonl
+    """
 
     status: Status
     code: str | None = None  # the program that was extracted
     correct: bool = False
     cheating: tuple[str, ...] = ()  # what was attempted, in words; empty for an honest completion
     passed: float = 0.0  # share of the checks that passed, 0 to 1
-    speedup: float | None = (
-        None  # CPU time of the baseline / of the program; None where not measured
-    )
+    # CPU time of the baseline / of the program; None where not measured
+    speedup: float | None = None
     detail: str = ""  # why, in words
     data: Mapping[str, Any] = field(default_factory=dict)  # what else the task measured, by name
+
+
+# ---- finding tasks
 
 
 def names() -> list[str]:
@@ -104,20 +137,62 @@ def contract_mistakes(name: str) -> Iterator[str]:
     try:
         task = load(name)
     except Exception as error:  # the user's file may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        where = (
-            ""
-            if isinstance(error, SyntaxError)
-            else f" ({os.path.basename(place.filename)}:{place.lineno})"
-        )
+        where = ""
+        if not isinstance(error, SyntaxError):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            where = f" ({os.path.basename(place.filename)}:{place.lineno})"
         yield f"tasks/{name}.py cannot be imported: {type(error).__name__}: {error}{where}"
         return
     needed = ["Options", "REWARDS", "rows", "grade"]
-    needed += [] if hasattr(task, "known_answers") else ["REFERENCE", "SLOWER", "WRONG", "CHEAT"]
-    if lacking := [thing for thing in needed if not hasattr(task, thing)]:
-        yield f"tasks/{name}.py lacks {', '.join(lacking)}; the head of tasks/__init__.py says what they are"
+    if not hasattr(task, "known_answers"):
+        needed += ["REFERENCE", "SLOWER", "WRONG", "CHEAT"]
+    lacking = [thing for thing in needed if not hasattr(task, thing)]
+    if lacking:
+        there = "the head of tasks/__init__.py says what they are"
+        yield f"tasks/{name}.py lacks {', '.join(lacking)}; {there}"
     elif not (isinstance(task.Options, type) and issubclass(task.Options, Options)):
         yield f"tasks/{name}.py: its Options must be a subclass of tasks.Options"
+
+
+def known_answers(
+    task: ModuleType, row: Mapping[str, Any], options: Options
+) -> list[tuple[str, str]]:
+    """(kind, completion) of what a task knows about one row."""
+    if hasattr(task, "known_answers"):
+        return task.known_answers(row, options)
+    known = [("reference", task.REFERENCE)]
+    for kind in ("slower", "wrong", "cheat"):
+        known += [(kind, text) for text in getattr(task, kind.upper())]
+    return known
+
+
+def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
+    """Reward function names in order, each with its weight, a number or a schedule.
+
+    Args:
+        rewards: as in Options.
+    """
+    chosen = rewards or load(task).REWARDS
+    if isinstance(chosen, Mapping):
+        return dict(chosen)
+    return dict.fromkeys(chosen, 1.0)
+
+
+# ---- rows
+
+
+def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
+    """A task's row with the columns that all rows have: "task", and "reasoning_effort", which is
+    the task's where the row has none.
+
+    Raises:
+        ValueError: if the row is not well-formed.
+    """
+    mistake = row_mistake(row)
+    if mistake:
+        raise ValueError(f"rows of tasks/{options.type}.py: {mistake}")
+    effort = row.get("reasoning_effort") or options.reasoning_effort
+    return row | {"task": options.type, "reasoning_effort": effort}
 
 
 def row_mistake(row: Any) -> str:
@@ -125,50 +200,23 @@ def row_mistake(row: Any) -> str:
     if not isinstance(row, Mapping) or "prompt" not in row:
         return f"a row must be a mapping with a prompt, not {row!r:.200}"
     prompt = row["prompt"]
-    well_formed = isinstance(prompt, list) and all(
-        isinstance(message, Mapping)
-        and all(isinstance(message.get(key), str) for key in ("role", "content"))
-        for message in prompt
-    )
-    return (
-        ""
-        if well_formed and prompt
-        else f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
-    )
+    if not isinstance(prompt, list) or not prompt or not all(map(is_message, prompt)):
+        return f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
+    return ""
 
 
-def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
-    """Reward function names in order, each with its weight, a number or a schedule; `rewards` as in Options."""
-    chosen = rewards or load(task).REWARDS
-    return dict(chosen.items()) if hasattr(chosen, "items") else dict.fromkeys(chosen, 1.0)
+def is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping):
+        return False
+    return isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
 
 
-def at_step(options: Options, step: int) -> Options:
-    """`options` when `step` optimizer steps are done: with the keys of the last stage that has begun. Each stage
-    starts from the task's own values, not from the stage before; before the first stage they are the task's own."""
-    return next((stage for first, stage in reversed(options.stages) if first <= step), options)
-
-
-def at_stage(options: Options, stage: Mapping[str, Any]) -> Options:
-    """`options` with the keys of one stage. Raises ValueError for a value that cannot be."""
-    changed = {key: converted(options, key, value) for key, value in stage.items() if key != "step"}
-    return replace(options, **changed, curriculum=[])
-
-
-def converted(options: Options, key: str, value: Any) -> Any:
-    """`value` of the type of the option `key`, converted and refused as in the section itself. Raises ValueError."""
-    section = OmegaConf.structured(type(options))
-    OmegaConf.set_readonly(section, False)  # OmegaConf freezes what comes from a frozen dataclass
-    try:
-        OmegaConf.update(section, key, value, merge=False)
-        return section[key]
-    except OmegaConfBaseException as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+# ---- options
 
 
 def shared_mistakes(options: Options) -> Iterator[str]:
-    """What is wrong with the keys that every task has, each with its name. A task's own `__post_init__` need not look
-    at them."""
+    """What is wrong with the keys that every task has, each with its name. A task's own
+    `__post_init__` need not look at them."""
     if options.num_rows is not None and options.num_rows < 1:
         yield f"num_rows: must be above 0, not {options.num_rows}"
     if options.num_eval_rows < 0:
@@ -178,44 +226,18 @@ def shared_mistakes(options: Options) -> Iterator[str]:
     yield from curriculum_mistakes(options)
 
 
-def curriculum_mistakes(options: Options) -> Iterator[str]:
-    """What is wrong with the stages of a curriculum, each with its place."""
-    allowed = getattr(load(options.type), "CURRICULUM_KEYS", [])
-    least = 0
-    for i, stage in enumerate(options.curriculum):
-        step, refused = stage.get("step"), {}
-        if type(step) is not int or step < least:
-            yield f"curriculum[{i}].step: must be a whole number from {least} on, not {step!r}"
-        else:
-            least = step + 1
-        for key in (key for key in stage if key != "step"):
-            try:
-                if key not in allowed:
-                    raise ValueError(
-                        f"cannot change by step; of {options.type} can: {', '.join(allowed) or 'nothing'}"
-                    )
-                converted(options, key, stage[key])
-            except ValueError as error:
-                refused[f".{key}"] = error
-        if not refused:
-            try:
-                at_stage(options, stage)
-            except ValueError as error:  # from the task's own __post_init__
-                refused[""] = error
-        yield from (f"curriculum[{i}]{key}: {error}" for key, error in refused.items())
-
-
-@functools.cache
-def note_once(text: str) -> None:
-    """Tell the user something that is worth knowing; the same text only once in a process."""
-    print(f"note: {text}", file=sys.stderr)
-
-
 def problem_mistakes(options: Any, read_problem: Callable[[Any], Any]) -> list[str]:
-    """What is wrong with the `problems` and `eval_problems` of a task's options, each with its place."""
+    """What is wrong with the `problems` and `eval_problems` of a task's options, each with its
+    place.
+
+    Args:
+        read_problem: raises ValueError for a problem that is not well-formed.
+    """
     mistakes = []
-    for key, problems in (("problems", options.problems), ("eval_problems", options.eval_problems)):
-        if not isinstance(problems, list) or not (problems or key == "eval_problems"):
+    for key in ("problems", "eval_problems"):
+        problems = getattr(options, key)
+        may_be_empty = key == "eval_problems"
+        if not isinstance(problems, list) or not (problems or may_be_empty):
             mistakes.append(f"{key}: must be a list of texts or mappings")
             continue
         for i, problem in enumerate(problems):
@@ -226,38 +248,113 @@ def problem_mistakes(options: Any, read_problem: Callable[[Any], Any]) -> list[s
     return mistakes
 
 
-def known_answers(
-    task: ModuleType, row: Mapping[str, Any], options: Options
-) -> list[tuple[str, str]]:
-    """(kind, completion) of what a task knows about one row."""
-    if hasattr(task, "known_answers"):
-        return task.known_answers(row, options)
-    others = [
-        (kind, text)
-        for kind in ("slower", "wrong", "cheat")
-        for text in getattr(task, kind.upper())
-    ]
-    return [("reference", task.REFERENCE), *others]
+# ---- the curriculum
 
 
-def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
-    """A task's row with the columns that all rows have: "task" and "reasoning_effort", by default the task's.
+def at_step(options: Options, step: int) -> Options:
+    """`options` when `step` optimizer steps are done: with the keys of the last stage that has
+    begun.
+
+    Each stage starts from the task's own values, not from the stage before it. Before the first
+    stage the task's own values hold.
+    """
+    for first_step, stage in reversed(options.stages):
+        if first_step <= step:
+            return stage
+    return options
+
+
+def at_stage(options: Options, stage: Mapping[str, Any]) -> Options:
+    """`options` with the keys of one stage.
 
     Raises:
-        ValueError: if it is no row.
+        ValueError: for a value that the task refuses.
     """
-    if mistake := row_mistake(row):
-        raise ValueError(f"rows of tasks/{options.type}.py: {mistake}")
-    return row | {
-        "task": options.type,
-        "reasoning_effort": row.get("reasoning_effort") or options.reasoning_effort,
-    }
+    changed = {key: converted(options, key, value) for key, value in stage.items() if key != "step"}
+    return replace(options, **changed, curriculum=[])
 
 
-UNCLOSED = "the code block is never closed: cut off at grpo.max_completion_length?"
+def converted(options: Options, key: str, value: Any) -> Any:
+    """`value` in the type of the option `key`, converted as in the section itself.
+
+    Raises:
+        ValueError: if it cannot be converted.
+    """
+    section = OmegaConf.structured(type(options))
+    OmegaConf.set_readonly(section, False)  # OmegaConf freezes what comes from a frozen dataclass
+    try:
+        OmegaConf.update(section, key, value, merge=False)
+        return section[key]
+    except OmegaConfBaseException as error:
+        raise ValueError(str(error).splitlines()[0]) from error
+
+
+def curriculum_mistakes(options: Options) -> Iterator[str]:
+    """What is wrong with the stages of a curriculum, each with its place."""
+    least = 0
+    for i, stage in enumerate(options.curriculum):
+        step = stage.get("step")
+        if type(step) is not int or step < least:
+            yield f"curriculum[{i}].step: must be a whole number from {least} on, not {step!r}"
+        else:
+            least = step + 1
+        for mistake in stage_mistakes(options, stage):
+            yield f"curriculum[{i}]{mistake}"
+
+
+def stage_mistakes(options: Options, stage: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the values of one stage; each begins with ".KEY: ", or with ": " where it
+    is about several keys."""
+    allowed = getattr(load(options.type), "CURRICULUM_KEYS", [])
+    mistakes = []
+    for key, value in stage.items():
+        if key == "step":
+            continue
+        if key not in allowed:
+            changeable = ", ".join(allowed) or "nothing"
+            mistakes.append(f".{key}: cannot change by step; of {options.type} can: {changeable}")
+            continue
+        try:
+            converted(options, key, value)
+        except ValueError as error:
+            mistakes.append(f".{key}: {error}")
+    if not mistakes:
+        try:
+            at_stage(options, stage)
+        except ValueError as error:  # from the task's own __post_init__
+            mistakes.append(f": {error}")
+    return mistakes
+
+
+# ---- grading
+
+
+def grade_program(
+    completion: Any, function: str, sandbox: Sandbox, try_program: Callable[[Program], Grade]
+) -> Grade:
+    """The Grade of a completion that should define `function` in a code block.
+
+    Args:
+        try_program: exercises the loaded program. What the policy noticed and the code itself are
+            added to its Grade here.
+    """
+    code, unclosed = extract_code(completion, function)
+    if code is None:
+        return Grade(Status.NO_FUNCTION, detail=f"no code block defines {function}")
+    with sandbox.open(code, function) as program:
+        graded = try_program(program)
+        # Only now: findings may come with any call
+        graded = replace(graded, code=code, cheating=program.findings)
+    return flag_unclosed(graded) if unclosed else graded
 
 
 def flag_unclosed(grade: Grade) -> Grade:
-    """The Grade of a program whose block is never closed: judged like any other, but said so."""
-    detail = "; ".join(filter(None, (grade.detail, UNCLOSED)))
+    """The Grade of a program whose block is never closed: judged like any other, and said so."""
+    detail = f"{grade.detail}; {UNCLOSED}" if grade.detail else UNCLOSED
     return replace(grade, detail=detail, data={**grade.data, "unclosed": True})
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """Tell the user something that is worth knowing; the same text only once in a process."""
+    print(f"note: {text}", file=sys.stderr)

@@ -1,11 +1,13 @@
 """Rows of your own: JSON lines from a file, several files, or a dataset of the Hub.
 
-    {"prompt": [{"role": "user", "content": "Calculate 15 * 23"}], "answer": 345, "reasoning_effort": "low"}
+    {"prompt": [{"role": "user", "content": "Calculate 15 * 23"}], "answer": 345,
+    "reasoning_effort": "low"}
 
-`prompt` is a list of messages (role and content) or a text, which becomes one user message. `reasoning_effort` is low,
-medium or high; a row without one gets that of the config. `answer`, and any other column, reaches the reward functions
-by its name. The default reward compares the conclusion with `answer`, by value (see tasks/reasoning.py); where no row
-has an answer, name rewards of your own in task.rewards. An `answer` that is the number 0 in every row is the
+`prompt` is a list of messages (role and content) or a text, which becomes one user message.
+`reasoning_effort` is low, medium or high; a row without one gets that of the config. `answer`, and
+any other column, reaches the reward functions by its name. The default reward compares the
+conclusion with `answer`, by value (see tasks/reasoning.py); where no row has an answer, name
+rewards of your own in task.rewards. An `answer` that is the number 0 in every row is the
 placeholder that some data sets carry, and counts as none.
 
 All rows are read and checked when the config is: a mistake costs no GPU time.
@@ -88,7 +90,8 @@ def eval_rows(options: Options) -> list[dict[str, Any]]:
 
 
 def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, evaluation rows). Raises ValueError with up to 20 mistakes, each with its place."""
+    """(training rows, evaluation rows). Raises ValueError with up to 20 mistakes, each with its
+    place."""
     found = find_files(options.data)
     if found:
         if options.eval_split:
@@ -110,8 +113,8 @@ def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, A
 def hold_out(
     all_rows: list[dict[str, Any]], share: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, evaluation rows): a share of the prompts, one at least, chosen by hash. Equal prompts stay on
-    one side, and rows that are added move few of the others."""
+    """(training rows, evaluation rows): a share of the prompts, one at least, chosen by hash. Equal
+    prompts stay on one side, and rows that are added move few of the others."""
     if not share:
         return all_rows, []
     keys = [hashlib.sha256(json.dumps(row["prompt"]).encode()).digest() for row in all_rows]
@@ -122,7 +125,8 @@ def hold_out(
 
 
 def find_files(data: str) -> list[Path]:
-    """The files that `data` means; none for the id of a Hub dataset. Raises ValueError for a file that is not there."""
+    """The files that `data` means; none for the id of a Hub dataset. Raises ValueError for a file
+    that is not there."""
     pattern = str(ROOT / Path(data).expanduser())
     found = (
         [Path(pattern)]
@@ -140,12 +144,14 @@ def find_files(data: str) -> list[Path]:
 
 @functools.lru_cache(maxsize=4)
 def read_files(files: tuple[tuple[Path, int, int], ...]) -> list[dict[str, Any]]:
-    """The rows of files, each given with its modification time and size, so that a changed file is read again."""
+    """The rows of files, each given with its modification time and size, so that a changed file is
+    read again."""
     return check_rows(line for path, *_ in files for line in read_lines(path))
 
 
 def read_lines(path: Path) -> Iterable[tuple[str, Any]]:
-    """(place, row) of each line that is not empty; a line that is not JSON gives a ValueError in the row's place."""
+    """(place, row) of each line that is not empty; a line that is not JSON gives a ValueError in
+    the row's place."""
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:
@@ -175,7 +181,8 @@ def read_hub(name: str, split: str) -> list[dict[str, Any]]:
 
 
 def check_rows(placed: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with messages for prompts, all with the same columns. Raises ValueError with up to 20 mistakes."""
+    """The rows with messages for prompts, all with the same columns. Raises ValueError with up to
+    20 mistakes."""
     places, found, mistakes = [], [], []
     for place, row in placed:
         problem = mistake(row)
@@ -237,8 +244,8 @@ def mistake(row: Any) -> str:
 
 
 def uneven_columns(places: list[str], found: list[dict[str, Any]]) -> list[str]:
-    """Columns that no table can hold unchanged, because their values are of different kinds, in words. Answers that
-    are numbers here and texts there become texts, which mean the same."""
+    """Columns that no table can hold unchanged, because their values are of different kinds, in
+    words. Answers that are numbers here and texts there become texts, which mean the same."""
     mistakes = []
     for name in dict.fromkeys(name for row in found for name in row):
         values = [row.get(name) for row in found]

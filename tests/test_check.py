@@ -90,8 +90,7 @@ def test_a_stage_that_cannot_grade_is_found_out_before_training(job, quick_sandb
 
     matmul_grade = matmul.grade
     monkeypatch.setattr(matmul, "grade", grade)
-    why = "cannot be graded from step 9 on: task matmul: grade raised MemoryError: no room"
-    with pytest.raises(CheckError, match=why):
+    with pytest.raises(CheckError, match="cannot be graded from step 9 on: .*MemoryError: no room"):
         check_rewards(options, quick_sandbox)
 
 

@@ -1,8 +1,6 @@
 """reward_functions.py: grades to numbers, and the user's own functions kept honest."""
 
-import dataclasses
 import itertools
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +12,7 @@ import tasks
 from job.errors import RewardError
 from job.grading import Grader, checked, resolve, shares
 from reward_functions import speed_score
-from sandbox import Sandbox, Status
+from sandbox import Status
 from tasks import Grade, game_2048, matmul
 
 
@@ -144,19 +142,6 @@ def test_equal_texts_of_different_rows_are_both_graded(grader):
     works = grader.reward_functions()[0]
     works(completions=[completion("good")] * 2, prompts=[[]] * 2, answer=[1, 2])
     assert grader.count() == 2
-
-
-def test_a_batch_has_a_bound_whatever_the_completions_do(sandbox):
-    limits = dataclasses.replace(sandbox.limits, timeout_s=0.5, total_timeout_s=1.0)
-    sleepy = (
-        "```python\nimport time\ndef matmul(A, B):\n    time.sleep(0.3)\n    return [[{}]]\n```"
-    )
-    with Sandbox(2, limits) as small:
-        grader = Grader([matmul.Options(type="matmul")], small, seed=0)
-        began = time.monotonic()
-        grades = grader.grade([sleepy.format(i) for i in range(4)], [{}] * 4)
-        assert time.monotonic() - began < grader.longest_batch_s(4) == 4.0
-    assert {grade.status for grade in grades} == {Status.TIMEOUT}
 
 
 def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_path):
