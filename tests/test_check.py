@@ -1,4 +1,4 @@
-"""check.py: the rewards are tried before they are trusted; completions from elsewhere are scored."""
+"""check.py: rewards are tried before they are trusted; completions from elsewhere are scored."""
 
 import dataclasses
 import itertools
@@ -290,7 +290,7 @@ CORPUS = [
 
 
 def acceptable(row, graded, reference_total):
-    """Whether the verdict on a corpus row is one that its `expect` allows; see tests/data/README.md."""
+    """Whether the `expect` of a corpus row allows this verdict; see tests/data/README.md."""
     wrong = not graded["correct"] or graded["cheating"]
     match row["expect"]:
         case "legit":
@@ -340,7 +340,7 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, quick_s
 
 
 def assert_totals_in_order(graded):
-    """No function and cheating < crash and timeout < wrong < correct, in what check.py says of a corpus."""
+    """No function and cheating < crash and timeout < wrong < correct, by their totals."""
 
     def totals(test):
         return [got["total"] for got in graded if test(got)]

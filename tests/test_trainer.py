@@ -1,4 +1,4 @@
-"""trainer.py: what the model is given and what the rewards read, batch by batch, on the tiny model."""
+"""trainer.py: what the model is given and what the rewards read, on the tiny model."""
 
 import difflib
 import json
@@ -40,9 +40,11 @@ def build(tmp_path, monkeypatch):
                 "".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows)
             )
             job = load(TINY, [
-                "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}", "task.rewards=[scripted]",
+                "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}",
+                "task.rewards=[scripted]",
                 f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
-                "grpo.max_completion_length=12", "grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}", *overrides,
+                "grpo.max_completion_length=12", "grpo.report_to=[]",
+                f"grpo.output_dir={tmp_path / 'run'}", *overrides,
             ])  # fmt: skip
             chat, plan = train.prepare(job)
             made = train.build_trainer(
@@ -92,7 +94,8 @@ def test_a_library_that_renders_prompts_itself_is_noticed(build, monkeypatch):
 def test_rewards_read_the_final_channel_and_what_was_cut_off_has_its_own_status(build, monkeypatch):
     trainer = build([{"flat": False}] * 3)
     said = [
-        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>345<|return|>",
+        "<|channel|>analysis<|message|>hm<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>345<|return|>",
         "<|channel|>analysis<|message|>Answer: 345",
     ]
     ids = [trainer.processing_class(text, add_special_tokens=False)["input_ids"] for text in said]
