@@ -79,7 +79,7 @@ class Trainer(GRPOTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
-        self._rows: Sequence[dict[str, Any]] = ()  # of the batch in hand
+        self._rows: Sequence[dict[str, Any]] = ()  # of the current batch
         self._chosen: list[Sample] | None = None  # after resampling: the whole batch
         # (completions of all processes, reward functions)
         self._rewards: torch.Tensor | None = None
@@ -123,7 +123,7 @@ class Trainer(GRPOTrainer):
     # ---- Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint, with the generated batch if the run stands in the midst of one.
+        """Save a checkpoint, with the generated batch if the run is in the midst of one.
 
         That happens with num_iterations above 1, or steps_per_generation above
         gradient_accumulation_steps. TRL counts backward passes from 0 again in a resumed run, and

@@ -28,32 +28,37 @@ def backends():
     return ["transformers", pytest.param("unsloth", marks=[cuda, pytest.mark.gpu])]
 
 
+@pytest.fixture(scope="module")
+def pool():
+    with GradingPool.of(load(TINY, ["sandbox.workers=2"]).sandbox) as running:
+        yield running
+
+
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(tmp_path, monkeypatch, pool):
     """Builds the trainer of train.py for rows of our own and overrides."""
     monkeypatch.setattr(reward_functions, "scripted", scripted, raising=False)
-    with GradingPool.of(load(TINY, ["sandbox.workers=2"]).sandbox) as pool:
 
-        def build(rows, *overrides):
-            path = tmp_path / "rows.jsonl"
-            path.write_text(
-                "".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows)
-            )
-            job = load(TINY, [
-                "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}",
-                "task.rewards=[scripted]",
-                f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
-                "grpo.max_completion_length=12", "grpo.report_to=[]",
-                f"grpo.output_dir={tmp_path / 'run'}", *overrides,
-            ])  # fmt: skip
-            chat, plan = train.prepare(job)
-            made = train.build_trainer(
-                job, RunFolder(job), *model.load_model(job.model, job.lora), pool, chat, plan
-            )
-            made.model.train()
-            return made
+    def build(rows, *overrides):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(
+            "".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows)
+        )
+        job = load(TINY, [
+            "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}",
+            "task.rewards=[scripted]",
+            f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
+            "grpo.max_completion_length=12", "grpo.report_to=[]",
+            f"grpo.output_dir={tmp_path / 'run'}", *overrides,
+        ])  # fmt: skip
+        chat, plan = train.prepare(job)
+        made = train.build_trainer(
+            job, RunFolder(job), *model.load_model(job.model, job.lora), pool, chat, plan
+        )
+        made.model.train()
+        return made
 
-        yield build
+    return build
 
 
 def batch_of(trainer, *indices):
