@@ -1,17 +1,21 @@
 """Do the rewards pay what they should? And: score completions from elsewhere.
 
 python check.py [--config FILE] [section.key=value ...]
-    Runs the task's reference solution, slower and wrong ones and every exploit that the task knows through the
-    configured rewards. Fails (exit code 6) if anything wrong or dishonest earns as much as an honest answer, be it at
-    step 0 or at any step that a schedule of weights or the curriculum names; between those all totals are linear in the
-    step. Each stage of the curriculum grades all of them; what it finds right there is what nothing else may out-earn.
+    Runs the task's reference solution, slower and wrong ones and every exploit that the task knows
+    through the configured rewards. Fails with exit code 6 if anything wrong or dishonest earns as
+    much as an honest answer. The answers are compared at step 0 and at every step that a schedule
+    of weights or the curriculum names. Between those all totals are linear in the step. Each stage
+    of the curriculum grades all answers. Nothing else may out-earn those that it finds right.
     train.py does this before each run unless `task.check` is false.
 
-python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE] [section.key=value ...]
-    FILE.jsonl holds an object a line with "completion", and optionally "id", "task" and further columns of that
-    task. Writes, in order, one line for each: id, status, rewards (by function name), total, cheating, correct,
-    detail. A row that cannot be read gets the status bad_row; no row ends the run. Weights and curriculum are those
-    of step N, by default 0.
+python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE]
+                                 [section.key=value ...]
+    FILE.jsonl holds one object a line with "completion", and optionally "id", "task" and further
+    columns of that task. Writes one line for each, in order: id, status, rewards (by function
+    name), total, cheating, correct, detail. A row that cannot be read gets the status bad_row. No
+    row ends the run. Weights and curriculum are those of step N, by default 0.
+
+It ends with the exit codes of job/errors.py.
 """
 
 import argparse
@@ -21,72 +25,118 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TextIO
 
 import tasks
-from job.config import load_config
-from job.errors import ConfigError, exit_code_of, one_line
+from job.config import Config, load_config
+from job.errors import DONE, ConfigError, exit_code_of, one_line
 from job.grade_file import grade_file
 from job.grading_pool import GradingPool
 from job.reward_check import check_rewards
 from sandbox import Status
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    if argv is None:
+        argv = sys.argv[1:]
+    words = list(argv)
+    parser, parsers = make_parsers()
+    if words[:1] in (["-h"], ["--help"]):
+        parser.parse_args(words)
+
+    # The command may be left out, and options may come before it
+    named = [word for word in words if word in parsers]
+    command = "rewards"
+    if named:
+        command = named[0]
+        words.remove(command)
+
+    # Overrides may come between options, which parse_args would not take
+    arguments = parsers[command].parse_intermixed_args(words)
+    if command == "grade":
+        return exit_code_of(lambda: grade_command(arguments))
+    return exit_code_of(lambda: check_command(arguments))
+
+
+def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line, for its help, and that of each command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("words", nargs="*", metavar="[grade FILE.jsonl] section.key=value")
-    parser.add_argument("--config", metavar="FILE", action="append")
-    parser.add_argument("--task", metavar="NAME", help="task of rows that name none")
-    parser.add_argument("--out", metavar="FILE", help="default: standard output")
-    parser.add_argument(
-        "--step", metavar="N", type=int, default=0, help="of training, for weights and curriculum"
+    commands = parser.add_subparsers(title="commands")
+
+    rewards = commands.add_parser("rewards", help="try the rewards; may be left out")
+    grade = commands.add_parser("grade", help="score completions from elsewhere")
+    grade.add_argument("file", metavar="FILE.jsonl", help="the completions, one object a line")
+    grade.add_argument("--task", metavar="NAME", help="task of rows that name none")
+    grade.add_argument("--out", metavar="FILE", help="default: standard output")
+    grade.add_argument(
+        "--step",
+        metavar="N",
+        type=step_number,
+        default=0,
+        help="of training, for weights and curriculum; default: 0",
     )
-    arguments = parser.parse_intermixed_args(argv)  # overrides may stand between options
-    words = arguments.words
-    grading = words[:1] == ["grade"]
-    if grading and len(words) < 2:
-        parser.error("grade needs a FILE.jsonl")
-    if arguments.step < 0:
-        parser.error("--step: must be 0 or more")
-    if grading:
-        return exit_code_of(lambda: grade_command(words[1], words[2:], arguments))
-    return exit_code_of(lambda: check_command(words, arguments))
+    for command in (rewards, grade):
+        command.add_argument(
+            "--config", metavar="FILE", action="append", help="its keys replace config.yaml's"
+        )
+        command.add_argument(
+            "overrides", nargs="*", metavar="section.key=value", help="e.g. task.type=code"
+        )
+    return parser, {"rewards": rewards, "grade": grade}
 
 
-def check_command(overrides: Sequence[str], arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, overrides)
-    with GradingPool.of(config.sandbox) as sandbox:
+def step_number(text: str) -> int:
+    step = int(text)
+    if step < 0:
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return step
+
+
+def check_command(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
+    with GradingPool.of(config.sandbox) as pool:
         for options in config.tasks:
-            print(*check_rewards(options, sandbox), sep="\n\n")
-    return 0
+            table, summary = check_rewards(options, pool)
+            print(table, summary, sep="\n\n")
+    return DONE
 
 
-def grade_command(file: str, overrides: Sequence[str], arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, overrides)
+def grade_command(arguments: argparse.Namespace) -> int:
+    config = load_config(arguments.config, arguments.overrides)
     if arguments.task and arguments.task not in tasks.names():
         raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
-    if arguments.out and Path(arguments.out).resolve() == Path(file).resolve():
+    if arguments.out and Path(arguments.out).resolve() == Path(arguments.file).resolve():
         raise ConfigError("--out: the same file as the one to grade")
-    counts: Counter[str] = Counter(rows=0, correct=0, cheating=0, bad_row=0)
     try:
         with ExitStack() as stack:
-            lines = stack.enter_context(open(file, encoding="utf-8", errors="replace"))
+            lines = stack.enter_context(open(arguments.file, encoding="utf-8", errors="replace"))
             out = sys.stdout
             if arguments.out:
                 out = stack.enter_context(open(arguments.out, "w", encoding="utf-8"))
-            sandbox = stack.enter_context(GradingPool.of(config.sandbox))
-            for verdict_line in grade_file(lines, config, sandbox, arguments.task, arguments.step):
-                print(verdict_line, file=out, flush=True)
-                result = json.loads(verdict_line)
-                unread = result["status"] == Status.BAD_ROW
-                counts.update(
-                    rows=1, correct=result["correct"], cheating=result["cheating"], bad_row=unread
-                )
+            counts = grade_lines(lines, out, config, arguments)
     except OSError as error:
         raise ConfigError(one_line(error)) from error
-    print(", ".join(f"{count} {name}" for name, count in counts.items()), file=sys.stderr)
-    return 0
+    summary = ", ".join(f"{count} {name}" for name, count in counts.items())
+    print(summary, file=sys.stderr)
+    return DONE
+
+
+def grade_lines(
+    lines: TextIO, out: TextIO, config: Config, arguments: argparse.Namespace
+) -> Counter[str]:
+    """Write a verdict for each line. Returns how many there were of each kind."""
+    counts: Counter[str] = Counter(rows=0, correct=0, cheating=0, bad_row=0)
+    with GradingPool.of(config.sandbox) as pool:
+        for verdict in grade_file(lines, config, pool, arguments.task, arguments.step):
+            print(verdict, file=out, flush=True)
+            result = json.loads(verdict)
+            counts["rows"] += 1
+            counts["correct"] += result["correct"]
+            counts["cheating"] += result["cheating"]
+            counts["bad_row"] += result["status"] == Status.BAD_ROW
+    return counts
 
 
 if __name__ == "__main__":

@@ -121,8 +121,8 @@ SAMPLING_KEYS = (
 )
 HARMFUL_GENERATION_KEYS = {
     **{key: f"write grpo.{key}, from which the loss is worked out, too" for key in SAMPLING_KEYS},
-    "max_new_tokens": "write grpo.max_completion_length, which the plan reckons with",
-    "max_length": "write grpo.max_completion_length, which the plan reckons with",
+    "max_new_tokens": "write grpo.max_completion_length, from which the plan is made",
+    "max_length": "write grpo.max_completion_length, from which the plan is made",
     "do_sample": "GRPO learns from samples; leave it out",
     "num_beams": "GRPO learns from samples; leave it out",
     "num_return_sequences": "write grpo.num_generations",
@@ -165,6 +165,7 @@ def impossible(
     yield from choice_mistakes(get_grpo)
     yield from harmful_values(get_grpo)
     yield from mapping_mistakes(get_grpo)
+    yield from inner_mistakes(get_grpo)
     yield from algorithm_mistakes(get_grpo)
     yield from schedule_mistakes(get_grpo)
     yield from batch_mistakes(get_grpo, world_size)
@@ -213,11 +214,15 @@ def harmful_values(get: Get) -> Iterator[str]:
 
 
 def mapping_mistakes(get: Get) -> Iterator[str]:
-    """Keys that must hold mappings, and keys inside these mappings."""
+    """Keys that must hold mappings."""
     for key in MAPPINGS:
         value = get(key)
         if value is not None and not OmegaConf.is_dict(value):
             yield f"grpo.{key}: must hold keys and values, not {value!r}"
+
+
+def inner_mistakes(get: Get) -> Iterator[str]:
+    """Keys inside the mappings."""
     if "reasoning_effort" in mapping(get, "chat_template_kwargs"):
         yield (
             "grpo.chat_template_kwargs: reasoning_effort belongs to each row; "

@@ -1,13 +1,15 @@
-"""GRPOTrainer with what TRL has no key for: a reasoning effort for each row, completions read by channel, reward
-weights that follow the step, and groups without variance skipped or resampled.
+"""GRPOTrainer with what TRL has no key for.
 
-It hooks into methods of GRPOTrainer that are not public: the pin in requirements.txt holds them, and the tests fail if
-they change. model.py must have loaded the model before this file is imported, because Unsloth replaces GRPOTrainer.
+These are: a reasoning effort for each row, completions read by channel, reward weights that follow
+the step, and groups without variance skipped or resampled.
+
+It overrides methods of GRPOTrainer that are not public. The pin in requirements.txt holds them, and
+the tests fail if they change. model.py must have loaded the model before this file is imported,
+because Unsloth replaces GRPOTrainer.
 """
 
 import copy
 from collections.abc import Sequence
-from itertools import repeat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +20,23 @@ from tqdm.auto import tqdm
 from trl import GRPOTrainer
 
 from job import grpo_keys, watchdog
-from job.chat import Chat
+from job.chat import Chat, Reading
 from job.grading import Grader
 from job.rollout import BatchRollout, generate
 
-# To accelerate each of several processes on CPUs is on "cpu:0", where torch.load would not put what a run resumes from.
+
+def deserialize_on_cpu(storage: Any, place: str) -> Any:
+    """Lets torch.load put what a run resumes from on "cpu:0", which it would refuse.
+
+    That is what accelerate calls the device of each of several processes on CPUs.
+    """
+    if place == "cpu:0":
+        return storage
+    return None
+
+
 torch.serialization.register_package(
-    priority=100,
-    tagger=lambda storage: None,
-    deserializer=lambda storage, place: storage if place == "cpu:0" else None,
+    priority=100, tagger=lambda storage: None, deserializer=deserialize_on_cpu
 )
 
 
@@ -37,13 +47,26 @@ class Sample(NamedTuple):
     prompt_ids: list[int]
     completion_ids: list[int]
     message: list[dict[str, Any]]
-    logprobs: list[float] | None  # of the sampler, where it tells them
+    logprobs: list[float] | None  # of the sampler, where it returns them
     rewards: torch.Tensor  # (reward functions,), NaN where one does not judge
-    place: int  # in what reward functions logged for this batch
+    place: int  # its index in what reward functions logged for this batch
 
 
 class Trainer(GRPOTrainer):
-    """
+    """GRPOTrainer as described at the head of this file.
+
+    TRL calls these methods, in this order, for each batch of rows:
+
+        _generate_and_score_completions(rows)   sets `_rows`
+            _generate(prompts)                  reads `_rows`: the prompts alone lack the effort
+                _tokenize_prompts               renders each row with its own effort
+                _generate_single_turn           token ids in, token ids out
+            _calculate_rewards                  keeps `_rewards`, for the spread of each group
+
+    To resample, `_resample` calls `_generate` and `_calculate_rewards` as often as it needs, and
+    puts the samples that the batch is to consist of into `_chosen`. When TRL then calls the two,
+    they return what is in `_chosen` and generate and grade nothing.
+
     Args:
         chat: renders prompts and reads completions.
         grader: its weights follow the step.
@@ -56,11 +79,10 @@ class Trainer(GRPOTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
-        self._rows: Sequence[dict[str, Any]] = ()  # of the batch in hand
-        self._chosen: list[Sample] | None = None  # after resampling: what the batch consists of
-        self._rewards: torch.Tensor | None = (
-            None  # (completions of all processes, reward functions)
-        )
+        self._rows: Sequence[dict[str, Any]] = ()  # of the current batch
+        self._chosen: list[Sample] | None = None  # after resampling: the whole batch
+        # (completions of all processes, reward functions)
+        self._rewards: torch.Tensor | None = None
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         training = self.model.training
@@ -75,16 +97,19 @@ class Trainer(GRPOTrainer):
         finally:
             self._chosen = None
         if training:
-            flat = self._spread(self._rewards).eq(0).float()
-            self._metrics["train"]["frac_reward_zero_std"][-1] = (
-                flat.mean().item()
-            )  # TRL may look at the whole batch
+            # TRL may look at the whole batch instead of each group
+            is_flat = self._spread(self._rewards).eq(0).float()
+            self._metrics["train"]["frac_reward_zero_std"][-1] = is_flat.mean().item()
             if self.grpo_extra.zero_std_groups == "skip":
                 self._skip_zero_std(output)
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """TRL has one table of completions and one file name a step: evaluation would overwrite the step's own."""
+        """Evaluate without writing the table of completions.
+
+        TRL has one table and one file name for each step. An evaluation would overwrite the table
+        of the training step.
+        """
         table, written = copy.deepcopy(self._logs), self.log_completions
         self.log_completions = False
         try:
@@ -92,129 +117,155 @@ class Trainer(GRPOTrainer):
         finally:
             self._logs, self.log_completions = table, written
 
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Write none: TRL's card names no base model and shows code that cannot run."""
+
+    # ---- Checkpoints
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """TRL counts backward passes from 0 again in a resumed run, and forgets what it generated. In the midst of a
-        generated batch (num_iterations above 1, or steps_per_generation above gradient_accumulation_steps) all that
-        follows would differ, so both are kept beside the weights, by each process for itself."""
-        if (
-            not self.weights_are_finite()
-        ):  # `auto` would resume from them; so it finds the checkpoint of before
+        """Save a checkpoint, with the generated batch if the run is in the midst of one.
+
+        That happens with num_iterations above 1, or steps_per_generation above
+        gradient_accumulation_steps. TRL counts backward passes from 0 again in a resumed run, and
+        forgets what it generated. So each process keeps both beside the weights. Otherwise all that
+        follows would differ.
+        """
+        if not self.weights_are_finite():
+            # `auto` would resume from them. Without them it finds an earlier checkpoint.
             if self.is_world_process_zero():
                 tqdm.write("no checkpoint is saved: the weights are not finite")
             return
-        between_steps = (
-            self._step % self.args.gradient_accumulation_steps == 0
-        )  # not so where a failure is saved
-        if between_steps and self._step % (self.args.steps_per_generation * self.num_iterations):
-            file = Path(
-                self.args.output_dir, f"checkpoint-{self.state.global_step}", self._rollout_file
-            )
-            file.parent.mkdir(exist_ok=True)
-            torch.save(
-                {"shape": self._batch_shape, "step": self._step, "inputs": self._buffered_inputs},
-                file,
-            )
-        super()._save_checkpoint(
-            model, trial
-        )  # writes trainer_state.json, which makes the checkpoint a whole one
+        passes_per_batch = self.args.steps_per_generation * self.num_iterations
+        # A checkpoint that is saved after a failure may be within an optimizer step
+        between_steps = self._step % self.args.gradient_accumulation_steps == 0
+        if between_steps and self._step % passes_per_batch != 0:
+            self._save_rollout()
+        # Last, because it writes trainer_state.json, which makes the checkpoint a whole one
+        super()._save_checkpoint(model, trial)
 
-    def weights_are_finite(self) -> bool:
-        """Whether all that is trained is free of NaN and infinity, on every process."""
-        trained = (weight for weight in self.model.parameters() if weight.requires_grad)
-        shards = (
-            weight.to_local() if hasattr(weight, "to_local") else weight for weight in trained
-        )  # of FSDP
-        # One by one, since a model may be spread over several devices
-        finite = all(bool(shard.isfinite().all()) for shard in shards)
-        return bool(
-            self.accelerator.gather(torch.tensor(finite, device=self.accelerator.device)).all()
-        )
+    def _save_rollout(self) -> None:
+        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+        folder.mkdir(exist_ok=True)
+        kept = {
+            "shape": self._batch_shape,
+            "step": self._step,
+            "inputs": self._buffered_inputs,
+        }
+        torch.save(kept, folder / self._rollout_file)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and (file := Path(checkpoint, self._rollout_file)).is_file():
-            kept = torch.load(file, map_location="cpu", weights_only=True)
-            if (
-                kept["shape"] == self._batch_shape
-            ):  # otherwise the run begins with a batch of its own shape
-                self._step = kept["step"]
-                self._buffered_inputs = send_to_device(kept["inputs"], self.accelerator.device)
+        if checkpoint is None:
+            return
+        file = Path(checkpoint, self._rollout_file)
+        if not file.is_file():
+            return
+        kept = torch.load(file, map_location="cpu", weights_only=True)
+        # With another shape the run begins with a new batch
+        if kept["shape"] == self._batch_shape:
+            self._step = kept["step"]
+            self._buffered_inputs = send_to_device(kept["inputs"], self.accelerator.device)
 
     @property
     def _batch_shape(self) -> list[int]:
-        """What must be the same for a generated batch to be taken up where it was left."""
-        keys = (
-            "per_device_train_batch_size",
-            "gradient_accumulation_steps",
-            "steps_per_generation",
-            "world_size",
-        )
+        """What must be the same for a generated batch to be used after resuming."""
         return [
             self.num_generations,
             self.num_iterations,
-            *(getattr(self.args, key) for key in keys),
+            self.args.per_device_train_batch_size,
+            self.args.gradient_accumulation_steps,
+            self.args.steps_per_generation,
+            self.args.world_size,
         ]
 
     @property
     def _rollout_file(self) -> str:
         return f"rollout_{self.accelerator.process_index}.pt"
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """TRL's names no base model and shows code that cannot run; none is written."""
+    def weights_are_finite(self) -> bool:
+        """Whether all that is trained is free of NaN and infinity, on every process."""
+        finite = True
+        # One weight at a time, since a model may be spread over several devices
+        for weight in self.model.parameters():
+            if not weight.requires_grad:
+                continue
+            if hasattr(weight, "to_local"):  # a shard of FSDP
+                weight = weight.to_local()
+            if not weight.isfinite().all():
+                finite = False
+        on_all = self.accelerator.gather(torch.tensor(finite, device=self.accelerator.device))
+        return bool(on_all.all())
+
+    # ---- Prompts, completions, rewards
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
-        """TRL renders all prompts with the same template variables; here each row has its own reasoning effort."""
+        """Render each row with its own reasoning effort. TRL has one for all prompts."""
         return [self.chat.prompt_ids(*rendered_from(row)) for row in self._rows], None, {}
 
     def _generate(self, prompts: list) -> tuple:
+        """Generate completions, check their prompts, and read them by channel."""
         if self._chosen is not None:
-            rows, prompt_ids, completion_ids, messages, logprobs, _, _ = map(
-                list, zip(*self._chosen, strict=True)
-            )
-            given = None if logprobs[0] is None else logprobs
-            return prompt_ids, completion_ids, None, messages, given, {}, None, [[] for _ in rows]
+            return self._chosen_generation(self._chosen)
         prompt_ids, completion_ids, mask, _, *others = super()._generate(prompts)
         texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
+        self._check_prompts(texts, prompt_ids)
+        readings = []
+        for ids, text in zip(completion_ids, texts, strict=True):
+            readings.append(self.chat.read(ids, text))
+        self._log_completions(completion_ids, readings)
+        messages = [[reading.message()] for reading in readings]
+        return prompt_ids, completion_ids, mask, messages, *others
+
+    @staticmethod
+    def _chosen_generation(samples: list[Sample]) -> tuple:
+        """What TRL's _generate would have returned for these samples."""
+        logprobs = None
+        if samples[0].logprobs is not None:
+            logprobs = [sample.logprobs for sample in samples]
+        return (
+            [sample.prompt_ids for sample in samples],
+            [sample.completion_ids for sample in samples],
+            None,  # no tool said anything
+            [sample.message for sample in samples],
+            logprobs,
+            {},  # extra fields
+            None,  # images
+            [[] for _ in samples],  # images of tools
+        )
+
+    def _check_prompts(self, texts: list[str], prompt_ids: list) -> None:
+        """Stop the run if a library rendered the prompts otherwise."""
         for text, ids in zip(texts, prompt_ids, strict=True):
             if list(ids) != self.chat.ids(text):
                 raise RuntimeError(
                     f"the model was not given the prompt of its row, which is\n{text}"
                 )
-        readings = [
-            self.chat.read(ids, text) for ids, text in zip(completion_ids, texts, strict=True)
-        ]
-        # All that was said, not the answer alone: thinking ends in loops as well, and short answers are often the same.
+
+    def _log_completions(self, completion_ids: list, readings: list[Reading]) -> None:
+        # Thinking counts as well as the answer: it ends in loops, too, and short answers are
+        # often the same.
         said = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         self._log_metric("completions/distinct", watchdog.distinct_share(said))
         self._log_metric("completions/repetitive", watchdog.repetitive_share(said))
-        if (
-            self.chat.kind != "plain"
-        ):  # TRL's column of completions runs thinking and answer together
-            self._log_completion_extra("thinking", [reading.thinking for reading in readings])
-            self._log_completion_extra("answer", [reading.content for reading in readings])
-            self._log_metric(
-                "completions/reached_final", mean(reading.reached_final for reading in readings)
-            )
-            self._log_metric(
-                "completions/mean_thinking_length",
-                mean(reading.thinking_tokens for reading in readings),
-            )
-            self._log_metric(
-                "completions/mean_final_length", mean(reading.final_tokens for reading in readings)
-            )
-        return (
-            prompt_ids,
-            completion_ids,
-            mask,
-            [[reading.message()] for reading in readings],
-            *others,
-        )
+        if self.chat.kind == "plain":
+            return
+        # TRL's column of completions runs thinking and answer together
+        self._log_completion_extra("thinking", [reading.thinking for reading in readings])
+        self._log_completion_extra("answer", [reading.content for reading in readings])
+        reached = [reading.reached_final for reading in readings]
+        thinking = [reading.thinking_tokens for reading in readings]
+        final = [reading.final_tokens for reading in readings]
+        self._log_metric("completions/reached_final", float(np.mean(reached)))
+        self._log_metric("completions/mean_thinking_length", float(np.mean(thinking)))
+        self._log_metric("completions/mean_final_length", float(np.mean(final)))
 
     def _generate_single_turn(
         self, prompt_ids: list, *others: Any, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
-        """TRL's decoding, as a rollout: see job/rollout.py. vLLM tells log-probabilities as well, and schedules rows
-        by itself."""
+        """TRL's decoding, as a rollout; see job/rollout.py.
+
+        vLLM is called as TRL does: it returns log-probabilities as well, and schedules rows itself.
+        """
         decode = super()._generate_single_turn
         if self.use_vllm:
             return decode(prompt_ids, *others, **kwargs)
@@ -230,77 +281,102 @@ class Trainer(GRPOTrainer):
             self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
         return self._rewards
 
+    # ---- Groups whose rewards are all equal
+
     def _resample(self, inputs: list[dict[str, Any]]) -> list[Sample]:
-        """Dynamic sampling (DAPO, https://arxiv.org/abs/2503.14476, section 3.2), with a bound: groups whose rewards
-        are all equal give way to groups of other prompts, drawn anew up to max_resampling_tries times. What still has
-        no variance then is trained on as it is. The metrics that rewards log are means over all that was sampled."""
-        size = self.num_generations
+        """Dynamic sampling (DAPO, https://arxiv.org/abs/2503.14476, section 3.2), with a bound.
+
+        Groups whose rewards are all equal are replaced by groups of other prompts, in at most
+        max_resampling_tries further calls. Groups that still have no variance then are trained on
+        as they are. The metrics that rewards log are means over all that was sampled.
+        """
         samples = self._sample(inputs)
         useful = self._have_variance(samples)
         sampled, without = len(useful), useful.count(False)
         tries = 0
-        for tries in range(self.grpo_extra.max_resampling_tries + 1):  # noqa: B007 - read after the loop
-            missing = [group for group, good in enumerate(useful) if not good]
-            # All processes generate as often, and as much, as the one that lacks most: their calls gather.
-            wanted = max(gather_object([len(missing)]))
-            if not wanted or tries == self.grpo_extra.max_resampling_tries:
+        while tries < self.grpo_extra.max_resampling_tries:
+            # All processes generate as often, and as much, as the one that lacks most, because
+            # generating gathers from all of them.
+            wanted = max(gather_object([useful.count(False)]))
+            if wanted == 0:
                 break
-            # TRL's own count of backward passes starts at 0 again when a run is resumed; its place in the step is kept.
-            micro = self._step % self.args.gradient_accumulation_steps
-            place = (
-                self.args.seed,
-                self.state.global_step,
-                micro,
-                self.accelerator.process_index,
-                tries,
-            )
-            drawn = np.random.default_rng(place).integers(len(self.train_dataset), size=wanted)
-            fresh = self._sample(
-                [row for i in drawn for row in [self.train_dataset[int(i)]] * size]
-            )
-            good = self._have_variance(fresh)
-            sampled, without = sampled + len(good), without + good.count(False)
-            for group, new in zip(
-                missing, (group for group, is_good in enumerate(good) if is_good), strict=False
-            ):
-                samples[group * size : (group + 1) * size] = fresh[new * size : (new + 1) * size]
-                useful[group] = True
+            fresh = self._sample(self._draw_rows(wanted, tries))
+            fresh_useful = self._have_variance(fresh)
+            self._replace_groups(samples, useful, fresh, fresh_useful)
+            sampled += len(fresh_useful)
+            without += fresh_useful.count(False)
+            tries += 1
         self._log_metric("resampling/tries", tries)
         self._log_metric("resampling/frac_reward_zero_std", without / sampled)
+
+        # Of what reward functions logged, keep the values of the chosen samples
         places = [sample.place for sample in samples]
         for column, values in self._pending_extra_logs.items():
             self._pending_extra_logs[column] = [values[place] for place in places]
         return samples
 
+    def _draw_rows(self, groups: int, tries: int) -> list[dict[str, Any]]:
+        """Rows of the dataset, drawn at random, each repeated for a whole group."""
+        # TRL's count of backward passes starts at 0 again when a run is resumed. Its place within
+        # the optimizer step is the same, and so the draw is.
+        place = (
+            self.args.seed,
+            self.state.global_step,
+            self._step % self.args.gradient_accumulation_steps,
+            self.accelerator.process_index,
+            tries,
+        )
+        drawn = np.random.default_rng(place).integers(len(self.train_dataset), size=groups)
+        rows = []
+        for i in drawn:
+            rows += [self.train_dataset[int(i)]] * self.num_generations
+        return rows
+
+    def _replace_groups(
+        self,
+        samples: list[Sample],
+        useful: list[bool],
+        fresh: list[Sample],
+        fresh_useful: list[bool],
+    ) -> None:
+        """Put the useful fresh groups in place of groups that are not, until either runs out."""
+        size = self.num_generations
+        missing = [group for group, is_useful in enumerate(useful) if not is_useful]
+        found = [group for group, is_useful in enumerate(fresh_useful) if is_useful]
+        for old, new in zip(missing, found, strict=False):
+            samples[old * size : (old + 1) * size] = fresh[new * size : (new + 1) * size]
+            useful[old] = True
+
     def _sample(self, rows: list[dict[str, Any]]) -> list[Sample]:
         """Generate a completion for each row, and reward it."""
         self._rows = rows
-        first = max(map(len, self._pending_extra_logs.values()), default=0)
-        logged = {column: len(values) for column, values in self._pending_extra_logs.items()}
+        lengths = {column: len(values) for column, values in self._pending_extra_logs.items()}
+        first = max(lengths.values(), default=0)
         prompts = [row["prompt"] for row in rows]
         prompt_ids, completion_ids, _, messages, logprobs, *_ = self._generate(prompts)
         rewards = self._calculate_rewards(rows, prompts, messages, completion_ids)
-        own = self._own(rewards, len(rows))
-        for (
-            column,
-            values,
-        ) in self._pending_extra_logs.items():  # a function may log a column now and then
-            before = logged.get(column, 0)
-            values[before:before] = [None] * (first - before)
-            values += [None] * (first + len(rows) - len(values))
+        own_rewards = self._own(rewards, len(rows))
+        self._fill_columns(lengths, first, len(rows))
+        if not logprobs:
+            logprobs = [None] * len(rows)
         places = range(first, first + len(rows))
-        return list(
-            map(
-                Sample,
-                rows,
-                prompt_ids,
-                completion_ids,
-                messages,
-                logprobs or repeat(None),
-                own,
-                places,
-            )
-        )
+        fields = (rows, prompt_ids, completion_ids, messages, logprobs, own_rewards, places)
+        return list(map(Sample, *fields))
+
+    def _fill_columns(self, lengths: dict[str, int], first: int, count: int) -> None:
+        """Make all logged columns equally long, with None where a function logged nothing.
+
+        A function may log a column for some batches only.
+
+        Args:
+            lengths: of the columns before this batch was rewarded; a new column has none.
+            first: the index of the batch's first completion.
+            count: completions of the batch.
+        """
+        for column, values in self._pending_extra_logs.items():
+            before = lengths.get(column, 0)
+            values[before:before] = [None] * (first - before)
+            values += [None] * (first + count - len(values))
 
     def _own(self, gathered: torch.Tensor, count: int) -> torch.Tensor:
         """The `count` rows of this process out of those of all."""
@@ -312,34 +388,45 @@ class Trainer(GRPOTrainer):
         return self._spread(rewards).gt(0).tolist()
 
     def _spread(self, rewards: torch.Tensor) -> torch.Tensor:
-        """(groups,) from (groups x num_generations, reward functions): largest less smallest total of each group; where
-        functions are normalised one by one, the widest of theirs. Completions that no function judges do not count."""
+        """Largest less smallest total of each group.
+
+        Where functions are normalised one by one, it is the widest spread of any function.
+        Completions that no function judges do not count.
+
+        Args:
+            rewards: (groups x num_generations, reward functions), NaN where a function does not
+                judge.
+
+        Returns:
+            (groups,)
+        """
         weighted = rewards * self.reward_weights.to(rewards.device)
-        totals = weighted.nansum(dim=1, keepdim=True).masked_fill(
-            weighted.isnan().all(dim=1, keepdim=True), torch.nan
-        )
-        values = weighted if self.multi_objective_aggregation == "normalize_then_sum" else totals
+        if self.multi_objective_aggregation == "normalize_then_sum":
+            values = weighted
+        else:
+            unjudged = weighted.isnan().all(dim=1, keepdim=True)
+            values = weighted.nansum(dim=1, keepdim=True).masked_fill(unjudged, torch.nan)
         groups = values.view(-1, self.num_generations, values.shape[1])
-        known = ~groups.isnan()
-        spread = groups.masked_fill(~known, -torch.inf).amax(1) - groups.masked_fill(
-            ~known, torch.inf
-        ).amin(1)
-        widest = spread.amax(1)
+        unknown = groups.isnan()
+        largest = groups.masked_fill(unknown, -torch.inf).amax(1)
+        smallest = groups.masked_fill(unknown, torch.inf).amin(1)
+        widest = (largest - smallest).amax(1)
         return widest.masked_fill(widest < 1e-6, 0)
 
     def _skip_zero_std(self, output: dict[str, Any]) -> None:
-        """Mask the tokens of groups without variance: their advantage is 0, but they would still pull by the KL term,
-        and count in the normaliser of the losses that divide by tokens. Uses TRL's mask of what a tool said."""
+        """Mask the tokens of groups without variance.
+
+        Their advantage is 0. But they would still pull by the KL term, and count in the normaliser
+        of the losses that divide by tokens. This uses TRL's mask of what a tool said.
+        """
         spread = self._spread(self._rewards).repeat_interleave(self.num_generations)
-        own = self._own(spread, len(output["advantages"])) > 0
-        mask = output["completion_mask"] * own.to(output["completion_mask"].device).unsqueeze(1)
+        is_kept = self._own(spread, len(output["advantages"])) > 0
+        mask = output["completion_mask"]
+        mask = mask * is_kept.to(mask.device).unsqueeze(1)
         output["tool_mask"] = mask * output.get("tool_mask", 1)
         output["num_items_in_batch"] = self.accelerator.gather(output["tool_mask"].sum()).sum()
 
 
 def rendered_from(row: dict[str, Any]) -> tuple[list[dict[str, str]], str | None]:
+    """What of a row its prompt is rendered from: the messages and the reasoning effort."""
     return row["prompt"], row.get("reasoning_effort")
-
-
-def mean(values: Any) -> float:
-    return float(np.mean(list(values)))

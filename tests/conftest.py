@@ -20,8 +20,8 @@ def sandbox():
 
 @pytest.fixture
 def run_job(capfd, monkeypatch):
-    """Runs train.py in this process, because a small job takes less time than importing its libraries. Returns what
-    subprocess.run would: returncode, stdout, stderr."""
+    """Runs train.py in this process, because a small job takes less time than importing its
+    libraries. Returns what subprocess.run would: returncode, stdout, stderr."""
     monkeypatch.chdir(Path(__file__).parent.parent)
 
     def run_job(*arguments):

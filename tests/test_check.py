@@ -1,4 +1,4 @@
-"""check.py: the rewards are tried before they are trusted; completions from elsewhere are scored."""
+"""check.py: rewards are tried before they are trusted; completions from elsewhere are scored."""
 
 import dataclasses
 import itertools
@@ -260,7 +260,9 @@ def test_the_command_line(tmp_path, job):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["grade"], "grade needs a FILE"),
+        (["grade"], "the following arguments are required: FILE.jsonl"),
+        (["grade", "README.md", "--step", "soon"], "--step: invalid"),
+        (["--task", "matmul"], "unrecognized arguments: --task"),
         (["grade", "/no/such/file"], "No such file"),
         (["grade", "README.md", "--task", "nope"], "no task 'nope'"),
         (["grade", "README.md", "--step", "-1"], "--step: must be 0 or more"),
@@ -288,7 +290,7 @@ CORPUS = [
 
 
 def acceptable(row, graded, reference_total):
-    """Whether the verdict on a corpus row is one that its `expect` allows; see tests/data/README.md."""
+    """Whether the `expect` of a corpus row allows this verdict; see tests/data/README.md."""
     wrong = not graded["correct"] or graded["cheating"]
     match row["expect"]:
         case "legit":
@@ -338,7 +340,7 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, quick_s
 
 
 def assert_totals_in_order(graded):
-    """No function and cheating < crash and timeout < wrong < correct, in what check.py says of a corpus."""
+    """No function and cheating < crash and timeout < wrong < correct, by their totals."""
 
     def totals(test):
         return [got["total"] for got in graded if test(got)]

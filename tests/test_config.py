@@ -156,7 +156,8 @@ def test_five_mistakes_are_all_reported(tmp_path):
     )
     found = "\n".join(mistakes(path))
     for expected in (
-        "model.backend: Invalid value 'unslot', expected one of ['auto', 'unsloth', 'transformers']",
+        "model.backend: Invalid value 'unslot', expected one of ['auto', 'unsloth', "
+        "'transformers']",
         "grpo.max_step: no such key; did you mean grpo.max_steps?",
         "grpo.learning_rate: Value 'fast' of type 'str' could not be converted to Float",
         "grpo.num_generations: groups of 7",
@@ -273,10 +274,29 @@ ODD_VALUES = [
 @pytest.mark.parametrize("value", ODD_VALUES, ids=lambda value: value[:9])
 @pytest.mark.parametrize(
     "key",
-    """model.name model.dtype model.load_in_4bit lora.r lora.target_modules grpo.report_to grpo.max_steps grpo.beta
-    grpo.num_generations grpo.output_dir grpo.reward_weights grpo.eval_strategy task.type task.rewards task.num_rows
-    task.curriculum
-    task.prompt sandbox.workers sandbox.timeout_s sandbox.memory_mb sandbox.require""".split(),
+    [
+        "model.name",
+        "model.dtype",
+        "model.load_in_4bit",
+        "lora.r",
+        "lora.target_modules",
+        "grpo.report_to",
+        "grpo.max_steps",
+        "grpo.beta",
+        "grpo.num_generations",
+        "grpo.output_dir",
+        "grpo.reward_weights",
+        "grpo.eval_strategy",
+        "task.type",
+        "task.rewards",
+        "task.num_rows",
+        "task.curriculum",
+        "task.prompt",
+        "sandbox.workers",
+        "sandbox.timeout_s",
+        "sandbox.memory_mb",
+        "sandbox.require",
+    ],
 )
 def test_odd_values_load_or_are_config_errors(key, value):
     try:
@@ -312,7 +332,10 @@ def test_a_key_set_to_null_stays_null(tmp_path):
 
 
 def test_bare_no_and_booleans_are_the_words_that_they_stand_for(tmp_path):
-    text = "grpo: {save_strategy: no, logging_strategy: no, algorithm: dr_grpo, scale_rewards: false}\n"
+    text = (
+        "grpo: {save_strategy: no, logging_strategy: no, algorithm: dr_grpo, "
+        "scale_rewards: false}\n"
+    )
     loaded = load(write(tmp_path, text))
     assert (loaded.grpo["save_strategy"], loaded.grpo["logging_strategy"]) == ("no", "no")
     assert loaded.grpo["scale_rewards"] == "none" and not loaded.notices
@@ -336,7 +359,8 @@ def test_unreadable_files(tmp_path):
 def test_seed_keys_are_mapped_with_a_notice(tmp_path):
     path = write(
         tmp_path,
-        "model:\n  lora_rank: 4\ngrpo:\n  warmup_ratio: 0.2\n  max_prompt_length: 9\ntask:\n  type: code_generation\n",
+        "model:\n  lora_rank: 4\ngrpo:\n  warmup_ratio: 0.2\n  max_prompt_length: 9\n"
+        "task:\n  type: code_generation\n",
     )
     loaded = load(path)
     assert (loaded.lora.r, loaded.grpo["warmup_steps"], loaded.tasks[0].type) == (4, 0.2, "matmul")
@@ -356,10 +380,12 @@ def test_what_cannot_run_is_refused_with_the_nearest_that_can(monkeypatch, broke
 
 
 SORT_TASK = (
-    "from dataclasses import dataclass\nfrom tasks import Options as Shared\nREWARDS = ['function_works']\n"
+    "from dataclasses import dataclass\nfrom tasks import Options as Shared\n"
+    "REWARDS = ['function_works']\n"
     "REFERENCE, SLOWER, WRONG, CHEAT = '', [], [], []\ndef grade(*arguments): pass\n"
     "@dataclass(frozen=True)\nclass Options(Shared):\n    length: int = 5\n"
-    "def rows(options):\n    return [{'prompt': [{'role': 'user', 'content': 'Sort.'}], 'size': i} for i in range(3)]\n"
+    "PROMPT = [{'role': 'user', 'content': 'Sort.'}]\n"
+    "def rows(options):\n    return [{'prompt': PROMPT, 'size': i} for i in range(3)]\n"
 )
 
 
@@ -370,7 +396,10 @@ def sort_task(tmp_path, monkeypatch):
 
 
 def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
-    text = "task:\n- {type: matmul, num_rows: 6, weight: 3}\n- {type: sort_task, num_rows: 6, length: 2}\n"
+    text = (
+        "task:\n- {type: matmul, num_rows: 6, weight: 3}\n"
+        "- {type: sort_task, num_rows: 6, length: 2}\n"
+    )
     loaded = load(write(tmp_path, text))
     assert [options.type for options in loaded.tasks] == ["matmul", "sort_task"]
     rows, evaluation = mixed_rows(loaded.tasks)
@@ -411,7 +440,8 @@ def test_several_tasks_are_mixed_by_weight(tmp_path, sort_task):
             "task.rewards.function_works: must be a finite number",
         ),
         (
-            "task:\n- {type: matmul, rewards: {style: {0: 1, 9: 2}}}\n- {type: code, rewards: {style: {0: 1, 9: 3}}}\n",
+            "task:\n- {type: matmul, rewards: {style: {0: 1, 9: 2}}}\n"
+            "- {type: code, rewards: {style: {0: 1, 9: 3}}}\n",
             [],
             r"task\[1\].rewards.style: another weight than in another task",
         ),

@@ -1,12 +1,16 @@
 """One exit code for each error, and one place that prints them."""
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from job import errors
 from job.errors import CheckError, ConfigError, JobError, OutputError, RewardError, exit_code_of
 from sandbox import SandboxError
+
+ROOT = Path(__file__).parent.parent
 
 
 def raising(error):
@@ -31,6 +35,14 @@ def test_each_error_is_one_line_and_its_exit_code(error, exit_code, capsys):
     assert capsys.readouterr().err == "error: wrong\n"
     table = dict(re.findall(r"^ *(\d) +(\w+Error)", errors.__doc__, re.MULTILINE))
     assert table[str(exit_code)] == type(error).__name__
+
+
+def test_the_head_of_train_py_has_the_exit_codes_of_the_table():
+    def rows(text):
+        return re.findall(r"^(\d|128 \+ n) +", text, re.MULTILINE)
+
+    said = ast.get_docstring(ast.parse((ROOT / "train.py").read_text(encoding="utf-8")))
+    assert rows(said) == rows(errors.__doc__) and len(rows(said)) == 9
 
 
 def test_every_error_class_has_its_own_exit_code():

@@ -357,7 +357,8 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
             "2",
         ]
         script = command(
-            output, "grpo.max_steps=3", "grpo.save_steps=1", "grpo.zero_std_groups=resample", "grpo.num_iterations=2",
+            output, "grpo.max_steps=3", "grpo.save_steps=1",
+            "grpo.zero_std_groups=resample", "grpo.num_iterations=2",
             "grpo.max_resampling_tries=2", "grpo.max_completion_length=24", *overrides,
         )  # fmt: skip
         result = subprocess.run(
@@ -543,7 +544,7 @@ REWARDS = ["function_works", "no_cheating", "correctness_check"]
 REFERENCE = "```python\\ndef sort(numbers):\\n    return sorted(numbers)\\n```"
 SLOWER = []
 WRONG = ["```python\\ndef sort(numbers):\\n    return numbers\\n```"]
-CHEAT = ["```python\\nimport numpy\\ndef sort(numbers):\\n    return numpy.sort(numbers).tolist()\\n```"]
+CHEAT = ["```python\\nimport numpy\\ndef sort(x):\\n    return numpy.sort(x).tolist()\\n```"]
 
 
 @dataclass(frozen=True)
@@ -552,7 +553,8 @@ class Options(SharedOptions):
 
 
 def rows(options):
-    return [{"prompt": [{"role": "user", "content": "Write sort(numbers)."}]} for _ in range(options.num_rows)]
+    prompt = [{"role": "user", "content": "Write sort(numbers)."}]
+    return [{"prompt": prompt} for _ in range(options.num_rows)]
 
 
 def grade(completion, row, options, sandbox, rng):
@@ -562,7 +564,8 @@ def grade(completion, row, options, sandbox, rng):
     numbers = rng.permutation(options.length).tolist()
     with sandbox.open(code, "sort") as program:
         run = program.call([numbers])
-        grade = Grade(run.status, code, run.value == sorted(numbers), program.findings, detail=run.error)
+        correct = run.value == sorted(numbers)
+        grade = Grade(run.status, code, correct, program.findings, detail=run.error)
     return flag_unclosed(grade) if unclosed else grade
 '''
 

@@ -1,4 +1,4 @@
-"""trainer.py: what the model is given and what the rewards read, batch by batch, on the tiny model."""
+"""trainer.py: what the model is given and what the rewards read, on the tiny model."""
 
 import difflib
 import json
@@ -13,7 +13,6 @@ from job import config, model
 from job.config import load_config as load
 from job.grading_pool import GradingPool
 from job.run_folder import RunFolder
-from sandbox import Limits
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
 EFFORTS = ("low", "medium", "high")
@@ -29,30 +28,37 @@ def backends():
     return ["transformers", pytest.param("unsloth", marks=[cuda, pytest.mark.gpu])]
 
 
+@pytest.fixture(scope="module")
+def pool():
+    with GradingPool.of(load(TINY, ["sandbox.workers=2"]).sandbox) as running:
+        yield running
+
+
 @pytest.fixture
-def build(tmp_path, monkeypatch):
+def build(tmp_path, monkeypatch, pool):
     """Builds the trainer of train.py for rows of our own and overrides."""
     monkeypatch.setattr(reward_functions, "scripted", scripted, raising=False)
-    with GradingPool(1, Limits()) as sandbox:
 
-        def build(rows, *overrides):
-            path = tmp_path / "rows.jsonl"
-            path.write_text(
-                "".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows)
-            )
-            job = load(TINY, [
-                "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}", "task.rewards=[scripted]",
-                f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
-                "grpo.max_completion_length=12", "grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}", *overrides,
-            ])  # fmt: skip
-            chat, plan = train.prepare(job)
-            made = train.build_trainer(
-                job, RunFolder(job), *model.load_model(job.model, job.lora), sandbox, chat, plan
-            )
-            made.model.train()
-            return made
+    def build(rows, *overrides):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(
+            "".join(json.dumps({"prompt": "Calculate 15 * 23"} | row) + "\n" for row in rows)
+        )
+        job = load(TINY, [
+            "task.type=jsonl", f"task.data={path}", f"task.num_rows={len(rows)}",
+            "task.rewards=[scripted]",
+            f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
+            "grpo.max_completion_length=12", "grpo.report_to=[]",
+            f"grpo.output_dir={tmp_path / 'run'}", *overrides,
+        ])  # fmt: skip
+        chat, plan = train.prepare(job)
+        made = train.build_trainer(
+            job, RunFolder(job), *model.load_model(job.model, job.lora), pool, chat, plan
+        )
+        made.model.train()
+        return made
 
-        yield build
+    return build
 
 
 def batch_of(trainer, *indices):
@@ -93,7 +99,8 @@ def test_a_library_that_renders_prompts_itself_is_noticed(build, monkeypatch):
 def test_rewards_read_the_final_channel_and_what_was_cut_off_has_its_own_status(build, monkeypatch):
     trainer = build([{"flat": False}] * 3)
     said = [
-        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>345<|return|>",
+        "<|channel|>analysis<|message|>hm<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>345<|return|>",
         "<|channel|>analysis<|message|>Answer: 345",
     ]
     ids = [trainer.processing_class(text, add_special_tokens=False)["input_ids"] for text in said]

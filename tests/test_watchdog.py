@@ -1,4 +1,4 @@
-"""watchdog.py: each diagnosis on made-up metrics, none on good ones, and real runs that go wrong."""
+"""watchdog.py: each diagnosis on made-up metrics, none on good ones, and runs that go wrong."""
 
 import dataclasses
 import json
@@ -62,7 +62,10 @@ TRIGGERS = {
 
 
 def watch(*stretches, options=OPTIONS, weights=WEIGHTS, **kwargs):
-    """Feed (count, changed metrics) stretches; returns what started, as (step, name), and what is active at the end."""
+    """Feed stretches of (count, changed metrics).
+
+    Returns what started, as (step, name), and what is active at the end.
+    """
     dog, started, step = Watchdog(options, RewardWeights(weights), **kwargs), [], 0
     for count, changed in stretches:
         for _ in range(count):
@@ -256,7 +259,7 @@ good_steps = st.fixed_dictionaries(
 
 @given(st.lists(good_steps, max_size=40), st.integers(2, 6))
 def test_good_streams_are_never_diagnosed(steps, window):
-    """The reward follows the share of correct completions, whatever a small second function does."""
+    """The reward follows the share of correct completions; a second function adds little."""
     dog = Watchdog(dataclasses.replace(OPTIONS, window=window), RewardWeights(WEIGHTS))
     for step, logs in enumerate(steps, start=1):
         works = 12 * logs["grades/correct"] - 2
@@ -433,7 +436,8 @@ def without_sum(completions, **kwargs):
 def one_text(completions, completion_ids, **kwargs):
     texts = TOKENIZER.batch_decode(completion_ids, skip_special_tokens=True)
     alike = [len(os.path.commonprefix([text, TARGET])) for text in texts]
-    return [float(2 * same - len(text)) for same, text in zip(alike, texts)]  # what goes on after it is punished
+    # What a completion says after the target is punished
+    return [float(2 * same - len(text)) for same, text in zip(alike, texts)]
 '''
 PATHOLOGICAL = {
     "truncated": ["grpo.max_completion_length=4"],
