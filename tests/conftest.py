@@ -1,15 +1,28 @@
+"""What the tests share. Whatever takes seconds to start is started once a session."""
+
+import contextlib
 import dataclasses
+import io
 import os
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
-import train
-from sandbox import Sandbox
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
+os.environ["OMP_NUM_THREADS"] = (
+    "1"  # threads that share work on a tiny model mostly wait for each other
+)
+
+import train  # noqa: E402
+from sandbox import Sandbox  # noqa: E402
+
+# Hypothesis stops at 0.2 s an example by default, and no test may depend on the wall clock.
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")
@@ -18,34 +31,37 @@ def sandbox():
         yield running
 
 
-@pytest.fixture
-def run_job(capfd, monkeypatch):
-    """Runs train.py in this process, because a small job takes less time than importing its
-    libraries. Returns what subprocess.run would: returncode, stdout, stderr."""
-    monkeypatch.chdir(Path(__file__).parent.parent)
+@pytest.fixture(scope="session")
+def run_job():
+    """Runs train.py in this process, because a small job takes less time than importing its libraries.
+    Returns what subprocess.run would: returncode, stdout, stderr."""
 
     def run_job(*arguments):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        capfd.readouterr()
+        stdout, stderr = io.StringIO(), io.StringIO()
         try:
-            returncode = train.main([str(argument) for argument in arguments])
+            with (
+                contextlib.chdir(Path(__file__).parent.parent),
+                contextlib.redirect_stdout(stdout),
+                contextlib.redirect_stderr(stderr),
+            ):
+                returncode = train.main([str(argument) for argument in arguments])
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
         return SimpleNamespace(
-            returncode=returncode,
-            **dict(zip(("stdout", "stderr"), capfd.readouterr(), strict=True)),
+            returncode=returncode, stdout=stdout.getvalue(), stderr=stderr.getvalue()
         )
 
     return run_job
 
 
-class QuickSandbox:
-    """The shared sandbox with one second for a call: the corpus holds many endless loops."""
+class LimitedSandbox:
+    """The shared sandbox with other limits for a program."""
 
-    def __init__(self, sandbox):
+    def __init__(self, sandbox, **limits):
         self.workers, self.processor, self.sandbox = sandbox.workers, sandbox.processor, sandbox
-        self.limits = dataclasses.replace(sandbox.limits, timeout_s=1.0)
+        self.limits = dataclasses.replace(sandbox.limits, **limits)
 
     def open(self, code, entry_point):
         return self.sandbox.open(code, entry_point, self.limits)
@@ -53,4 +69,36 @@ class QuickSandbox:
 
 @pytest.fixture
 def quick_sandbox(sandbox):
-    return QuickSandbox(sandbox)
+    """Ends an endless loop after two seconds of CPU, and honest programs on no machine."""
+    return LimitedSandbox(sandbox, timeout_s=300.0, total_timeout_s=3000.0, cpu_s=2.0)
+
+
+@pytest.fixture
+def impatient_sandbox(sandbox):
+    """Ends every call after one second of wall clock: for hostile programs, many of which wait for ever."""
+    return LimitedSandbox(sandbox, timeout_s=1.0)
+
+
+@pytest.fixture
+def patient_sandbox(sandbox):
+    """For programs that come to their end, on however busy a machine."""
+    return LimitedSandbox(sandbox, timeout_s=300.0, total_timeout_s=3000.0)
+
+
+@pytest.fixture(scope="session")
+def times_as_much():
+    """Returns a function that says how many times as much CPU time `work(more)` takes as `work(less)`. Of a few tries
+    the least counts, because other programs on the machine only ever add to it."""
+
+    def cpu_s(work, given):
+        tries = []
+        for _ in range(3):
+            began = time.process_time()
+            work(given)
+            tries.append(time.process_time() - began)
+        return min(tries)
+
+    def times_as_much(work, less, more):
+        return cpu_s(work, more) / cpu_s(work, less)
+
+    return times_as_much

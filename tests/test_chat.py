@@ -6,7 +6,6 @@ come from harmony models, from models that think between tags, and from plain on
 
 import json
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -377,11 +376,13 @@ def test_tags_that_are_special_tokens_are_seen_and_other_special_tokens_are_left
     assert (reading.content, reading.thinking, reading.reached_final) == ("yes", "hm", True)
 
 
-def test_a_long_completion_is_read_in_linear_time(harmony):
-    start = time.perf_counter()
-    for piece in ("<|start|>", "<|channel|>", "<|message|>", "a", f"{A}hm{E}", f"{F}hm{E}"):
-        harmony.read(harmony.tokenizer(piece, add_special_tokens=False)["input_ids"] * 100_000)
-    assert time.perf_counter() - start < 20  # seconds; it takes about one
+@pytest.mark.parametrize(
+    "piece", ["<|start|>", "<|channel|>", "<|message|>", "a", f"{A}hm{E}", f"{F}hm{E}"]
+)
+def test_a_long_completion_is_read_in_linear_time(harmony, times_as_much, piece):
+    ids = harmony.tokenizer(piece, add_special_tokens=False)["input_ids"]
+    # 20 times as long: quadratic work would take 400 times as much
+    assert times_as_much(harmony.read, ids * 2_000, ids * 40_000) < 100
 
 
 def test_a_refused_message_is_a_mistake_of_the_config(tmp_path, run_job):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import check
 import reward_functions
 from job import config
 from job.errors import CheckError
@@ -253,7 +254,7 @@ def test_the_command_line(tmp_path, job):
     )
     command = [sys.executable, "check.py", "grade", tmp_path / "in.jsonl", "--task", "matmul"]
     command += ["--out", tmp_path / "out", "sandbox.workers=1"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=60)
+    subprocess.run(command, cwd=ROOT, check=True)
     assert [json.loads(line)["id"] for line in (tmp_path / "out").open()] == list(range(150))
 
 
@@ -270,15 +271,14 @@ def test_the_command_line(tmp_path, job):
         (["grpo.bata=1"], "grpo.bata"),
     ],
 )
-def test_mistakes_are_one_line(arguments, message):
-    result = subprocess.run(
-        [sys.executable, "check.py", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr
+def test_mistakes_are_one_line(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    try:
+        code = check.main(arguments)
+    except SystemExit as end:  # argparse refuses what it knows
+        code = end.code
+    errors = capsys.readouterr().err
+    assert code == 2 and message in errors and "Traceback" not in errors
 
 
 HONEST, STOPPED = {"legit", "legit_low"}, {"crash", "timeout", "memory", "died", "bad_result"}
@@ -311,7 +311,9 @@ def acceptable(row, graded, reference_total):
     return True  # either, contained
 
 
-def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, quick_sandbox, tmp_path):
+def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(
+    patient_sandbox, impatient_sandbox, tmp_path
+):
     job = config.load_config(None, ["task.timing_pairs=2", "task.timing_max_size=60"])
     texts = {"@@OUT@@": str(tmp_path), "@@LEAK@@": str(tmp_path), "@@PORT@@": "9"}
     rows = [row for row in CORPUS if row["task"] == "matmul"]
@@ -321,13 +323,13 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, quick_s
     rows.sort(key=lambda row: row["expect"] in HONEST)
     hostile = sum(row["expect"] not in HONEST for row in rows)
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
-    graded = [*grade_file(lines[:hostile], job, quick_sandbox, None)]
+    graded = [*grade_file(lines[:hostile], job, impatient_sandbox, None)]
     graded = [
-        json.loads(line) for line in (*graded, *grade_file(lines[hostile:], job, sandbox, None))
+        json.loads(line)
+        for line in (*graded, *grade_file(lines[hostile:], job, patient_sandbox, None))
     ]
-    reference = json.loads(
-        next(grade_file([json.dumps({"completion": matmul.REFERENCE})], job, sandbox, None))
-    )
+    reference = [json.dumps({"completion": matmul.REFERENCE})]
+    reference = json.loads(next(grade_file(reference, job, patient_sandbox, None)))
     assert [row["id"] for row in rows] == [row["id"] for row in graded]
     refused = [
         (row["note"], got)

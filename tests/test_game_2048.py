@@ -201,7 +201,7 @@ def test_pretty():
 
 
 def graded(sandbox, body, seed=0, **options):
-    options = {"size": 4, "target": 64, "move_timeout_s": 0.5, **options}
+    options = {"size": 4, "target": 64, "move_timeout_s": 60.0, "game_timeout_s": 60.0, **options}
     text = body if "def strategy" in body else game_2048.answer(body)
     text = text if "```" in text else f"```python\n{text}\n```"
     settled = game_2048.Options(type="game_2048", **options)
@@ -267,7 +267,8 @@ AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"
     ],
 )
 def test_outcomes(sandbox, body, outcome, status, rewards):
-    grade = graded(sandbox, body)
+    short = {"move_timeout_s": 0.5} if outcome == "timeout" else {}  # others may take their time
+    grade = graded(sandbox, body, **short)
     assert (grade.data["outcome"], grade.status, grade.correct) == (
         outcome,
         status,
@@ -316,7 +317,7 @@ def test_the_pace_follows_the_share_of_fours():
 
 def test_too_slow_to_ever_win_is_a_timeout_though_lost_in_time(sandbox):
     slow = "import time\ntime.sleep(0.01)\nreturn 'W'"
-    grade = graded(sandbox, slow, target=2048)
+    grade = graded(sandbox, slow, target=2048, game_timeout_s=3.0)
     assert (grade.status, grade.data["outcome"]) == (Status.TIMEOUT, Outcome.TOO_SLOW)
     assert "a win would take" in grade.detail
     assert graded(sandbox, slow, target=64).status is Status.OK
@@ -487,20 +488,31 @@ def test_strategy_succeeds(grade, score):
     assert resolve("strategy_succeeds")([""], grades=[grade]) == [score]
 
 
-def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, tmp_path):
+def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, patient_sandbox, tmp_path):
     job = config.load_config(None, ["task.type=game_2048"])
+    budgets = ["task.move_timeout_s=300", "task.game_timeout_s=600"]
+    patient_job = config.load_config(None, ["task.type=game_2048", *budgets])
     corpus = [row for row in CORPUS if row["task"] == "game_2048"]
     rows = [
         {**row, "completion": row["completion"].replace("@@LEAK@@", str(tmp_path))}
         for row in corpus
     ]
+    rows.sort(key=lambda row: row["expect"] == "legit")
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
-    answers = (game_2048.REFERENCE, *game_2048.WRONG, *game_2048.CHEAT)
-    lines += [json.dumps({"completion": text}) for text in answers]
-    verdicts = [json.loads(line) for line in grade_file(lines, job, sandbox, None)]
-    reference = verdicts[len(rows)]
+    winners = sum(
+        row["expect"] == "legit" for row in rows
+    )  # they play to the end, on however busy a machine
+    others = [
+        *(json.dumps({"completion": text}) for text in (*game_2048.WRONG, *game_2048.CHEAT)),
+        *lines[:-winners],
+    ]
+    honest = [*lines[-winners:], json.dumps({"completion": game_2048.REFERENCE})]
+    graded = [*grade_file(others, job, sandbox, None)]
+    graded += grade_file(honest, patient_job, patient_sandbox, None)
+    verdicts = [json.loads(line) for line in graded]
+    reference = verdicts[-1]
     assert len(rows) > 30 and reference["correct"]
-    for row, verdict in zip(rows, verdicts[: len(rows)], strict=True):
+    for row, verdict in zip(rows, verdicts[-1 - len(rows) : -1], strict=True):
         assert row["id"] == verdict["id"] and acceptable(row, verdict, reference["total"]), (
             row["note"],
             verdict,

