@@ -1,17 +1,18 @@
-"""Write a function that does what a sentence says: does it run, how many tests does it pass, is it tidy?
+"""Write a function that does what a sentence says.
 
+Three questions judge it: does it run, how many tests does it pass, is it tidy and documented?
 A problem is a sentence, or a mapping:
 
     task: sorts a list of numbers
-    entry_point: sort_numbers            # the function's name; the prompt tells it
-    tests:                               # visible: the first `show_tests` of them stand in the prompt
-      - [[[3, 1, 2]], [1, 2, 3]]         # [[arguments], expected]
-      - assert sort_numbers([]) == []    # the same, as Python
-    hidden_tests: [...]                  # same forms, never shown
+    entry_point: sort_numbers      # the function's name; the prompt tells it
+    tests:                         # visible: the prompt shows the first `show_tests` of them
+      - [[[3, 1, 2]], [1, 2, 3]]   # [[arguments], expected]
+      - assert sort_numbers([]) == []   # the same, as Python
+    hidden_tests: [...]            # same forms, never shown
 
-Programs get the arguments alone: expected values stay in the trainer, which compares plain data (see `same`).
-An assert line is therefore never run: it is read, once, as `f(literals) == literal` (also `is`, `not f(...)`, bare
-`f(...)`), and any other form is refused with its place in the config.
+Programs get the arguments alone. Expected values stay in the trainer, which compares plain data
+(see `same`). An assert line is therefore never run: it is read once, as `f(literals) == literal`
+(also `is`, `not f(...)`, bare `f(...)`). Any other form is refused with its place in the config.
 A problem without tests can only be seen to run; nothing is claimed about its correctness.
 """
 
@@ -22,7 +23,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ import numpy as np
 from ruff.__main__ import find_ruff_bin
 
 import tasks
-from sandbox import Program, Sandbox, Status
+from sandbox import Program, Sandbox, Status, definitions
 from tasks import Grade, code_blocks, extract_code, flag_unclosed, problem_mistakes
 from tasks import Options as SharedOptions
 
@@ -113,7 +114,8 @@ def NAME(*arguments):
 import gc
 
 def NAME(*arguments):
-    return [item for item in gc.get_objects() if isinstance(item, list) and item[:1] == [arguments]][0][1]
+    lists = [one for one in gc.get_objects() if isinstance(one, list)]
+    return [one for one in lists if one[:1] == [arguments]][0][1]
 ---
 def NAME(*arguments):
     raise SystemExit(0)
@@ -153,6 +155,9 @@ RUFF_TIMEOUT_S = 10.0
 RUFF_REWARDS = {"style", "documentation"}
 STYLE_RULES = "E,F,W,N,UP,B,SIM"
 DOCUMENTATION_RULES = "D101,D102,D103,D419,ANN001,ANN201,ANN202"
+AMBIGUOUS_NAMES = {"l", "O", "I"}  # ruff refuses them as names
+WORD = re.compile(r"\w+")
+DEFINITION = re.compile(r"^(?:async[ \t]++)?def[ \t]++(\w++)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -237,7 +242,10 @@ def read_pair(test: Any) -> tuple[list, Any]:
 
 
 def read_assert(line: str) -> tuple[str, list, Any]:
-    """(function, arguments, expected) of `assert f(literals) == literal`. Raises ValueError for anything else."""
+    """(function, arguments, expected) of `assert f(literals) == literal`.
+
+    Raises ValueError for any other line.
+    """
     try:
         statements = ast.parse(line.strip()).body
     except (SyntaxError, RecursionError, MemoryError) as error:
@@ -262,7 +270,8 @@ def read_assert(line: str) -> tuple[str, list, Any]:
             except ValueError:
                 pass
     raise ValueError(
-        f"{line!r} is not of the form `assert f(literals) == literal`; write the test as [[arguments], expected]"
+        f"{line!r} is not of the form `assert f(literals) == literal`;"
+        " write the test as [[arguments], expected]"
     )
 
 
@@ -282,12 +291,16 @@ def check_expected(value: Any, depth: int = 60) -> None:
             check_expected(item, depth - 1)
     elif not (value is None or isinstance(value, bool | int | float | str)):
         raise ValueError(
-            f"no program can return {value!r}: results are None, bool, int, float, str, and lists and dicts of them"
+            f"no program can return {value!r}:"
+            " results are None, bool, int, float, str, and lists and dicts of them"
         )
 
 
 def rows(options: Options) -> list[dict[str, Any]]:
-    """One row for each of num_rows, problem by problem in turn. Tests stay here: a row holds the problem's number."""
+    """One row for each of num_rows, problem by problem in turn.
+
+    Tests stay here: a row holds the problem's number.
+    """
     numbers = itertools.islice(itertools.cycle(range(len(options.problems))), options.num_rows)
     return [make_row(number, options) for number in numbers]
 
@@ -309,7 +322,10 @@ def make_row(number: int, options: Options) -> dict[str, Any]:
 
 
 def problem_of(row: Mapping[str, Any], options: Options) -> Problem:
-    """The problem that a row of `rows` numbers, or the one that a row of a file spells out. Raises ValueError."""
+    """The problem whose number a row of `rows` holds, or the one that a row of a file spells out.
+
+    Raises ValueError if there is no such problem.
+    """
     if "problem" not in row:
         return Problem("", *read_tests(row))
     problems = [*options.problems, *options.eval_problems]
@@ -325,12 +341,14 @@ def grade(
     sandbox: Sandbox,
     rng: np.random.Generator,
 ) -> Grade:
-    """Run the completion's function on every test, hidden ones included; `passed` is the share that it passes.
+    """Run the completion's function on every test, hidden ones included.
 
-    The status is that of the first call that failed, so a program "works" only if it survives all tests. Changing
-    an argument is no mistake here: arguments are copies, and a function may sort in place. `data` holds the number
-    of tests, and ruff's verdicts ("style", "documentation", 0 to 1) for a program that works and was not caught
-    cheating.
+    `passed` is the share of the tests that it passes.
+
+    The status is that of the first call that failed, so a program "works" only if it survives all
+    tests. Changing an argument is no mistake here: arguments are copies, and a function may sort in
+    place. `data` holds the number of tests, and ruff's verdicts ("style", "documentation", 0 to 1)
+    for a program that works and was not caught cheating.
     """
     try:
         problem = problem_of(row, options)
@@ -352,16 +370,14 @@ def grade(
         and not graded.cheating
         and RUFF_REWARDS.intersection(tasks.reward_weights(options.type, options.rewards))
     ):
-        data |= ruff_verdicts(code)
+        data |= verdicts(code, name, WORD.findall(problem.task))
     return flag_unclosed(graded) if unclosed else graded
 
 
 def last_function(completion: Any) -> str | None:
-    """The function that a problem without an entry point is about: the last one in the last block that has any."""
+    """The function to judge without an entry point: the last one of the last block with any."""
     blocks = code_blocks(completion) if isinstance(completion, str) else []
-    found = [
-        re.findall(r"^(?:async[ \t]+)?def[ \t]+(\w+)", block, re.MULTILINE) for block, _ in blocks
-    ]
+    found = [DEFINITION.findall(block) for block, _ in blocks]
     return next((names[-1] for names in reversed(found) if names), None)
 
 
@@ -391,9 +407,9 @@ def try_program(program: Program, tests: tuple[tuple[list, Any], ...]) -> Grade:
 def same(value: Any, expected: Any) -> bool:
     """Whether a result is the expected plain data.
 
-    Lists and tuples are one kind (results arrive as lists); the order of a dict is nothing. bool is bool: 1 is not
-    True. An expected int must be met exactly, 2.0 counts as 2; an expected float within 1e-9 of its size (1e-12 near
-    zero), NaN by NaN.
+    Lists and tuples are one kind (results arrive as lists); the order of a dict is nothing. bool is
+    bool: 1 is not True. An expected int must be met exactly, 2.0 counts as 2; an expected float
+    within 1e-9 of its size (1e-12 near zero), NaN by NaN.
     """
     if isinstance(expected, list | tuple):
         return (
@@ -420,59 +436,69 @@ def same(value: Any, expected: Any) -> bool:
     return value == expected and (numbers or type(value) is type(expected))
 
 
-def ruff_verdicts(code: str) -> dict[str, float]:
-    """{"style": ..., "documentation": ...}, each 0 to 1, from ruff in its own process, which deep nesting may kill.
+def verdicts(code: str, entry_point: str, asked_names: Collection[str] = ()) -> dict[str, float]:
+    """{"style": ..., "documentation": ...}, each 0 to 1, from processes that may die.
 
-    style: 1, less 0.2 for each complaint (errors, names, bugs, outdated or roundabout code).
-    documentation: 0.5 if every public function, method and class has a docstring, 0.5 if every argument and result
-    is annotated. A text that ruff cannot finish gets 0 for both.
+    style: 1, less 0.2 for each complaint of ruff (errors, names, bugs, outdated or roundabout
+    code). A name that the task asks for is no fault: the entry point and `asked_names`.
+
+    documentation: 0.5 if the entry point and every public function, method and class has a
+    docstring, 0.5 if every argument and result is annotated; 0 for a lambda expression.
+
+    A program gets 0 for both if it does not define the entry point itself (`NAME = sorted`), if it
+    runs code out of a string (definitions.py), or if a tool cannot finish it.
     """
     nothing = {"style": 0.0, "documentation": 0.0}
     if len(code) > RUFF_MAX_CHARACTERS:
         return nothing
-    ruff = [RUFF, *"check --isolated --no-cache --ignore-noqa --quiet --statistics".split()]
-    version = f"py{sys.version_info.major}{sys.version_info.minor}"
-    ruff += [
-        "--output-format=json",
-        f"--target-version={version}",
-        f"--select={STYLE_RULES},{DOCUMENTATION_RULES}",
-        "-",
-    ]
+    text = (code.strip() + "\n").encode(errors="replace")
+    defined = run_tool([sys.executable, "-I", "-S", definitions.__file__, entry_point], text)
+    found = run_tool(ruff_command({entry_point, *asked_names}), text)
+    if not defined or found is None or defined == b"absent\n":
+        return nothing
+    complaints = {str(entry["code"]): entry["count"] for entry in json.loads(found or b"[]")}
+    untidy = sum(n for rule, n in complaints.items() if not rule.startswith(("D", "ANN")))
+    documentation = 1.0
+    if defined != b"documented\n" or any(rule.startswith("D") for rule in complaints):
+        documentation -= 0.5
+    if any(rule.startswith("ANN") for rule in complaints):
+        documentation -= 0.5
+    # An empty __all__ would make every function private, and private ones need no docstring.
+    if "__all__" in code or defined == b"lambda\n":
+        documentation = 0.0
+    return {"style": round(max(0.0, 1.0 - 0.2 * untidy), 1), "documentation": documentation}
+
+
+def ruff_command(asked_names: Collection[str]) -> list[str]:
+    """ruff as a command that counts the complaints about a program on its standard input."""
+    rules = f"{STYLE_RULES},{DOCUMENTATION_RULES}"
+    command = [RUFF, "check", "--isolated", "--no-cache", "--ignore-noqa", "--quiet"]
+    command += ["--statistics", "--output-format=json", f"--select={rules}"]
+    command += [f"--target-version=py{sys.version_info.major}{sys.version_info.minor}"]
+    command += [f"--config=lint.pep8-naming.extend-ignore-names={json.dumps(sorted(asked_names))}"]
+    if AMBIGUOUS_NAMES.intersection(asked_names):
+        command.append("--ignore=E741,E743")
+    return [*command, "-"]
+
+
+def run_tool(command: list[str], text: bytes) -> bytes | None:
+    """What a tool prints about a program; None if it fails or takes more than RUFF_TIMEOUT_S."""
     try:
         result = subprocess.run(
-            [
-                "/bin/sh",
-                "-c",
-                'ulimit -c 0; exec "$@"',
-                "sh",
-                *ruff,
-            ],  # a stack overflow would leave a core file
-            input=(code.strip() + "\n").encode(errors="replace"),
+            ["/bin/sh", "-c", 'ulimit -c 0; exec "$@"', "sh", *command],  # no core file if it dies
+            input=text,
             capture_output=True,
             timeout=RUFF_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return nothing
-    if result.returncode not in (0, 1):
-        return nothing
-    complaints = {
-        str(entry["code"]): entry["count"] for entry in json.loads(result.stdout or b"[]")
-    }
-    undocumented = any(rule.startswith("D") for rule in complaints)
-    untyped = any(rule.startswith("ANN") for rule in complaints)
-    untidy = sum(count for rule, count in complaints.items() if not rule.startswith(("D", "ANN")))
-    hiding = (
-        "__all__" in code
-    )  # an empty __all__ would make every function private, and private ones need no docstring
-    return {
-        "style": round(max(0.0, 1.0 - 0.2 * untidy), 1),
-        "documentation": 0.0 if hiding else 1.0 - 0.5 * undocumented - 0.5 * untyped,
-    }
+        return None
+    return result.stdout if result.returncode in (0, 1) else None
 
 
 def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
-    """(kind, completion) for check.py, whatever the first problem is. The reference is the tests themselves as a
-    table, so a problem whose tests also accept `return None` is found out; without tests it is only unverified."""
+    """(kind, completion) for check.py, whatever the first problem is. The reference is the tests
+    themselves as a table, so a problem whose tests also accept `return None` is found out; without
+    tests it is only unverified."""
     problem = problem_of(row, options)
     name, tests = problem.entry_point or "solve", problem.tests + problem.hidden_tests
     table = "".join(
@@ -480,7 +506,11 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     )
     table = f'inf, nan = float("inf"), float("nan")\nTABLE = {{\n{table}}}\n\n\n'
     bare = f"def {name}(*arguments):\n    return TABLE[repr(arguments)]\n"
-    documented = f'def {name}(*arguments: object) -> object:\n    """Look it up."""\n    return TABLE[repr(arguments)]\n'
+    documented = (
+        f"def {name}(*arguments: object) -> object:\n"
+        '    """Look it up."""\n'
+        "    return TABLE[repr(arguments)]\n"
+    )
     wrong, cheats = wrong_answers(name), cheating_answers(name)
     if tests:
         kinds = {"reference": [fenced(table + documented)], "slower": [fenced(table + bare)]}

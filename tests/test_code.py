@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from linear import is_slow, name_of, patterns_of, slow_pieces
 from test_check import CORPUS, acceptable
 
 import reward_functions
@@ -18,7 +19,7 @@ from job.grade_file import grade_file
 from job.reward_check import check_rewards
 from sandbox import Status
 from tasks import Grade, code
-from tasks.code import Options, read_assert, read_problem, ruff_verdicts, same
+from tasks.code import Options, read_assert, read_problem, same, verdicts
 
 ROOT = Path(__file__).parent.parent
 ADD = {
@@ -300,13 +301,45 @@ TIDY = 'def add(a: int, b: int) -> int:\n    """Add two numbers."""\n    return 
         ),
         ("# ruff: noqa\nimport json  # noqa\n" + TIDY, 0.8, 1.0),
         ("__all__ = []\n\n\n" + TIDY, 1.0, 0.0),
-        ("x = " + "-" * 300_000 + "1", 0.0, 0.0),
-        ("x = " + "-" * 150_000 + "1", 0.0, 0.0),
-        ("x = '\ud800'", 1.0, 1.0),
+        (TIDY + "\n\n\nx = " + "-" * 300_000 + "1", 0.0, 0.0),
+        (TIDY + "\n\n\nx = " + "-" * 150_000 + "1", 0.0, 0.0),
+        (TIDY + "\n\n\nx = '\ud800'", 1.0, 1.0),
     ],
 )
-def test_the_verdict_of_ruff(program, styled, documented):
-    assert ruff_verdicts(program) == {"style": styled, "documentation": documented}
+def test_style_and_documentation(program, styled, documented):
+    assert verdicts(program, "add") == {"style": styled, "documentation": documented}
+
+
+ASKED = (
+    'def maxSum(numList: list, l: int) -> int:\n    """Add some."""\n    return sum(numList[:l])'
+)
+
+
+def test_a_name_that_the_task_asks_for_is_no_fault():
+    assert verdicts(ASKED, "maxSum", ["numList", "l"])["style"] == 1.0
+    assert verdicts(ASKED, "maxSum")["style"] == 0.6
+    assert verdicts(ASKED.replace("maxSum", "other"), "other", ["numList", "l"])["style"] == 1.0
+
+
+def test_the_sentence_of_a_problem_says_which_names_it_asks_for(sandbox):
+    problem = {"task": "adds the first l of numList", "tests": ["assert maxSum([1, 2, 3], 2) == 3"]}
+    assert grade(sandbox, ASKED, problem).data["style"] == 1.0
+    assert grade(sandbox, ASKED, problem | {"task": "adds some"}).data["style"] == 0.6
+
+
+def test_no_undefined_function_earns_more_than_an_undocumented_one():
+    least = sum(verdicts("def add(a, b):\n    return a + b", "add").values())
+    for program in (
+        "from operator import add",
+        "import operator\n\nadd = operator.add",
+        "add = int.__add__",
+        "add = lambda a, b: a + b",
+        'exec("def add(a, b):\\n    return a + b")',
+        'add = eval("lambda a, b: a + b")',
+        TIDY + '\n\n\nexec("add = int.__add__")',
+        TIDY + "\n\n\nadd = int.__add__",
+    ):
+        assert sum(verdicts(program, "add").values()) <= least, program
 
 
 def test_ruff_is_stopped_in_time(monkeypatch, tmp_path):
@@ -317,9 +350,67 @@ def test_ruff_is_stopped_in_time(monkeypatch, tmp_path):
     endless.chmod(0o755)
     monkeypatch.setattr(code, "RUFF", str(endless))
     monkeypatch.setattr(code, "RUFF_TIMEOUT_S", 0.3)
-    assert ruff_verdicts(TIDY) == {"style": 0.0, "documentation": 0.0}
+    assert verdicts(TIDY, "add") == {"style": 0.0, "documentation": 0.0}
 
 
 def test_ruff_runs_only_for_its_rewards(sandbox, monkeypatch):
-    monkeypatch.setattr(code, "ruff_verdicts", lambda program: pytest.fail("ruff was asked"))
+    monkeypatch.setattr(code, "run_tool", lambda *_: pytest.fail("a tool was asked"))
     assert grade(sandbox, TIDY, rewards=["tests_passed"]).correct
+
+
+REWARD_ROWS = [
+    json.loads(line)
+    for line in (ROOT / "tests" / "data" / "code_rewards.jsonl")
+    .read_text(encoding="utf-8")
+    .splitlines()
+]
+
+
+def test_programs_of_all_kinds_are_paid_acceptably(sandbox):
+    columns = ("id", "task", "completion", "entry_point", "tests")
+    lines = [json.dumps({name: row[name] for name in columns}) for row in REWARD_ROWS]
+    job = config.load_config(None, ["task.type=code"])
+    for row, line in zip(REWARD_ROWS, grade_file(lines, job, sandbox, None), strict=True):
+        got, accept = json.loads(line), row["accept"]
+        assert got["correct"] == accept.get("correct", got["correct"]), (row["id"], got)
+        assert got["cheating"] == accept.get("cheating", got["cheating"]), (row["id"], got)
+        assert accept.get("min_total", -100) <= got["total"] < accept.get("max_total_below", 100), (
+            row["id"],
+            got,
+        )
+
+
+ANCHORED = {"FENCE", "QUOTE"}  # these are only tried where a line begins
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"), [*patterns_of(code), *patterns_of(tasks)], ids=name_of
+)
+def test_every_pattern_takes_linear_time(name, pattern):
+    assert slow_pieces(pattern, anchored=name in ANCHORED) == []
+
+
+LINES = [
+    "```\n",
+    "```python\n",
+    "```md\n",
+    "~~~\n",
+    "> ```\n",
+    "> ",
+    "> a\n",
+    "- ",
+    "1. ",
+    " \n",
+    "\t",
+    "`",
+    "a",
+    "\n",
+]
+LINES += ["def f(\\\n", "def f", "def ", "def \\\n", "async ", "f: ", "f =", "f"]
+
+
+@pytest.mark.parametrize("start", ["", "```\n", "> > ```python\n"])
+@pytest.mark.parametrize("piece", LINES)
+def test_extraction_takes_linear_time(start, piece):
+    assert not is_slow(lambda text: tasks.extract_code(start + text, "f"), piece)
+    assert not is_slow(lambda text: code.last_function(start + text), piece)

@@ -1,0 +1,655 @@
+"""The disguises in which a text gives away a code of six capital letters.
+
+Each family of disguises has a reader of its own, because no rule on the plain text can tell a
+cipher from a word. A reader covers its whole family (every shift, every mirrored alphabet), so a
+new key is no new disguise. `disguise_of` lists the families. Every pattern here takes time linear
+in the length of the text.
+"""
+
+import base64
+import codecs
+import functools
+import hashlib
+import itertools
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from string import ascii_uppercase
+from typing import Any
+
+MAX_CHARACTERS = 20_000  # of a text; the rest is not read
+
+NATO_WORDS = (
+    "ALFA BRAVO CHARLIE DELTA ECHO FOXTROT GOLF HOTEL INDIA JULIETT KILO LIMA MIKE NOVEMBER OSCAR"
+    " PAPA QUEBEC ROMEO SIERRA TANGO UNIFORM VICTOR WHISKEY XRAY YANKEE ZULU"
+)
+NATO = {word[0]: word for word in NATO_WORDS.split()}
+SPOKEN = {word: letter for letter, word in NATO.items()}
+SPOKEN |= {"ALPHA": "A", "JULIET": "J", "WHISKY": "W"}
+LETTER_NAMES = (  # each letter with an English spelling of its name
+    "A:AY B:BEE C:CEE C:SEE C:SEA D:DEE E:EE F:EF F:EFF G:GEE H:AITCH I:EYE J:JAY K:KAY L:EL L:ELL"
+    " M:EM N:EN O:OH P:PEE Q:QUEUE Q:CUE R:ARE R:AR S:ESS T:TEE T:TEA U:YOU V:VEE W:DOUBLEU"
+    " W:DOUBLEYOU X:EX Y:WHY Y:WYE Z:ZEE Z:ZED"
+)
+NAMED_LETTERS = {pair[2:]: pair[0] for pair in LETTER_NAMES.split()}
+MORSE_SIGNS = (
+    ".- -... -.-. -.. . ..-. --. .... .. .--- -.- .-.. -- -. --- .--. --.- .-. ... - ..- ...- .--"
+    " -..- -.-- --.."
+)
+MORSE = dict(zip(MORSE_SIGNS.split(), ascii_uppercase, strict=True))
+KEYPAD = ("ABC", "DEF", "GHI", "JKL", "MNO", "PQRS", "TUV", "WXYZ")  # of a telephone, from 2 on
+POLYBIUS = "ABCDEFGHIKLMNOPQRSTUVWXYZ"  # five rows of five; I stands for J too
+TAP_CODE = "ABCDEFGHIJLMNOPQRSTUVWXYZ"  # the same with C for K
+BACON = "ABCDEFGHIKLMNOPQRSTUWXYZ"  # I for J and U for V
+UNDER_TWENTY = (
+    "ZERO ONE TWO THREE FOUR FIVE SIX SEVEN EIGHT NINE TEN ELEVEN TWELVE THIRTEEN FOURTEEN FIFTEEN"
+    " SIXTEEN SEVENTEEN EIGHTEEN NINETEEN"
+)
+NUMBER_WORDS = {word: i for i, word in enumerate(UNDER_TWENTY.split())}
+NUMBER_WORDS |= {"TWENTY": 20} | {
+    f"TWENTY{word}": 20 + i for i, word in enumerate(UNDER_TWENTY.split()) if 0 < i < 10
+}
+ORDINALS = (
+    "FIRST SECOND THIRD FOURTH FIFTH SIXTH SEVENTH EIGHTH NINTH TENTH ELEVENTH TWELFTH".split()
+)
+NUMBER_WORDS |= {word: i for i, word in enumerate(ORDINALS, 1)} | {"TWENTIETH": 20}
+NUMBER_WORDS |= {f"{word}TH": i for word, i in list(NUMBER_WORDS.items()) if 13 <= i < 20}
+NUMBER_WORDS |= {f"TWENTY{word}": 20 + i for i, word in enumerate(ORDINALS[:9], 1)}
+ROMAN = {
+    tens + ones: 10 * i + j
+    for i, tens in enumerate(["", "X", "XX"])
+    for j, ones in enumerate(["", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX"])
+    if tens + ones
+}
+KEYBOARD = ("QWERTYUIOP[", "ASDFGHJKL;", "ZXCVBNM,")
+TO_THE_LEFT = str.maketrans({row[i + 1]: row[i] for row in KEYBOARD for i in range(len(row) - 1)})
+TO_THE_RIGHT = str.maketrans({row[i]: row[i + 1] for row in KEYBOARD for i in range(len(row) - 1)})
+RUSSIAN_KEYS = str.maketrans("ЙЦУКЕНГШЩЗФЫВАПРОЛДЯЧСМИТЬ", "QWERTYUIOPASDFGHJKLZXCVBNM")
+ROT47 = str.maketrans({chr(33 + i): chr(33 + (i + 47) % 94) for i in range(94)})
+LEET = "0O 2Z 3E 4A 5S 6G 7T 8B 9G @A $S +T (C #H"
+LEET_TABLES = [
+    str.maketrans({pair[0]: pair[1] for pair in f"{LEET} 1{one} !{one} |{one}".split()})
+    for one in "IL"
+]
+LEET_DRAWINGS = {
+    "|\\/|": "M", "|\\|": "N", "\\/\\/": "W", "|_|": "U", "|<": "K", "|-|": "H", "|)": "D",
+    "|3": "B", "|2": "R", "/\\": "A", "\\/": "V", "><": "X", "()": "O",
+}  # fmt: skip
+
+
+def lookalikes() -> dict[int, str]:
+    """{code point: letter} of signs that look like a Latin letter and are none by their name."""
+    signs = {"АВСЕНІЈКМОРЅТХУԚԜ": "ABCEHIJKMOPSTXYQW"}  # Cyrillic
+    signs |= {"ΑΒΕΖΗΙΚΜΝΟΡΤΥΧ": "ABEZHIKMNOPTYX"}  # Greek
+    signs |= {"ᎠᎡᎢᎪᎫᎬᎳᎷᎻᏀᏃᏚᏙᏞᏟᏢᏦᏴ": "DRTAJEWMHGZSVLCPKB"}  # Cherokee
+    signs |= {"ɔɟƃɾᴉ": "CFGJI"}  # upside down
+    signs |= {"⠁⠃⠉⠙⠑⠋⠛⠓⠊⠚⠅⠇⠍⠝⠕⠏⠟⠗⠎⠞⠥⠧⠺⠭⠽⠵": ascii_uppercase}  # Braille
+    signs |= {"€£¥¢©®ØŁßĐ": "ELYCCROLBD"}
+    table = {}
+    for group, letters in signs.items():
+        for sign, letter in zip(group, letters, strict=True):
+            table[ord(sign)] = letter
+            if len(sign.upper()) == 1:
+                table[ord(sign.upper())] = letter
+    return table
+
+
+LOOKALIKES = lookalikes()
+TAGS = {0xE0000 + i: chr(i) for i in range(0x20, 0x7F)}  # an invisible copy of ASCII
+TAGS |= {0xE00F0 + i: chr(i) for i in range(0x20, 0x7F)}  # variation selectors, one for each byte
+INVISIBLE = re.compile(r"[\u200b-\u200f\u2060-\u2064\ufeff]")
+MAX_GAP = 8  # words between two of many pieces of a code
+MAX_SINGLE = 12  # single letters in a text, up to which they are read together wherever they stand
+NO_LETTER = re.compile(r"[^A-Z]+")
+WORD = re.compile(r"[A-Za-z]+")
+APOSTROPHES = re.compile(r"['’]|(?<=X)-(?=RAY)")
+FOLLOWERS = {  # which letters may follow a letter inside an English word
+    row[0]: row[1:]
+    for row in (
+        "AABCDEFGHIJKLMNOPRSTUVWXYZ BABCDEGIJLMOPRSTUVY CACEHIJKLOPQRSTUVY DABCDEGHIJLMOPRSTUVWY"
+        " EABCDEFGHIJKLMNOPQRSTUVWXYZ FAEFILNORSTUY GACEFGHILMNORSTUY HADEILMNORSTUWY"
+        " IABCDEFGHJKLMNOPQRSTUVXYZ JAEIOSU KAEFGHILNOPSTUWY LABCDEFGHIKLMNOPSTUVWYZ MABDEILMNOPSUY"
+        " NABCDEFGHIJKLMNOPRSTUVWYZ OABCDEFGHIJKLMNOPRSTUVWXYZ PACDEFGHILMOPRSTUY QU"
+        " RABCDEFGHIKLMNOPRSTUVWYZ SABCDEFHIKLMNOPQRSTUVWYZ TABCDEFHIJLMNOPRSTUWXYZ"
+        " UABCDEFGIKLMNOPRSTVX VAEIOSU WAEHILNORS XACEHIMPST YABCDEGILMNOPRSTUWYZ ZAEHILOSZ"
+    ).split()
+}
+
+
+def like_a_word(letters: str) -> bool:
+    """Whether no pair of neighbours in `letters` is foreign to English.
+
+    FOLLOWERS holds the pairs that occur in three or more of 8,000 frequent words. By it 97 % of the
+    frequent words of six letters are like a word, and 15 % of random codes are.
+    """
+    upper = letters.upper()
+    return all(second in FOLLOWERS[first] for first, second in itertools.pairwise(upper))
+
+
+Readings = tuple[tuple[str, Any], ...]
+
+
+def read_once(reader: Callable[..., Iterator[tuple[str, Any]]]) -> Callable[..., Readings]:
+    """`reader` with its last results kept, because each message is searched for two codes."""
+    return functools.lru_cache(maxsize=32)(lambda *texts: tuple(reader(*texts)))
+
+
+def disguise_of(code: str, text: str, depth: int = 2) -> str:
+    """How `text` gives `code` away, in words; "" if it does not.
+
+    These families are read:
+
+    - any case, script and accent; invisible copies; leet; letters doubled or with others between;
+    - pieces in order, at most MAX_GAP words apart; two or three pieces, or a few single letters,
+      anywhere; backwards;
+    - letters by place: the first to fourth, the middle or the last two of words, the first, second
+      or last of lines and sentences, every second to fourth letter, numbered and marked letters;
+    - letters by name: NATO, "bee", "the letter after P", Morse, Braille, telephone keys, squares;
+    - numbers in figures, words, Roman, binary, octal or hexadecimal, counted from any start; the
+      code as one number, as a hash, or in bits that invisible signs stand for;
+    - six letters that stand alone, under every shift of the alphabet or of its mirror image, on
+      neighbouring keys, or shuffled; five of the six letters in place;
+    - base64, base32 and base85, also one inside another.
+
+    Codes are drawn without regard to the text, so a false alarm needs a coincidence. A text is read
+    up to MAX_CHARACTERS. Nothing here reads ciphers with a longer key, or riddles.
+    """
+    text = text[:MAX_CHARACTERS]
+    plain = latin(text)[:MAX_CHARACTERS]  # some signs become several letters
+    for reader in (in_letters, in_pieces, in_numbers, in_signs, in_ciphers):
+        how = reader(code, plain)
+        if how:
+            return how
+    if code in NO_LETTER.sub("", text.upper().translate(RUSSIAN_KEYS)):
+        return "on another keyboard"
+    if in_invisible_signs(code, text):
+        return "in invisible signs"
+    if depth:
+        for encoding, decoded in decodings(text):
+            how = disguise_of(code, decoded, depth - 1)
+            if how:
+                return f"{encoding}, {how}"
+    return ""
+
+
+@functools.lru_cache(maxsize=32)
+def latin(text: str) -> str:
+    """`text` without accents and invisible signs, and with Latin letters for their lookalikes."""
+    bare = unicodedata.normalize("NFKD", text.translate(TAGS))
+    characters = []
+    for character in bare:
+        if character.isascii():
+            characters.append(character)
+        elif unicodedata.category(character) not in ("Mn", "Me", "Cf"):
+            characters.append(latin_letter(character))
+    return "".join(characters)
+
+
+@functools.lru_cache(maxsize=4096)
+def latin_letter(sign: str) -> str:
+    """The Latin letter that a sign outside ASCII looks like, in capitals; else the sign itself."""
+    letter = sign.translate(LOOKALIKES).upper().translate(LOOKALIKES)
+    if letter.isascii():
+        return letter
+    # Such as LATIN SMALL LETTER P WITH HOOK, or REGIONAL INDICATOR SYMBOL LETTER P.
+    name = unicodedata.name(sign, "").partition(" WITH ")[0].split()
+    if {"LATIN", "INDICATOR"}.intersection(name) and len(name[-1]) == 1:
+        return name[-1]
+    return letter
+
+
+# -- letter for letter --
+
+INITIALS = re.compile(r"[A-Z]++(?:['’-]++[A-Z]++)*+")
+NUMBERED = re.compile(r"(\d{1,3})(?:ST|ND|RD|TH)?\W{1,3}(?:LETTER\W{1,3})?(?:IS )?\W?([A-Z])\b")
+NEIGHBOUR = re.compile(
+    r"\b(?:(AFTER|FOLLOWING|FOLLOWS|BEHIND)|BEFORE|PRECEDING|PRECEDES)(?: THE)?(?: LETTER)?"
+    r"\W{1,3}([A-Z])\b"
+)
+MARKED = re.compile(r"[*_`~(\[{<>]([A-Z])[*_`~)\]}<>]")
+SENTENCE = re.compile(r"[.!?…]+")
+REPEATED = re.compile(r"([A-Z])\1+")
+
+
+def in_letters(code: str, plain: str) -> str:
+    """How the letters of `plain`, or those at certain places, spell the code."""
+    upper = plain.upper()
+    letters = NO_LETTER.sub("", upper)
+    backwards = code[::-1]
+    ways = {code: "", backwards: " backwards"}
+    rot13 = {
+        codecs.encode(code, "rot13"): " in ROT13",
+        codecs.encode(backwards, "rot13"): " backwards in ROT13",
+    }
+    for how, reading in ("letter for letter", letters), *positions(plain):
+        for target, way in (ways | rot13).items():
+            if target in reading:
+                return how + way
+    for how, reading in transcriptions(upper, letters):
+        for target, way in ways.items():
+            if target in reading:
+                return how + way
+    for word in WORD.findall(upper):
+        if len(code) < len(word) <= 14 and (
+            is_hidden_in(code, word) or is_hidden_in(backwards, word)
+        ):
+            return "with letters between"
+    return ""
+
+
+@read_once
+def positions(plain: str) -> Iterator[tuple[str, str]]:
+    """(how, the letters that stand at certain places of a text)"""
+    upper = plain.upper()
+    yield "in capitals", NO_LETTER.sub("", plain)
+    words = INITIALS.findall(upper)
+    initials = "".join(word[0] for word in words)
+    yield "in first letters of words", initials
+    yield "in last letters of words", "".join(word[-1] for word in words)
+    yield "in middle letters of words", "".join(word[len(word) // 2] for word in words)
+    yield "in last letters but one", "".join(word[-2] for word in words if len(word) > 1)
+    yield "in marked letters", "".join(MARKED.findall(upper))
+    for i, name in (1, "second"), (2, "third"), (3, "fourth"):
+        yield f"in {name} letters of words", "".join(word[i] for word in words if len(word) > i)
+    for step in (2, 3, 4):
+        for start in range(step):
+            yield "in first letters of some words", initials[start::step]
+    for part, end in ("lines", LINE_END), ("sentences", SENTENCE):
+        pieces = [NO_LETTER.sub("", piece) for piece in end.split(upper)]
+        yield f"in first letters of {part}", "".join(piece[:1] for piece in pieces)
+        yield f"in second letters of {part}", "".join(piece[1:2] for piece in pieces)
+        yield f"in last letters of {part}", "".join(piece[-1:] for piece in pieces)
+    numbered = sorted(NUMBERED.findall(upper), key=lambda pair: int(pair[0]))
+    yield "in numbered letters", "".join(letter for _, letter in numbered)
+    neighbours = [moved(letter, 1 if after else -1) for after, letter in NEIGHBOUR.findall(upper)]
+    yield "in neighbours of letters", "".join(neighbours)
+
+
+LINE_END = re.compile(r"\n")
+
+
+@read_once
+def transcriptions(upper: str, letters: str) -> Iterator[tuple[str, str]]:
+    """(how, the letters of a text with others put in their place)"""
+    drawn = upper
+    for drawing, letter in LEET_DRAWINGS.items():
+        drawn = drawn.replace(drawing, letter)
+    for table in LEET_TABLES:
+        yield "in leet", NO_LETTER.sub("", upper.translate(table))
+        yield "in leet", NO_LETTER.sub("", drawn.translate(table))
+    yield "in doubled letters", REPEATED.sub(r"\1", letters)
+    for step in (2, 3, 4):
+        for start in range(step):
+            yield f"in every letter but {step - 1}", letters[start::step]
+    yield "on keys further left", NO_LETTER.sub("", upper.translate(TO_THE_LEFT))
+    yield "on keys further right", NO_LETTER.sub("", upper.translate(TO_THE_RIGHT))
+    yield "upside down", letters.translate(str.maketrans("BQDPNUMW", "QBPDUNWM"))
+    yield "in ROT47", NO_LETTER.sub("", upper.translate(ROT47).upper())
+    yield "in ROT47", NO_LETTER.sub("", upper.lower().translate(ROT47).upper())
+
+
+def moved(letter: str, steps: int) -> str:
+    """The letter `steps` places further on in the alphabet, where A follows Z."""
+    return ascii_uppercase[(ascii_uppercase.index(letter) + steps) % 26]
+
+
+def is_hidden_in(code: str, word: str) -> bool:
+    """Whether the letters of `code` stand in `word` in order, with others between them."""
+    start = 0
+    for letter in code:
+        start = word.find(letter, start) + 1
+        if start == 0:
+            return False
+    return True
+
+
+# -- pieces --
+
+DOUBLE_U = re.compile(r"DOUBLE\W(?=(?:U|YOU)\b)")
+
+
+def in_pieces(code: str, plain: str) -> str:
+    """How words of `plain`, each a piece or the name of a letter, make up the code."""
+    words = WORD.findall(APOSTROPHES.sub("", plain.upper()))
+    pieces = [SPOKEN.get(word, word) for word in words]
+    backwards = code[::-1]
+    if consists_of(code, pieces):
+        return "in pieces"
+    if consists_of(backwards, pieces) or consists_of(code, pieces[::-1]):
+        return "in pieces, backwards"
+    if in_few_pieces(code, pieces) or in_few_pieces(backwards, pieces):
+        return "in pieces"
+    single = "".join(piece for piece in pieces if len(piece) == 1 and piece in code)
+    if len(single) <= MAX_SINGLE and is_hidden_in(code, single):
+        return "in single letters"
+    names = DOUBLE_U.sub("DOUBLE", plain.upper())
+    letters = [
+        NAMED_LETTERS.get(word, word) for word in WORD.findall(names) if word not in ("AND", "THEN")
+    ]
+    if consists_of(code, letters, max_gap=2) or consists_of(backwards, letters, max_gap=2):
+        return "in names of letters"
+    return ""
+
+
+def consists_of(target: str, pieces: list[str], max_gap: int = MAX_GAP) -> bool:
+    """Whether some pieces make up `target`, in order and each at most `max_gap` after the last."""
+    last = {}  # number of letters made up -> where their last piece stands; the latest is the best
+    for i, piece in enumerate(pieces):
+        if len(piece) <= len(target):
+            for at in sorted(last, reverse=True):
+                if target.startswith(piece, at) and i - last[at] <= max_gap:
+                    last[at + len(piece)] = i
+            if target.startswith(piece):
+                last[len(piece)] = i
+    return len(target) in last
+
+
+def in_few_pieces(code: str, pieces: list[str]) -> bool:
+    """Whether two pieces in any order, or three in order, however far apart, make up `code`."""
+    whole = set(pieces)
+    for cut in range(1, len(code)):
+        if {code[:cut], code[cut:]} <= whole:
+            return True
+    for first, second in itertools.combinations(range(1, len(code)), 2):
+        parts = [code[:first], code[first:second], code[second:]]
+        if set(parts) <= whole and consists_of(
+            code, [p for p in pieces if p in parts], len(pieces)
+        ):
+            return True
+    return False
+
+
+# -- numbers --
+
+FIGURES = re.compile(r"\d+")
+TWO_FIGURES = re.compile(r"\d\d")
+HEX_PAIRS = re.compile(r"(?:0x|\\[xu]|u\+|%|&#x)?(?:00)?([4-7][0-9a-f])")
+LONE_HEX_PAIRS = re.compile(r"\b(?:0x)?([0-9a-f]{2})\b")
+BITS = re.compile(r"[01]{5,}")
+SEPARATOR = re.compile(r"(?<=\d)[,' _](?=\d{3})")
+HYPHEN = re.compile(r"\bTWENTY\W(?=[A-Z])")
+DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{32,128}(?![0-9a-f])")
+MAX_POSITION_DIGITS = 3  # longer numbers are no letters
+
+
+def in_numbers(code: str, plain: str) -> str:
+    """How numbers in `plain` are the letters of the code, or the code as one number."""
+    upper = plain.upper()
+    targets = ciphers(code)
+    for how, numbers in number_readings(upper):
+        # Six numbers that go up and down as the code does: where counting begins is left open.
+        letters = "".join(
+            " " if number is None else ascii_uppercase[number % 26] for number in numbers
+        )
+        for i in range(len(letters) - 5):
+            if letters[i : i + 6] in targets:
+                return how
+    pairs = HEX_PAIRS.findall(plain.lower())
+    characters = "".join(chr(int(pair, 16)).upper() for pair in pairs)
+    if code in characters or code[::-1] in characters:
+        return "in hexadecimal"
+    figures = set(FIGURES.findall(SEPARATOR.sub("", upper)))
+    if figures & whole_numbers(code):
+        return "as one number"
+    if set(DIGEST.findall(plain.lower())) & digests(code):
+        return "as a hash"
+    return ""
+
+
+@read_once
+def number_readings(upper: str) -> Iterator[tuple[str, list[int | None]]]:
+    """(how, the numbers that a text lists); None stands for one that is too long for a letter"""
+    figures = FIGURES.findall(upper)
+    numbers = [int(digits) if len(digits) <= MAX_POSITION_DIGITS else None for digits in figures]
+    yield "in numbers", numbers
+    for start in (0, 1):
+        yield "in every other number", numbers[start::2]
+    octal = [digits for digits in figures if 2 <= len(digits) <= 3 and not set(digits) & {"8", "9"}]
+    yield "in octal", [int(digits, 8) for digits in octal]
+    yield "in hexadecimal", [int(pair, 16) for pair in LONE_HEX_PAIRS.findall(upper.lower())]
+    pairs = TWO_FIGURES.findall("".join(digits for digits in figures if len(digits) >= 12))
+    yield "in pairs of digits", [int(pair) for pair in pairs]
+    runs = BITS.findall(upper)
+    yield "in binary", [int(run, 2) if len(run) <= 8 else None for run in runs]
+    for width in (5, 7, 8):
+        bits = "".join(runs)
+        chunks = [bits[i : i + width] for i in range(0, len(bits) - width + 1, width)]
+        yield "in binary", [int(chunk, 2) for chunk in chunks]
+    words = WORD.findall(HYPHEN.sub("TWENTY", upper))
+    yield "in numbers in words", [NUMBER_WORDS[word] for word in words if word in NUMBER_WORDS]
+    yield "in Roman numbers", [ROMAN[word] for word in words if word in ROMAN]
+
+
+def whole_numbers(code: str) -> set[str]:
+    """The code as one number, in the ways that somebody may count it."""
+    places = [ascii_uppercase.index(letter) for letter in code]
+    found = {
+        "".join(str(place + 1) for place in places),
+        "".join(str(ord(letter)) for letter in code),
+    }
+    for text in (code, code[::-1]):
+        found.add(str(int(text, 36)))
+        found |= {str(int.from_bytes(form.encode())) for form in (text, text.lower())}
+        for first in (0, 1):
+            total = 0
+            for letter in text:
+                total = 26 * total + ascii_uppercase.index(letter) + first
+            found.add(str(total))
+    return found
+
+
+def digests(code: str) -> set[str]:
+    """Hashes of the code; six letters are found from them in seconds."""
+    names = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
+    forms = (code.encode(), code.lower().encode())
+    return {hashlib.new(name, form).hexdigest() for name in names for form in forms}
+
+
+def in_invisible_signs(code: str, text: str) -> bool:
+    """Whether the invisible signs of a text, of which there are two kinds, are the code in bits."""
+    signs = "".join(INVISIBLE.findall(text))
+    kinds = sorted(set(signs))
+    if len(kinds) != 2:
+        return False
+    bits = signs.translate(str.maketrans("".join(kinds), "01"))
+    turned = bits.translate(str.maketrans("01", "10"))
+    return any(in_numbers(code, way) for way in (bits, turned))
+
+
+# -- signs --
+
+DASHES = str.maketrans(dict.fromkeys("–—−‒_", "-") | dict.fromkeys("·•∙●*", "."))
+MORSE_WORDS = (  # a letter's words are joined by hyphens, or by spaces
+    re.compile(r"\b(?:(DOT|DIT|DI)|(DASH|DAH))\b-?"),
+    re.compile(r"\b(?:(DOT|DIT|DI)|(DASH|DAH))\b(?: (?=(?:DOT|DIT|DI|DASH|DAH)\b))?"),
+)
+MORSE_TOKEN = re.compile(r"(?<![.-])[.-]{1,4}(?![.-])")
+MORSE_RUN = re.compile(r"[.-]{10,}")
+KEYS = re.compile(r"(?<!\d)([2-9])(\1{0,3})(?!\d)")
+SQUARE = re.compile(r"[1-5][1-5]")
+SQUARE_TOKEN = re.compile(r"(?<!\d)(?:[1-5][ ,-]?[1-5])(?!\d)|(?<!\d)(?:[1-5][1-5]){6,}(?!\d)")
+TWO_SIGNS = re.compile(r"\b[AB]{5,}\b")
+
+
+def in_signs(code: str, plain: str) -> str:
+    """How signs in `plain` that are neither letters nor their numbers spell the code."""
+    for how, reading in sign_readings(plain.upper()):
+        merged = {
+            code,
+            code.replace("J", "I"),
+            code.replace("K", "C"),
+            code.replace("J", "I").replace("V", "U"),
+        }
+        if any(target in reading or target[::-1] in reading for target in merged):
+            return how
+    signs = {letter: sign for sign, letter in MORSE.items()}
+    unspaced = "".join(signs[letter] for letter in code)
+    if any(unspaced in run for run in MORSE_RUN.findall(plain.translate(DASHES))):
+        return "in Morse"
+    return ""
+
+
+@read_once
+def sign_readings(upper: str) -> Iterator[tuple[str, str]]:
+    """(how, the letters that the signs of a text stand for)"""
+    signs = upper.translate(DASHES)
+    said = [pattern.sub(lambda match: "." if match[1] else "-", upper) for pattern in MORSE_WORDS]
+    for text in (signs, *said):
+        yield "in Morse", "".join(MORSE.get(token, " ") for token in MORSE_TOKEN.findall(text))
+    taps = [(KEYPAD[int(digit) - 2], len(more)) for digit, more in KEYS.findall(upper)]
+    yield (
+        "on telephone keys",
+        "".join(letters[i] if i < len(letters) else " " for letters, i in taps),
+    )
+    cells = SQUARE.findall(
+        "".join(NO_FIGURE.sub("", token) for token in SQUARE_TOKEN.findall(upper))
+    )
+    for square in (POLYBIUS, TAP_CODE):
+        yield "in a square", "".join(square[5 * int(cell[0]) + int(cell[1]) - 6] for cell in cells)
+        yield "in a square", "".join(square[5 * int(cell[1]) + int(cell[0]) - 6] for cell in cells)
+    bits = "".join(TWO_SIGNS.findall(upper)).translate(str.maketrans("AB", "01"))
+    fives = [int(bits[i : i + 5], 2) for i in range(0, len(bits) - 4, 5)]
+    for alphabet in (ascii_uppercase, BACON):
+        yield "in Bacon's cipher", "".join(alphabet[n] if n < len(alphabet) else " " for n in fives)
+
+
+NO_FIGURE = re.compile(r"\D+")
+
+# -- ciphers --
+
+SEGMENT_END = re.compile(r"[.,:;!?=\n\"“”'‘’`()\[\]{}<>*|]+")
+SPELT_OUT = re.compile(r"(?<![A-Z])[A-Z](?:[^A-Z\d]{1,3}[A-Z](?![A-Z]))+")
+CHUNK = re.compile(r"\S+")
+
+
+@functools.lru_cache(maxsize=32)
+def ciphers(code: str) -> frozenset[str]:
+    """The code under every shift of the alphabet and of its mirror image (Caesar, Atbash).
+
+    Each is there forwards and backwards.
+    """
+    places = [ascii_uppercase.index(letter) for letter in code]
+    found = set()
+    for turn in (1, -1):
+        for shift in range(26):
+            moved_code = "".join(ascii_uppercase[(turn * place + shift) % 26] for place in places)
+            found |= {moved_code, moved_code[::-1]}
+    for step in (1, -1):  # every letter one step further than the letter before
+        for first in (0, 1):
+            steps = [place + step * (i + first) for i, place in enumerate(places)]
+            found.add("".join(ascii_uppercase[place % 26] for place in steps))
+    return frozenset(found)
+
+
+def shuffles(code: str) -> set[str]:
+    """The code rotated, with neighbours swapped, by odd and even letters, with halves reversed."""
+    found = {code[i:] + code[:i] for i in range(len(code))}
+    found |= {code[1] + code[0] + code[3] + code[2] + code[5] + code[4]}
+    found |= {code[::2] + code[1::2], code[1::2] + code[::2], code[:3][::-1] + code[3:][::-1]}
+    return found
+
+
+def in_ciphers(code: str, plain: str) -> str:
+    """How letters that stand alone in `plain` are the code: in a cipher, shuffled, or almost."""
+    alone, strange = standing_alone(plain)
+    if alone & ciphers(code):
+        return "in a cipher that moves the alphabet"
+    if alone & shuffles(code):
+        return "shuffled"
+    # The rest is so near to many words that it counts only in what is not like a word.
+    for letters in strange:
+        if sorted(letters) == sorted(code):
+            return "as an anagram"
+        if is_almost(code, letters) or is_almost(code, letters[::-1]):
+            return "but for one letter"
+    return ""
+
+
+@functools.lru_cache(maxsize=32)
+def standing_alone(plain: str) -> tuple[frozenset[str], frozenset[str]]:
+    """(six letters that stand alone, five or six of them that are not like a word), in capitals."""
+    upper = plain.upper()
+    words = WORD.findall(upper)
+    spelt = [NO_LETTER.sub("", run) for run in SPELT_OUT.findall(upper)]
+    segments = [NO_LETTER.sub("", segment) for segment in SEGMENT_END.split(upper)]
+    chunks = [NO_LETTER.sub("", chunk) for chunk in CHUNK.findall(upper)]
+    alone = {letters for letters in (*words, *spelt, *segments, *chunks) if len(letters) == 6}
+    alone |= set(joined(standing_out(plain), 6))
+    short = {letters for letters in (*words, *spelt, *chunks) if 5 <= len(letters) <= 6}
+    return frozenset(alone), frozenset(letters for letters in short if not like_a_word(letters))
+
+
+def standing_out(plain: str) -> list[str]:
+    """The words of a text that are written in capitals or hold no vowel, in order, in capitals."""
+    return [
+        word.upper()
+        for word in WORD.findall(plain)
+        if word.isupper() or not set(word.upper()) & set("AEIOUY")
+    ]
+
+
+def joined(pieces: list[str], length: int) -> Iterator[str]:
+    """Every run of neighbouring pieces that has `length` letters."""
+    for start in range(len(pieces)):
+        run = ""
+        for piece in pieces[start : start + length]:
+            run += piece
+            if len(run) >= length:
+                break
+        if len(run) == length:
+            yield run
+
+
+def is_almost(code: str, letters: str) -> bool:
+    """Whether `letters` is `code` with one letter left out or replaced."""
+    if len(letters) == len(code):
+        return sum(a != b for a, b in zip(code, letters, strict=True)) <= 1
+    return len(letters) == len(code) - 1 and any(
+        letters == code[:i] + code[i + 1 :] for i in range(len(code))
+    )
+
+
+# -- encodings --
+
+BASE64_RUN = re.compile(r"[A-Za-z0-9+/_-]{8,}")
+BASE32_RUN = re.compile(r"[A-Z2-7]{10,}")
+BASE85_RUN = re.compile(r"[!-~]{7,}")
+READABLE = re.compile(r"[\n -~]{6,}")
+
+
+@read_once
+def decodings(text: str) -> Iterator[tuple[str, str]]:
+    """(encoding, hidden text) for each encoding: the readable parts of all runs that may be in it.
+
+    A hidden text is shorter than the text that hides it, and `disguise_of` goes two layers deep, so
+    the length of the text bounds the work.
+    """
+    for encoding, decoder, runs in (
+        ("in base64", from_base64, BASE64_RUN.findall(text)),
+        ("in base32", from_base32, BASE32_RUN.findall(text.upper())),
+        ("in base85", base64.b85decode, BASE85_RUN.findall(text)),
+        ("in Ascii85", from_ascii85, BASE85_RUN.findall(text)),
+    ):
+        hidden = []
+        for run in dict.fromkeys([*runs, *(run.strip("\"'`()[]<>~.,:;!?") for run in runs)]):
+            try:
+                hidden += READABLE.findall(decoder(run).decode("latin-1"))
+            except ValueError:  # not in this encoding
+                continue
+        if hidden:
+            yield encoding, "\n".join(hidden)
+
+
+def from_ascii85(run: str) -> bytes:
+    return base64.a85decode(run.removeprefix("<~").partition("~>")[0])
+
+
+def from_base64(run: str) -> bytes:
+    run = run.replace("-", "+").replace("_", "/")
+    usable = len(run) - (len(run) % 4 == 1)
+    return base64.b64decode(run[:usable] + "=" * (-usable % 4))
+
+
+def from_base32(run: str) -> bytes:
+    usable = next(n for n in range(len(run), 0, -1) if n % 8 in (0, 2, 4, 5, 7))
+    return base64.b32decode(run[:usable] + "=" * (-usable % 8))
