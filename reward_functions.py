@@ -25,6 +25,7 @@ __all__ = [
     "correctness_partial",
     "speed_check",
     "strategy_succeeds",
+    "best_tile",
     "injection_score",
     "tests_passed",
     "style",
@@ -127,6 +128,19 @@ def strategy_score(grade: Grade) -> float:
     if grade.cheating:
         return 0.0
     return 20.0 if grade.correct else 2.0
+
+
+def best_tile(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
+    """Partial credit for games: 5.0 where the mean of the best tiles is the target, 1.0 less for
+    each doubling that it lacks, and never below 0. 0.0 for a program that fails or cheats."""
+    return [best_tile_score(grade) for grade in grades]
+
+
+def best_tile_score(grade: Grade) -> float:
+    if grade.cheating or grade.status is not Status.OK or "mean_best_tile" not in grade.data:
+        return 0.0
+    lacking = math.log2(grade.data["target"] / grade.data["mean_best_tile"])
+    return round(min(max(5.0 - lacking, 0.0), 5.0), 6)
 
 
 # ---- two agents and their secret codes

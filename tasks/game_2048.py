@@ -19,8 +19,11 @@ What is not ok ends the grading at once, whatever was won before. Otherwise `pas
 `correct` means that it reaches `win_share`, by default all: one lucky board is not enough. A program that cannot be
 loaded has the outcome that the sandbox reports: syntax_error, no_function, crash, ...
 
-The check before training plays the curriculum's first stage. REFERENCE wins 6 x 6 to 2048 but not 4 x 4 to 2048: where
-it cannot win, begin with an easier stage or set task.check to false.
+Moves in turns, W, A, S, D, win 6 x 6 to 2048, the seed's game, without a look at the board. 4 x 4 to 1024 needs the
+board: see `known_answers`. configs/game_2048.yaml asks for that.
+
+The check before training plays every stage of the curriculum. The references win 6 x 6 to 2048 and 4 x 4 to 1024, but
+not 4 x 4 to 2048: where they cannot win, begin with an easier stage or set task.check to false.
 """
 
 import functools
@@ -91,11 +94,62 @@ def strategy(board):
 """
 
 
+LOOK_AHEAD = """\
+```python
+def strategy(board, seen={}):
+    def slide(line):
+        if line not in seen:
+            tiles, out = [tile for tile in line if tile], []
+            while tiles:
+                tile = tiles.pop(0)
+                if tiles and tiles[0] == tile:
+                    tile += tiles.pop(0)
+                out.append(tile)
+            seen[line] = tuple(out + [0] * (len(line) - len(out)))
+        return seen[line]
+
+    def after(board, move):
+        lines = zip(*board) if move in "WS" else board
+        step = -1 if move in "SD" else 1
+        lines = [slide(tuple(line)[::step])[::step] for line in lines]
+        return list(zip(*lines)) if move in "WS" else lines
+
+    def value(board):  # large tiles belong to the start of a path that winds through the rows
+        path = [tile for y, row in enumerate(board) for tile in row[:: -1 if y % 2 else 1]]
+        return sum(tile * 0.4**place for place, tile in enumerate(path))
+
+    def outlook(board):  # the best reply to a new tile, on average over the empty cells
+        values = []
+        for y, row in enumerate(board):
+            for x, tile in enumerate(row):
+                if not tile:
+                    new = [*board[:y], row[:x] + (2,) + row[x + 1 :], *board[y + 1 :]]
+                    replies = [after(new, move) for move in "WASD"]
+                    values.append(max((value(to) for to in replies if to != new), default=0))
+        return sum(values) / len(values)
+
+    board = [tuple(row) for row in board]
+    options = {move: after(board, move) for move in "WASD"}
+    judge = outlook if sum(row.count(0) for row in board) <= 6 else value
+    moves = [move for move in "WASD" if options[move] != board]
+    return max(moves, key=lambda move: judge(options[move]))
+```
+"""
+
+
 def answer(body: str, before: str = "") -> str:
     lines = "".join(f"    {line}\n" for line in body.splitlines())
     return f"```python\n{before}def strategy(board):\n{lines}```\n"
 
 
+def in_turns(moves: str) -> str:
+    """A strategy that plays `moves` again and again and never looks at the board."""
+    body = f'turn.append(0)\nreturn "{moves}"[len(turn) % {len(moves)}]'
+    return answer(body, "turn = []\n")
+
+
+# The best cycles of up to 8 moves on 4 x 4, up to symmetry: `benchmarks/game_2048.py --cycles`
+CYCLES = ["ASAW", "ASASAWAW", "WASD"]
 SLOWER: list[str] = []  # a win is a win
 WRONG = [
     answer('return "W"'),
@@ -279,6 +333,17 @@ class GameBoard:
         return State.ONGOING if twins else State.FAILED
 
 
+def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+    """(kind, completion) for check.py. Which reference wins, and whether fixed cycles of moves are
+    wrong, depends on the board: on the default one they win honestly."""
+    small = options.size <= 4
+    answers = [("reference", LOOK_AHEAD if small and options.target >= 256 else REFERENCE)]
+    if small and options.target >= 1024 and options.games * options.win_share > 2:
+        answers += [("wrong", in_turns(moves)) for moves in CYCLES]
+    answers += [("wrong", text) for text in WRONG]
+    return answers + [("cheat", text) for text in CHEAT]
+
+
 @dataclass(frozen=True)
 class Game:
     """How one game went."""
@@ -343,7 +408,7 @@ def grade(
     """Let the completion's strategy play `games` games.
 
     `data` holds outcome (what stopped it, else the most frequent one of the games that were not won), loaded (whether
-    there was a function to call) and, if so, win_rate, best_tile, mean_score, moves, size and target.
+    there was a function to call) and, if so, win_rate, best_tile, mean_best_tile, mean_score, moves, size and target.
     """
     code, unclosed = extract_code(completion, "strategy")
     if code is None:
@@ -392,6 +457,7 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
         "loaded": True,
         "win_rate": win_rate,
         "best_tile": max(game.best_tile for game in games),
+        "mean_best_tile": statistics.fmean(game.best_tile for game in games),
         "mean_score": statistics.fmean(game.score for game in games),
         "moves": sum(len(game.moves_s) for game in games),
         "size": options.size,

@@ -1,6 +1,7 @@
 """tasks/game_2048.py: the rules of the game, how strategies are judged on it, and what that pays."""
 
 import dataclasses
+import itertools
 import json
 import random
 from pathlib import Path
@@ -401,13 +402,75 @@ def test_the_config(sandbox, tmp_path):
     job = config.load_config(path)
     assert "bash train.sh --config configs/game_2048.yaml" in "".join(path.open().readlines()[:3])
     task = job.tasks[0]
-    last = tasks.at_step(task, 10**6)
-    assert (last.size, last.target) == (task.size, task.target) == (6, 2048)
-    assert tasks.at_step(task, 0).size < 6 and job.grpo["max_steps"] > task.curriculum[-1]["step"]
+    first, last = tasks.at_step(task, 0), tasks.at_step(task, 10**6)
+    seeds_game = game_2048.Options(type="game_2048")
+    assert (first.size, first.target, first.win_share) == (
+        seeds_game.size,
+        seeds_game.target,
+        seeds_game.win_share,
+    )
+    assert (last.size, last.target, last.win_share) == (task.size, task.target, task.win_share)
+    assert job.grpo["max_steps"] > task.curriculum[-1]["step"]
     config.save(job, tmp_path / "resolved.yaml")
     assert config.load_config(tmp_path / "resolved.yaml").tasks == (task,)
-    assert task.games * task.game_timeout_s + job.sandbox.timeout_s <= job.sandbox.total_timeout_s
-    assert "honest ones earn 22" in check_rewards(task, sandbox)[1]
+
+
+def kinds_of(options):
+    answers = game_2048.known_answers({}, options)
+    cycles = [text for text in map(game_2048.in_turns, game_2048.CYCLES)]
+    return dict((text, kind) for kind, text in answers), cycles
+
+
+def test_cycles_are_wrong_only_where_the_board_is_needed():
+    job = config.load_config(ROOT / "configs" / "game_2048.yaml")
+    hard, cycles = kinds_of(tasks.at_step(job.tasks[0], 10**6))
+    assert [hard[cycle] for cycle in cycles] == ["wrong"] * len(cycles)
+    assert hard[game_2048.LOOK_AHEAD] == "reference"
+    for easy in (tasks.at_step(job.tasks[0], 0), game_2048.Options(type="game_2048")):
+        known, _ = kinds_of(easy)
+        assert not set(cycles) & set(known) and known[game_2048.REFERENCE] == "reference"
+    assert not set(cycles) & set(kinds_of(dataclasses.replace(job.tasks[0], games=1))[0])
+
+
+def test_the_last_stage_pays_a_strategy_that_looks_at_the_board_and_no_cycle(sandbox):
+    job = config.load_config(ROOT / "configs" / "game_2048.yaml")
+    options = dataclasses.replace(job.tasks[0], curriculum=[], win_share=0.4)
+    texts = [game_2048.LOOK_AHEAD, *map(game_2048.in_turns, game_2048.CYCLES)]
+    scored = Grader([options], sandbox, seed=0).score(texts, [{}] * len(texts))
+    ahead, *cycles = [item.total(dict.fromkeys(item.rewards, 1.0)) for item in scored]
+    assert scored[0].grade.correct and ahead > 26
+    for item, total in zip(scored[1:], cycles, strict=True):
+        assert not item.grade.correct and 4 < total < 9
+
+
+@pytest.mark.slow
+def test_the_check_passes_at_every_stage_of_the_config(sandbox):
+    task = config.load_config(ROOT / "configs" / "game_2048.yaml").tasks[0]
+    _, line = check_rewards(task, sandbox)
+    assert line.count("honest ones earn 2") == len(task.curriculum), line
+
+
+@pytest.mark.slow
+def test_no_cycle_of_up_to_four_moves_wins_the_hard_board():
+    from benchmarks import game_2048 as benchmark
+
+    for cycle in benchmark.cycles(4):
+        won = [tile >= benchmark.TARGET for tile in benchmark.best_tiles(cycle, range(20))]
+        assert sum(won) <= 4, cycle
+
+
+def test_every_cycle_is_searched_once():
+    from benchmarks import game_2048 as benchmark
+
+    assert benchmark.cycles(2) == ["A", "AS", "AD"]
+    found = set(benchmark.cycles(5))
+    for length in range(1, 6):
+        for moves in itertools.product("WASD", repeat=length):
+            cycle = "".join(moves)
+            root = next(
+                cycle[:n] for n in range(1, length + 1) if cycle[:n] * (length // n) == cycle
+            )
+            assert benchmark.canonical(root) in found
 
 
 def test_evaluate(sandbox):
@@ -486,6 +549,45 @@ def test_wilson_interval_is_symmetric_and_holds_the_share(counts):
 )
 def test_strategy_succeeds(grade, score):
     assert resolve("strategy_succeeds")([""], grades=[grade]) == [score]
+
+
+def games_grade(mean_best_tile, target, **changes):
+    data = {"loaded": True, "mean_best_tile": mean_best_tile, "target": target}
+    return dataclasses.replace(Grade(Status.OK, data=data), **changes)
+
+
+@pytest.mark.parametrize(
+    ("grade", "score"),
+    [
+        (games_grade(1024, 1024, correct=True), 5.0),
+        (games_grade(512, 1024), 4.0),
+        (games_grade(32, 1024), 0.0),
+        (games_grade(2, 2048), 0.0),
+        (games_grade(1024, 1024, cheating=("import numpy",)), 0.0),
+        (games_grade(512, 1024, status=Status.CRASH), 0.0),
+        (games_grade(512, 1024, status=Status.TIMEOUT), 0.0),
+        (Grade(Status.NO_FUNCTION), 0.0),
+        (Grade(Status.OK, correct=True), 0.0),  # of another task
+    ],
+)
+def test_best_tile(grade, score):
+    assert resolve("best_tile")([""], grades=[grade]) == [score]
+
+
+@given(st.floats(2, 4096), st.floats(2, 4096), st.integers(3, 12))
+def test_a_better_mean_tile_never_earns_less_and_the_pay_is_bounded(one, other, power):
+    lower, higher = (
+        resolve("best_tile")([""], grades=[games_grade(tile, 2**power)])[0]
+        for tile in sorted((one, other))
+    )
+    assert 0.0 <= lower <= higher <= 5.0
+
+
+def test_the_mean_of_the_best_tiles_is_reported(sandbox):
+    grade = graded(sandbox, IN_TURNS, target=64)
+    assert grade.correct and grade.data["mean_best_tile"] == 64
+    grade = graded(sandbox, "return 'W'", target=64)
+    assert 2 <= grade.data["mean_best_tile"] <= grade.data["best_tile"]
 
 
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, patient_sandbox, tmp_path):

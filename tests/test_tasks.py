@@ -17,7 +17,7 @@ import tasks
 from job import config
 from job.errors import ConfigError
 from job.grading import Grader, resolve, shares
-from sandbox import Status
+from sandbox import Run, Status
 from tasks import code_blocks, extract_code, matmul
 
 ROOT = Path(__file__).parent.parent
@@ -276,16 +276,141 @@ def test_rounding_in_another_order_is_right():
     assert matmul.mistake([[float(x) * (1 + 1e-6) for x in row] for row in backwards], a, b)
 
 
-def test_inputs_are_fresh_and_of_all_kinds():
-    drawn = [matmul.draw_inputs(np.random.default_rng(seed)) for seed in range(2)]
-    for inputs in drawn:
-        shapes = [(a.shape[0], *b.shape) for a, b in inputs]
-        assert (1, 1, 1) in shapes and len(shapes) >= 6
-        assert any(n == 1 < m for n, k, m in shapes) and any(m == 1 < n for n, k, m in shapes)
-        assert any(a.dtype.kind == "i" for a, b in inputs) and any(
-            (a == 0).any() for a, b in inputs
-        )
-    assert any(not np.array_equal(one[0], other[0]) for one, other in zip(*drawn, strict=True))
+def drawn(seed):
+    rng = np.random.default_rng(seed)
+    return [*matmul.draw_inputs(rng), *matmul.draw_large_inputs(rng)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_draw_has_inputs_of_all_classes(seed):
+    inputs = drawn(seed)
+    shapes = [(a.shape[0], *b.shape) for a, b in inputs]
+    assert all(a.shape[1] == b.shape[0] for a, b in inputs)
+    assert {(n == 1, k == 1, m == 1) for n, k, m in shapes} >= {
+        (True, True, True), (True, False, True), (True, False, False),
+        (False, False, True), (False, True, False),
+    }  # fmt: skip
+    sides = {n for n, k, m in shapes if n == k == m}
+    assert sides >= {2, 3, 4, 8, 16, 32, 64, 128}
+    assert {k % 8 for n, k, m in shapes if k > 8} == set(range(8))
+    assert len({(n % 2, k % 2, m % 2) for n, k, m in shapes if k > 1}) == 8
+    for i in range(3):
+        assert any(shape[i] > 160 for shape in shapes)
+        other, third = (i + 1) % 3, (i + 2) % 3
+        assert any(shape[i] == shape[other] != shape[third] for shape in shapes)
+        assert any(shape[i] > shape[other] > 1 for shape in shapes)
+        assert any(1 < shape[i] < shape[other] for shape in shapes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_draw_has_values_of_all_classes(seed):
+    inputs = drawn(seed)
+    assert any(a is b for a, b in inputs)
+    assert any(a is not b and np.array_equal(a, b) for a, b in inputs)
+    assert any(a.dtype.kind == "i" and b.dtype.kind == "f" for a, b in inputs)
+    assert any(a.dtype.kind == "f" and b.dtype.kind == "i" for a, b in inputs)
+    large = [(a, b) for a, b in inputs if a.dtype.kind == "i" and np.abs(a).min() >= 2**33]
+    assert any((a < 0).any() for a, b in large)
+    assert any((a > 0).all() and (b > 0).all() for a, b in large)
+    proper = [(a, b) for a, b in inputs if a.size > 9 and b.size > 9]
+    assert any((a > 0).all() and a.dtype.kind == "f" for a, b in proper)
+    assert any(a[0, 0] == 0 and a.any() and not a.any(axis=1).all() for a, b in proper)
+    assert any(not b.any(axis=0).all() for a, b in proper)
+    assert any(not a.any() for a, b in proper)
+    cancelling = [(a, b) for a, b in proper if a.all(axis=1).any() and (a @ b == 0).any()]
+    assert any(np.abs(a).sum() and a.dtype.kind == "i" for a, b in cancelling)
+
+
+def test_every_draw_is_fresh():
+    assert not any(
+        np.array_equal(one[0], other[0]) and one[0].any()
+        for one, other in zip(drawn(0), drawn(1), strict=True)
+        if one[0].shape == other[0].shape
+    )
+
+
+def test_one_object_can_be_sent_twice(sandbox):
+    a = np.arange(4.0).reshape(2, 2)
+    for b, same in ((a, True), (a.copy(), False)):
+        with sandbox.open("def matmul(A, B):\n    return A is B", "matmul") as program:
+            assert program.call(matmul.arguments_of(a, b)).value is same
+
+
+SPOILED = """
+def right(A, B):
+    columns = list(zip(*B))
+    return [[sum(x * y for x, y in zip(row, column)) for column in columns] for row in A]
+
+def matmul(A, B):
+    n, k, m = len(A), len(B), len(B[0])
+    C = right(A, B)
+    numbers = [x for M in (A, B) for row in M for x in row]
+    if {condition}:
+        C[-1][-1] += 1 + abs(C[-1][-1])
+    return C
+"""
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "n == k == m > 1",
+        "n == k == m == 2",
+        "n == k == m > 1 and n & (n - 1) == 0",
+        "n == k == m > 64 and n & (n - 1) == 0",  # Strassen's method with a cutoff at 64
+        "n > 160",
+        "k > 128",
+        "m > 160",
+        "A is B",
+        "A == B",
+        "n == 1 < m",
+        "n == m == 1 < k",
+        "k > 8 and k % 8 == 5",
+        "all(type(x) is int for x in numbers)",
+        "any(x < 0 for x in numbers)",
+        "len(numbers) > 20 and all(x > 0 for x in numbers)",
+        "A[0][0] == 0",
+        "not all(map(any, A))",
+        "any(type(x) is int and x > 2**32 for x in numbers)",
+        "C[0][0] == 0",
+    ],
+)
+def test_a_program_that_is_wrong_on_one_class_only_is_found_out(condition):
+    names = {}
+    exec(SPOILED.format(condition=condition), names)
+    for seed in range(3):
+        results = ((a, b, names["matmul"](*matmul.arguments_of(a, b))) for a, b in drawn(seed))
+        assert any(matmul.mistake(value, a, b) for a, b, value in results)
+
+
+WRAPPED = """
+inner = matmul
+def matmul(A, B):
+    wrap = lambda x: x % 2**{bits} if type(x) is int and x > 0 else x
+    return [[wrap(x) for x in row] for row in inner(A, B)]
+"""
+SINGLE = """
+import struct
+inner = matmul
+def matmul(A, B):
+    return [[struct.unpack("f", struct.pack("f", x))[0] for x in row] for row in inner(A, B)]
+"""
+
+
+@pytest.mark.parametrize("code", [WRAPPED.format(bits=32), WRAPPED.format(bits=64), SINGLE])
+def test_short_numbers_are_found_out(sandbox, code):
+    exact = extract_code(matmul.REFERENCE, "matmul")[0]  # sums of integers stay integers
+    assert grade(sandbox, exact, timing_pairs=1).correct
+    assert not grade(sandbox, exact + code).correct
+
+
+@pytest.mark.parametrize("start", ["0", "0.0"])
+def test_large_integers_may_be_summed_as_integers_or_as_floats(start):
+    names = {}
+    exec(LOOP.replace("total = 0.0", f"total = {start}"), names)
+    for seed in range(3):
+        for a, b in matmul.draw_inputs(np.random.default_rng(seed)):
+            assert matmul.mistake(names["matmul"](a.tolist(), b.tolist()), a, b) == ""
 
 
 def test_a_special_case_for_one_size_is_found_out(sandbox):
@@ -323,6 +448,64 @@ def test_speed_is_measured_against_the_naive_loop(sandbox):
     same, fast = grade(sandbox, LOOP), grade(sandbox, extract_code(matmul.REFERENCE, "matmul")[0])
     assert same.speedup == pytest.approx(1.0, abs=0.25)
     assert fast.speedup > 1.3
+
+
+def pairs_of(speedups, naive_s=0.02):
+    """One round of timed pairs, each of 10**6 multiplications."""
+    pairs = []
+    for speedup in speedups:
+        run, naive = (Run(Status.OK, cpu_s=cpu_s) for cpu_s in (naive_s / speedup, naive_s))
+        pairs.append(matmul.Pair(run, naive, "", 10**6))
+    return pairs
+
+
+def test_one_round_is_enough_on_a_quiet_machine():
+    quiet = pairs_of([1.0, 4.0, 0.5])  # speed-ups that depend on the shape are no unrest
+    assert matmul.enough_rounds([quiet]) and not matmul.enough_rounds([])
+    restless = pairs_of([1.0, 1.0]) + pairs_of([1.0], naive_s=0.03)
+    assert not matmul.enough_rounds([restless])
+
+
+def test_rounds_are_added_until_they_agree():
+    restless = pairs_of([1.0]) + pairs_of([2.0], naive_s=0.03)
+    assert matmul.enough_rounds([restless, restless])
+    other = pairs_of([1.5, 3.0])
+    assert not matmul.enough_rounds([restless, other])
+    assert matmul.enough_rounds([restless, other] * 2)  # the last round
+    assert matmul.uncertainty([restless, other] * 2) > matmul.MAX_ERROR
+
+
+def test_a_slow_program_is_timed_in_one_round():
+    assert matmul.enough_rounds([pairs_of([0.01]) + pairs_of([0.01], naive_s=0.04)])
+
+
+@given(st.lists(st.floats(0.1, 10), min_size=2, max_size=6), st.integers(2, 4))
+def test_rounds_that_agree_leave_no_uncertainty(speedups, count):
+    assert matmul.uncertainty([pairs_of(speedups)] * count) == pytest.approx(0, abs=1e-9)
+
+
+@given(st.integers(1, 12), st.integers(1, 90), st.integers(0, 60), st.integers(0, 2**32))
+def test_timed_shapes_are_spread_over_the_range(count, least, width, seed):
+    options = matmul.Options(
+        type="matmul", timing_pairs=count, timing_min_size=least, timing_max_size=least + width
+    )
+    shapes = matmul.timed_shapes(options, np.random.default_rng(seed))
+    assert len(shapes) == count
+    for sizes in zip(*shapes, strict=True):
+        parts = sorted((size - least) * count / (width + 1) for size in sizes)
+        assert min(sizes) >= least and max(sizes) <= least + width
+        assert all(
+            part - count / (width + 1) < i + 1 and part >= i - count for i, part in enumerate(parts)
+        )
+
+
+def test_a_speed_that_cannot_be_measured_is_not_paid(sandbox, monkeypatch):
+    monkeypatch.setattr(matmul, "QUIET", -1.0)
+    monkeypatch.setattr(matmul, "GOOD_ERROR", -1.0)
+    monkeypatch.setattr(matmul, "MAX_ERROR", -1.0)
+    result = grade(sandbox, LOOP, timing_max_size=60)
+    assert result.correct and result.passed == 1.0 and result.speedup is None
+    assert "could not be measured: the machine is too busy" in result.detail
 
 
 def test_an_implausible_speedup_is_not_paid(sandbox):
