@@ -185,7 +185,10 @@ def load_config(
     notices += overruled
 
     # Which keys there are: each task brings its own
+    notices += budgets_of_sandbox(layers[1:])
     task_keys = settle_tasks(layers, mistakes)
+    for name, keys in task_keys.items():
+        notices += budgets_of_task(name, keys)
     tree = make_tree(task_keys)
 
     # Each value into its typed key, later layers over earlier ones
@@ -336,6 +339,47 @@ def move_to(layer: dict[str, Any], path: str, value: Any) -> None:
 
 
 # ---- Which keys there are
+
+
+def budgets_of_sandbox(layers: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Give a wall clock limit that the user's layers set alone its old meaning, in place; yield a
+    notice for each.
+
+    Limits were wall clock once. Such a number becomes the CPU budget, and the wall clock behind it
+    a multiple."""
+    sections = [layer["sandbox"] for layer in layers if isinstance(layer.get("sandbox"), dict)]
+    for wall, cpu in sandbox.CPU_BUDGETS.items():
+        if not any(cpu in section for section in sections):
+            for section in sections:
+                if is_positive(section.get(wall)):
+                    section[cpu] = section[wall]
+                    section[wall] = sandbox.WALL_FACTOR * section[cpu]
+                    yield budget_notice("sandbox", wall, cpu, section[cpu])
+
+
+def budgets_of_task(name: str, keys: dict[str, Any]) -> Iterator[str]:
+    """The same for the keys of one task that has CPU budgets. In a stage of its curriculum they
+    stay wall clock."""
+    for wall, cpu in getattr(tasks.load(keys["type"]), "CPU_BUDGETS", {}).items():
+        if is_positive(keys.get(wall)) and cpu not in keys:
+            keys[cpu] = keys[wall]
+            keys[wall] = sandbox.WALL_FACTOR * keys[cpu]
+            yield budget_notice(name, wall, cpu, keys[cpu])
+        stages = keys.get("curriculum")
+        for i, stage in enumerate(stages if isinstance(stages, list) else []):
+            if isinstance(stage, dict) and wall in stage:
+                yield f"{name}.curriculum[{i}].{wall} is wall clock; the CPU budget {cpu} is that of all stages"
+
+
+def is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
+
+
+def budget_notice(section: str, wall: str, cpu: str, seconds: float) -> str:
+    return (
+        f"{section}.{wall}: {seconds:g} alone is taken for {section}.{cpu}, the CPU budget; the wall clock behind it is "
+        f"{sandbox.WALL_FACTOR:g} times that"
+    )
 
 
 def settle_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,9 @@ verifier     compares answers by value, in processes that can be killed
 """
 
 from sandbox.sandbox import (
+    CPU_BUDGETS,
     LAYERS,
+    WALL_FACTOR,
     Limits,
     Processors,
     Program,
@@ -19,6 +21,7 @@ from sandbox.sandbox import (
 )
 
 __all__ = [
+    "CPU_BUDGETS",
     "LAYERS",
     "Limits",
     "Processors",
@@ -27,5 +30,6 @@ __all__ = [
     "Sandbox",
     "SandboxError",
     "Status",
+    "WALL_FACTOR",
     "default_workers",
 ]

@@ -1,38 +1,48 @@
-"""Runs model-written code in locked-down child processes; returns values and timings, never a verdict.
+"""Runs model-written code in locked-down child processes; returns values and timings, never a
+verdict.
 
     with Sandbox(workers=2) as sandbox, sandbox.open(code, "matmul") as program:
         run = program.call([A, B])
-
-This file is the trainer's side. `jail.py` is the far side: the fork servers (`python -I -S`, no environment,
-nothing of the trainer in them), the policy table, the lock, and the loop that runs in each child. One file
-per side shows at a glance which code is still believed. Both need the standard library only.
+ This file is the trainer's side. `jail.py` is the far side: the fork servers (`python -I -S`, no
+environment, nothing of the trainer in them), the policy table, the lock, and the loop that runs in
+each child. One file per side shows at a glance which code is still believed. Both need the standard
+library only.
 
 Covered
-- Each `open` forks one child of a clean server. Before it reads any code it takes a session of its own, a
-  parent-death signal and rlimits (CPU, address space, stack, no file growth, no core, one descriptor, no
-  processes); becomes undumpable; gives up all capabilities and new privileges; handles every Landlock right
-  and allows none; and keeps 21 system calls: no open, exec, clone, kill, socket or executable memory. Its
-  only descriptor is the socket to the trainer; environment and working directory are empty, the latter is
-  already deleted (or / where there is no writable place; no path can be reached either way).
-- Inputs travel as copies; expected values never do. Replies are plain data, parsed here in linear time under
-  caps of size, depth and integer length. A reply that comes before its request ends the program.
-- One deadline for a whole exchange; at it the child is SIGKILLed, and it is gone when `close` returns.
-- CPU time is the kernel's, read from outside (0 where it refuses); `idle_cpu_s` shows work between calls.
-- Children die with their server, servers with the trainer (end of file, or a changed parent within 1 s).
-  A dead server is started again; the program that it took along answers DIED.
+- Each `open` forks one child of a clean server. Before it reads any code it takes a session of its
+  own, a parent-death signal and rlimits (CPU, address space, stack, no file growth, no core, one
+  descriptor, no processes); becomes undumpable; gives up all capabilities and new privileges;
+  handles every Landlock right and allows none; and keeps 21 system calls: no open, exec, clone,
+  kill, socket or executable memory. Its only descriptor is the socket to the trainer; environment
+  and working directory are empty, the latter is already deleted (or / where there is no writable
+  place; no path can be reached either way).
+- Inputs travel as copies; expected values never do. Replies are plain data, parsed here in linear
+  time under caps of size, depth and integer length. A reply that comes before its request ends the
+  program.
+- Budgets are CPU time by the kernel's clock, read from outside, so a busy machine does not change
+  what a program may do. A wall clock stands behind them for programs that sleep or wait, and where
+  the kernel refuses the clock (which then shows 0). Both hold for a whole exchange. At either the
+  child is SIGKILLed, and it is gone when `close` returns. `idle_cpu_s` shows work between calls.
+- Findings arrive before the program's next instruction, and a program has nothing that could take
+  them back. It can forge some, against itself.
+- Children die with their server, servers with the trainer (end of file, or a changed parent within
+  1 s). A dead server is started again; the program that it took along answers DIED.
 
 Not covered
 - Holes of the kernel in the calls that are left; side channels of shared hardware (timing, caches).
-- A program may use its CPU and memory limits in full: `workers` times `memory_mb` should fit the machine.
-  Memory is limited as address space; page tables and socket buffers come on top.
-- Findings are words about what was attempted, for a penalty; containment does not rest on them. An attack
-  that computes its names at run time may fail without being named.
-- Inside its process a program can forge any result that it could have returned, and remember its inputs: ask
-  with fresh inputs and judge every value here. A result may hold NaN, inf and integers of 4300 digits.
-- `random` starts from the same seed in every child; the order of sets of strings differs between servers.
-
-Where a layer cannot be had (`Sandbox.missing` says why), the others still hold; seccomp is the floor and is
-required by default.
+- A program may use its CPU and memory limits in full: `workers` times `memory_mb` should fit the
+  machine. Memory is limited as address space; page tables and socket buffers come on top.
+- Findings are words about what was attempted, for a penalty; containment does not rest on them. An
+  attack that computes its names at run time may fail without being named. One that gets hold of
+  ctypes by such names and writes into its own memory could silence later findings, not those
+  before.
+- Inside its process a program can forge any result that it could have returned, and remember its
+  inputs: ask with fresh inputs and judge every value here. A result may hold NaN, inf and integers
+  of 4300 digits.
+- `random` starts from the same seed in every child; the order of sets of strings differs between
+  servers.
+ Where a layer cannot be had (`Sandbox.missing` says why), the others still hold; seccomp is the
+floor and is required by default.
 """
 
 import fcntl
@@ -57,7 +67,7 @@ from enum import StrEnum
 from itertools import accumulate, cycle
 from pathlib import Path
 
-from sandbox.jail import HEADER, LENGTH, MAX_DEPTH, MAX_TEXT, READY
+from sandbox.jail import FINDING, HEADER, LENGTH, MAX_DEPTH, MAX_FINDINGS, MAX_TEXT, READY
 
 JAIL = Path(__file__).with_name("jail.py")
 LAYERS = [
@@ -73,10 +83,17 @@ LAYERS = [
 START_TIMEOUT_S = 60.0  # a fork server imports 50 modules; a busy machine may need long
 SERVER_TIMEOUT_S = 30.0  # for a fork, or for the end of a killed child
 MAX_INT_DIGITS = 4300  # Python's own default for text to int
+WALL_FACTOR = 6.0  # a wall clock backstop, as a multiple of the CPU budget that it stands behind
+CPU_BUDGETS = {
+    "timeout_s": "call_cpu_s",
+    "total_timeout_s": "cpu_s",
+}  # wall clock: the budget before it
+LEAST_WAIT_S = 0.002  # between two looks at a child's CPU clock
 
 
 class SandboxError(RuntimeError):
-    """Our fault, never the completion's: a fork server cannot be started, or a required layer is missing."""
+    """Our fault, never the completion's: a fork server cannot be started, or a required layer is
+    missing."""
 
 
 class Status(StrEnum):
@@ -86,7 +103,7 @@ class Status(StrEnum):
     SYNTAX_ERROR = "syntax_error"  # cannot be parsed
     NO_FUNCTION = "no_function"  # loaded, but the entry point is not there
     CRASH = "crash"  # raised
-    TIMEOUT = "timeout"  # wall clock or CPU limit
+    TIMEOUT = "timeout"  # a CPU budget, or the wall clock behind it; the error says which
     MEMORY = "memory"  # MemoryError
     BAD_RESULT = "bad_result"  # not plain data, too large, too deep, or a forged reply
     DIED = "died"  # the process ended: os._exit, a fatal signal, a forbidden call
@@ -106,9 +123,12 @@ REPORTABLE = frozenset(Status) - {
 class Limits:
     """What one completion may use."""
 
-    timeout_s: float = 5.0  # wall clock: for loading, and for each call
-    total_timeout_s: float = 20.0  # wall clock: for loading and all calls of one program together
-    cpu_s: float = 60.0  # CPU over the whole life of a program, rounded up to seconds
+    call_cpu_s: float = 5.0  # CPU: for loading, and for each call
+    cpu_s: float = 20.0  # CPU: over the whole life of a program
+    timeout_s: float = (
+        30.0  # wall clock, for programs that sleep or wait: for loading, and for each call
+    )
+    total_timeout_s: float = 120.0  # wall clock: for loading and all calls of one program together
     memory_mb: int = 512  # address space beyond that of the bare interpreter
     result_kb: int = 2048  # one reply
 
@@ -120,8 +140,8 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One call. `value` is plain data, and None unless `status` is OK; tuples arrive as lists. An OK run has an
-    `error` only if the program changed its arguments, which are copies."""
+    """One call. `value` is plain data, and None unless `status` is OK; tuples arrive as lists. An
+    OK run has an `error` only if the program changed its arguments, which are copies."""
 
     status: Status
     value: object = None
@@ -134,7 +154,8 @@ class Run:
 
 
 def clean(text: str, limit: int = MAX_TEXT) -> str:
-    """`text` without control, escape, bidi and surrogate characters, capped at `limit` characters."""
+    """`text` without control, escape, bidi and surrogate characters, capped at `limit`
+    characters."""
     return "".join(
         c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text[:limit]
     )
@@ -166,14 +187,12 @@ def parse_json(data: bytes):
     return json.loads(data.decode(), parse_int=_parse_int)
 
 
-def parse_reply(text: bytes, raw: bytes) -> tuple[Status, str, list[str], object]:
-    """(status, error, findings, value) of one reply: a JSON list of these four, whose value is the number of
+def parse_reply(text: bytes, raw: bytes) -> tuple[Status, str, object]:
+    """(status, error, value) of one reply: a JSON list of these three, whose value is the number of
     columns when a float64 matrix follows in `raw`. Raises ValueError for anything else."""
     match parse_json(text):
-        case [str(status), str(error), list(findings), value] if status in REPORTABLE:
-            if not all(type(finding) is str for finding in findings):
-                raise ValueError("findings are not text")
-            findings = [clean(finding, 200) for finding in findings[:32]]
+        case [str(status), str(error), value] if status in REPORTABLE:
+            pass
         case _:
             raise ValueError("reply of an unknown form")
     if raw:
@@ -181,11 +200,27 @@ def parse_reply(text: bytes, raw: bytes) -> tuple[Status, str, list[str], object
             raise ValueError("matrix of an impossible shape")
         numbers = array("d", raw).tolist()
         value = [numbers[i : i + value] for i in range(0, len(numbers), value)]
-    return Status(status), clean(error), findings, value if status == Status.OK else None
+    return Status(status), clean(error), value if status == Status.OK else None
+
+
+class _Stopped(Exception):
+    """A limit was reached; the text says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Deadline:
+    """When an exchange with a child is stopped: by its CPU clock, or by the wall clock behind
+    it."""
+
+    wall_s: float  # by time.monotonic
+    cpu_ns: float  # by the child's clock
+    wall_text: str
+    cpu_text: str
 
 
 class _Server:
-    """One fork server. Its children are reaped only when asked for, so a pid stays theirs until then."""
+    """One fork server. Its children are reaped only when asked for, so a pid stays theirs until
+    then."""
 
     def __init__(self):
         self.lock = threading.Lock()
@@ -195,7 +230,8 @@ class _Server:
         self.report: dict[str, str] = {}
 
     def start(self):
-        """Start the process and learn which layers hold: report is {layer: "" or why it does not}."""
+        """Start the process and learn which layers hold: report is {layer: "" or why it does
+        not}."""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.generation += 1
         with theirs:
@@ -231,8 +267,8 @@ class _Server:
         return json.loads(data)
 
     def _ask(self, request: dict, descriptors=()):
-        """The server's answer. Raises OSError when the server is dead. Whatever is raised, it is stopped,
-        because an answer left unread would be taken for the next one."""
+        """The server's answer. Raises OSError when the server is dead. Whatever is raised, it is
+        stopped, because an answer left unread would be taken for the next one."""
         try:
             self.control.settimeout(SERVER_TIMEOUT_S)
             socket.send_fds(self.control, [json.dumps(request).encode()], descriptors)
@@ -242,7 +278,8 @@ class _Server:
             raise
 
     def fork(self, limits: dict, descriptor: int) -> tuple[int, int]:
-        """(pid, generation) of a new child that holds `descriptor`. A dead server is replaced once."""
+        """(pid, generation) of a new child that holds `descriptor`. A dead server is replaced
+        once."""
         with self.lock:
             for _ in range(2):
                 if self.closed:
@@ -279,13 +316,16 @@ class _Server:
 class Program:
     """One loaded completion in its own process. Use it from one thread, and close it.
 
-    `status` and `error` tell how loading ended, `findings` what the policy noticed, in words (a call may add
-    to them); `pid` is the child's.
+    `status` and `error` tell how loading ended, `findings` what the policy noticed, in words (a
+    call may add to them); `pid` is the child's.
     """
 
-    def __init__(self, server: _Server, limits: Limits, code: str, entry_point: str):
+    def __init__(
+        self, server: _Server, limits: Limits, code: str, entry_point: str, plain_subclasses: bool
+    ):
         self._server, self._limits, self._ended, self._open = server, limits, None, True
-        server_limits = {"cpu_s": max(1, math.ceil(limits.cpu_s)), "memory_mb": limits.memory_mb}
+        # the kernel's own limit stands behind ours, which looks at the clock only now and then
+        server_limits = {"cpu_s": math.ceil(limits.cpu_s) + 1, "memory_mb": limits.memory_mb}
         self._left_s = limits.total_timeout_s
         self._socket, theirs = socket.socketpair()
         try:
@@ -304,7 +344,7 @@ class Program:
         self.findings: tuple[str, ...] = ()
         try:
             self._await_lock()
-            run = self._exchange((code, entry_point), limits.timeout_s)
+            run = self._exchange((code, entry_point, plain_subclasses))
         except BaseException:
             self.close()
             raise
@@ -316,19 +356,21 @@ class Program:
     def __exit__(self, *_):
         self.close()
 
-    def call(self, args: list, timeout_s: float | None = None) -> Run:
-        """Call the entry point with plain data. Raises ValueError when `args` are not plain. A program that
-        failed to load, or ended in an earlier call, answers with that status."""
+    def call(self, args: list, timeout_s: float | None = None, cpu_s: float | None = None) -> Run:
+        """Call the entry point with plain data. `cpu_s` and `timeout_s` replace the limits of a
+        call, in CPU and wall clock seconds. Raises ValueError when `args` are not plain. A program
+        that failed to load, or ended in an earlier call, answers with that status."""
         if self.status != Status.OK:
             return Run(self.status, error=self.error)
-        return self._exchange(args, self._limits.timeout_s if timeout_s is None else timeout_s)
+        return self._exchange(args, timeout_s, cpu_s)
 
     def cpu_s(self) -> float:
         """CPU seconds of the child since it was forked, by the kernel's clock."""
         return self._read_clock() / 1e9
 
     def pin(self, cpu: int) -> bool:
-        """Bind the child to one processor; False where the kernel refuses, or the child has ended."""
+        """Bind the child to one processor; False where the kernel refuses, or the child has
+        ended."""
         with suppress(OSError):
             if self._open:
                 os.sched_setaffinity(self.pid, {cpu})
@@ -346,27 +388,39 @@ class Program:
                 self._cpu_ns = time.clock_gettime_ns(self._clock)
         return self._cpu_ns
 
-    def _exchange(self, request, timeout_s: float) -> Run:
+    def _deadline(self, cpu_ns: int, timeout_s: float | None, cpu_s: float | None) -> _Deadline:
+        """The deadline of an exchange that begins when the child has used `cpu_ns`."""
+        timeout_s = self._limits.timeout_s if timeout_s is None else timeout_s
+        cpu_s = self._limits.call_cpu_s if cpu_s is None else cpu_s
+        wall_text = f"{timeout_s:g} s of wall clock"
+        if timeout_s > self._left_s:
+            timeout_s, wall_text = (
+                self._left_s,
+                f"{self._limits.total_timeout_s:g} s of wall clock in total",
+            )
+        end_ns, cpu_text = cpu_ns + cpu_s * 1e9, f"{cpu_s:g} s of CPU"
+        if end_ns > self._limits.cpu_s * 1e9:
+            end_ns, cpu_text = self._limits.cpu_s * 1e9, f"{self._limits.cpu_s:g} s of CPU in total"
+        return _Deadline(time.monotonic() + timeout_s, end_ns, wall_text, cpu_text)
+
+    def _exchange(self, request, timeout_s: float | None = None, cpu_s: float | None = None) -> Run:
         data = marshal.dumps(request)
         if self._ended:
             return Run(*self._ended)
-        timeout_s = min(timeout_s, self._left_s)
         status, error, value = Status.OK, "", None
         wall, cpu = time.perf_counter(), self._read_clock()
         idle_cpu_s = (cpu - self._idle_since_ns) / 1e9
-        deadline = time.monotonic() + timeout_s
+        deadline = self._deadline(cpu, timeout_s, cpu_s)
         try:
             self._refuse_early_bytes()
-            self._before(deadline).sendall(LENGTH.pack(len(data)) + data)
-            sizes = HEADER.unpack(self._read(HEADER.size, deadline))
-            if sum(sizes) > self._limits.result_kb * 1024:
-                raise ValueError(f"result larger than {self._limits.result_kb} KB")
-            reply = self._read(sum(sizes), deadline)
+            self._send(LENGTH.pack(len(data)) + data, deadline)
+            reply = self._read_reply(deadline)
             cpu_after, wall_after = self._read_clock(), time.perf_counter()
-            status, error, findings, value = parse_reply(reply[: sizes[0]], reply[sizes[0] :])
-            self.findings += tuple(findings[: 64 - len(self.findings)])
-        except TimeoutError:
-            status, error = Status.TIMEOUT, f"stopped after {timeout_s:g} s"
+            if cpu_after > deadline.cpu_ns:  # before anybody looked
+                raise _Stopped(deadline.cpu_text)
+            status, error, value = parse_reply(*reply)
+        except _Stopped as limit:
+            status, error = Status.TIMEOUT, f"stopped after {limit}"
         except OSError:
             status = Status.DIED
         except (ValueError, RecursionError) as problem:
@@ -406,21 +460,55 @@ class Program:
                 raise ValueError("reply before the request")
             raise ConnectionError
 
-    def _before(self, deadline: float) -> socket.socket:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self._socket.settimeout(left)
-        return self._socket
+    def _send(self, data: bytes, deadline: _Deadline):
+        """Send a request. A child that does not take it is stopped by the wall clock."""
+        self._socket.settimeout(max(deadline.wall_s - time.monotonic(), LEAST_WAIT_S))
+        try:
+            self._socket.sendall(data)
+        except TimeoutError:
+            raise _Stopped(deadline.wall_text) from None
 
-    def _read(self, size: int, deadline: float) -> bytes:
+    def _wait_s(self, deadline: _Deadline) -> float:
+        """How long nobody need look at the child. Raises _Stopped when a limit is reached.
+
+        A child cannot use more CPU than there is time, so its clock is read again once the rest of
+        its budget could be spent. Where the kernel refuses the clock, it stands still, and the wall
+        clock alone counts."""
+        wall_left_s = deadline.wall_s - time.monotonic()
+        cpu_left_s = (deadline.cpu_ns - self._read_clock()) / 1e9
+        if cpu_left_s <= 0:
+            raise _Stopped(deadline.cpu_text)
+        if wall_left_s <= 0:
+            raise _Stopped(deadline.wall_text)
+        return min(wall_left_s, max(cpu_left_s, LEAST_WAIT_S))
+
+    def _read(self, size: int, deadline: _Deadline) -> bytes:
         data = bytearray()
         while len(data) < size:
-            chunk = self._before(deadline).recv(min(size - len(data), 1 << 20))
+            self._socket.settimeout(self._wait_s(deadline))
+            try:
+                chunk = self._socket.recv(min(size - len(data), 1 << 20))
+            except TimeoutError:
+                continue  # to look at the clocks
             if not chunk:
                 raise ConnectionError
             data += chunk
         return bytes(data)
+
+    def _read_reply(self, deadline: _Deadline) -> tuple[bytes, bytes]:
+        """The two parts of the next reply; the findings that come before it are kept."""
+        for _ in range(MAX_FINDINGS + 1):
+            size, raw_size = HEADER.unpack(self._read(HEADER.size, deadline))
+            is_finding = raw_size == FINDING
+            if is_finding:
+                raw_size = 0
+            if size + raw_size > self._limits.result_kb * 1024:
+                raise ValueError(f"result larger than {self._limits.result_kb} KB")
+            data = self._read(size + raw_size, deadline)
+            if not is_finding:
+                return data[:size], data[size:]
+            self.findings += (clean(data.decode(errors="replace"), 200),)
+        raise ValueError("too many findings")
 
     def _end(self) -> int | None:
         """Kill the child, wait for it, and return its exit code."""
@@ -449,7 +537,8 @@ class Program:
 
 
 def cpu_quota() -> int:
-    """CPUs that the container's or job's control group grants, rounded up; very many where it sets no limit."""
+    """CPUs that the container's or job's control group grants, rounded up; very many where it sets
+    no limit."""
     with suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return max(math.ceil(int(quota) / int(period)), 1)
@@ -465,8 +554,9 @@ class Processors:
     """The CPUs of this machine for timings: each is lent to one timing at a time.
 
     Args:
-        first: position of the CPU to lend first, so that processes of a pool begin with different ones.
-        lock_descriptor: a file that the processes of a pool share. Byte n of it is locked while CPU n is lent, because
+        first: position of the CPU to lend first, so that processes of a pool begin with different
+        ones. lock_descriptor: a file that the processes of a pool share. Byte n of it is locked
+        while CPU n is lent, because
             two processes cannot share a queue. None: this process is the only one.
     """
 
@@ -480,7 +570,8 @@ class Processors:
 
     @contextmanager
     def lend(self) -> Iterator[int]:
-        """The number of a CPU that no other timing has meanwhile; timings take turns when there are more of them."""
+        """The number of a CPU that no other timing has meanwhile; timings take turns when there are
+        more of them."""
         cpu = self._idle.get()
         try:
             if self._lock_descriptor is None:
@@ -534,7 +625,8 @@ class Sandbox:
 
     def __str__(self) -> str:
         missing = "; ".join(f"{layer} ({why})" for layer, why in self.missing.items()) or "none"
-        return f"sandbox: {len(self._servers)} servers; layers: {', '.join(self.layers)}; missing: {missing}"
+        layers = ", ".join(self.layers)
+        return f"sandbox: {len(self._servers)} servers; layers: {layers}; missing: {missing}"
 
     def __enter__(self):
         return self
@@ -542,11 +634,21 @@ class Sandbox:
     def __exit__(self, *_):
         self.close()
 
-    def open(self, code: str, entry_point: str, limits: Limits | None = None) -> Program:
-        """Load `code` in a fresh locked child. Raises SandboxError only when no child can be had."""
+    def open(
+        self,
+        code: str,
+        entry_point: str,
+        limits: Limits | None = None,
+        *,
+        plain_subclasses: bool = False,
+    ) -> Program:
+        """Load `code` in a fresh locked child. With `plain_subclasses`, results of subclasses of
+        plain types (an IntEnum member, a NamedTuple, a str that lies about being equal) come back
+        as the plain value that they hold; otherwise they are a BAD_RESULT. Raises SandboxError only
+        when no child can be had."""
         with self._lock:
             server = next(self._turns)
-        return Program(server, limits or self.limits, code, entry_point)
+        return Program(server, limits or self.limits, code, entry_point, plain_subclasses)
 
     def processor(self) -> AbstractContextManager[int]:
         """The number of a CPU for a timing; see Processors.lend."""

@@ -2,13 +2,14 @@
 
     Verifier().agree("1/2", r"\\frac{2}{4} of it")    # True, False, or None where it was stopped
 
-Computer algebra on model-written text can take for ever (9^9^9^9) and cannot be interrupted from a thread. Each
-comparison therefore runs in a worker process under a deadline, kept by the worker itself (SIGALRM ends it, so none
-outlives the trainer) and by the trainer, which starts a new one. Workers have no environment, may write no file and
-may use 2 GB.
+Computer algebra on model-written text can take for ever (9^9^9^9) and cannot be interrupted from a
+thread. Each comparison therefore runs in a worker process under a deadline, kept by the worker
+itself (SIGALRM ends it, so none outlives the trainer) and by the trainer, which starts a new one.
+Workers have no environment, may write no file and may use 2 GB.
 
-Compared by value: integers, decimals, fractions, percentages, expressions, sets, intervals, in plain text or LaTeX;
-yes/no and true/false. An expected answer that is none of these is compared as text, without case and punctuation.
+Compared by value: integers, decimals, fractions, percentages, expressions, sets, intervals, in
+plain text or LaTeX; yes/no and true/false. An expected answer that is none of these is compared as
+text, without case and punctuation.
 """
 
 import atexit
@@ -31,13 +32,24 @@ MEMORY_MB = 2048
 MAX_CHARACTERS = 500  # of a text that is compared
 
 
+def search_path() -> list[str]:
+    """Where this process finds packages: `python -I` would not see those on PYTHONPATH."""
+    return [os.path.abspath(folder) for folder in sys.path]
+
+
 class Worker:
     """The trainer's end of one process."""
 
     def __init__(self, timeout_s: float):
         self.timeout_s = timeout_s
         self.process = subprocess.Popen(
-            [sys.executable, "-I", os.path.abspath(__file__), str(timeout_s)],
+            [
+                sys.executable,
+                "-I",
+                os.path.abspath(__file__),
+                str(timeout_s),
+                json.dumps(search_path()),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -187,7 +199,8 @@ def agree(expected: str, text: str) -> bool:
 
 
 def main(timeout_s: float):
-    """Answer [expected, text] lines with true or false; end by SIGALRM when one takes longer than `timeout_s`."""
+    """Answer [expected, text] lines with true or false; end by SIGALRM when one takes longer than
+    `timeout_s`."""
     import logging
 
     import math_verify  # noqa: F401  before the limits, which the import might not survive
@@ -209,4 +222,5 @@ def main(timeout_s: float):
 
 
 if __name__ == "__main__":
+    sys.path[:] = json.loads(sys.argv[2])
     main(float(sys.argv[1]))

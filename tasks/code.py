@@ -28,7 +28,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from ruff.__main__ import find_ruff_bin
 
 import tasks
 from sandbox import Program, Sandbox, Status, definitions
@@ -147,8 +146,19 @@ def cheating_answers(name: str) -> list[str]:
 WRONG = wrong_answers("sort_numbers")
 CHEAT = cheating_answers("sort_numbers")
 
+
+def find_ruff() -> str | None:
+    """Where ruff is; None if it is not installed."""
+    try:
+        from ruff.__main__ import find_ruff_bin
+
+        return find_ruff_bin()
+    except (ImportError, FileNotFoundError):
+        return None
+
+
 RUFF = (
-    find_ruff_bin()
+    find_ruff()
 )  # once and here: its search through sysconfig fails when two threads begin it together
 RUFF_MAX_CHARACTERS = 200_000  # longer programs get no style and no documentation score
 RUFF_TIMEOUT_S = 10.0
@@ -184,6 +194,12 @@ class Options(SharedOptions):
         if self.show_tests < 0:
             mistakes.append(f"show_tests: must be 0 or more, not {self.show_tests}")
         mistakes += problem_mistakes(self, read_problem)
+        wanted = self.rewards if isinstance(self.rewards, list | Mapping) else REWARDS
+        if RUFF is None and RUFF_REWARDS.intersection(wanted):
+            mistakes.append(
+                f"rewards: {' and '.join(sorted(RUFF_REWARDS))} need ruff, which is not installed: "
+                "pip install -r requirements.txt, or leave them out"
+            )
         if mistakes:
             raise ValueError("; ".join(mistakes))
 
@@ -362,7 +378,7 @@ def grade(
         return Grade(
             Status.NO_FUNCTION, detail=f"no code block defines {name or 'a function'}", data=data
         )
-    with sandbox.open(code, name) as program:
+    with sandbox.open(code, name, plain_subclasses=True) as program:
         graded = replace(try_program(program, tests), code=code, data=data)
         graded = replace(graded, cheating=program.findings)  # findings may come with any call
     if (
@@ -514,8 +530,9 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     wrong, cheats = wrong_answers(name), cheating_answers(name)
     if tests:
         kinds = {"reference": [fenced(table + documented)], "slower": [fenced(table + bare)]}
-    else:  # then only what cannot be read, or what is forbidden, is known to be wrong
+    else:  # then only what cannot be read, or what is forbidden before it is called, is known to be wrong
         kinds = {"unverified": [fenced(documented), fenced(bare)]}
-        wrong, cheats = wrong[-2:], [text for text in cheats if "import" in text]
+        wrong = wrong[-2:]
+        cheats = [text for text in cheats if "import" in text and "import os" not in text]
     kinds |= {"wrong": wrong, "cheat": cheats}
     return [(kind, text) for kind, texts in kinds.items() for text in texts]

@@ -1,29 +1,35 @@
-"""2048: write a strategy that wins the game. It plays several games that it has not seen, one move a call.
-
-The loop of the game stays in the trainer; the strategy runs in the sandbox, one process for all games of a completion,
-and is given a copy of the board for each move, so changing it changes nothing. How a game ends is its Outcome:
+"""2048: write a strategy that wins the game. It plays several games that it has not seen, one move
+a call.
+ The loop of the game stays in the trainer; the strategy runs in the sandbox, one process for all
+games of a completion, and is given a copy of the board for each move, so changing it changes
+nothing. How a game ends is its Outcome:
 
     outcome      status      what happened
     won          ok          the target tile was made
     lost         ok          the board is full and no move changes it
-    stuck        ok          MAX_NO_OPS moves in a row changed nothing; a single one costs nothing and spawns nothing
+    stuck        ok          MAX_NO_OPS moves in a row changed nothing; a single one costs nothing
     lower_case   ok          "w", "a", "s" or "d": a slip of form that loses this game, and no more
     none         bad_result  None instead of a move
     illegal      bad_result  anything else that is not a move: another word, a number, a list
     bad_result   bad_result  a value that is not plain data
-    crash        crash       an exception; memory and died: the process ran out of memory or ended itself
-    timeout      timeout     one move, or all moves of a game, took longer than their budget
-    too_slow     timeout     lost, and at the pace of its median move a win would not fit into a game's budget
+    crash        crash       an exception; memory, died: out of memory, or ended by itself
+    timeout      timeout     one move, or all moves of a game, used up their budget of CPU, or slept
+    too_slow     timeout     lost, and at the pace of its median move a win exceeds a game's budget
 
-What is not ok ends the grading at once, whatever was won before. Otherwise `passed` is the share of games won, and
-`correct` means that it reaches `win_share`, by default all: one lucky board is not enough. A program that cannot be
-loaded has the outcome that the sandbox reports: syntax_error, no_function, crash, ...
+Budgets are CPU seconds of the strategy, so a busy machine does not change an outcome. A wall clock
+backs them up (move_timeout_s, game_timeout_s) for strategies that sleep or wait.
 
-Moves in turns, W, A, S, D, win 6 x 6 to 2048, the seed's game, without a look at the board. 4 x 4 to 1024 needs the
-board: see `known_answers`. configs/game_2048.yaml asks for that.
+What is not ok ends the grading at once, whatever was won before. Otherwise `passed` is the share
+of games won, and `correct` means that it reaches `win_share`, by default all: one lucky board is
+not enough. A program that cannot be loaded has the outcome that the sandbox reports: syntax_error,
+no_function, crash, ...
 
-The check before training plays every stage of the curriculum. The references win 6 x 6 to 2048 and 4 x 4 to 1024, but
-not 4 x 4 to 2048: where they cannot win, begin with an easier stage or set task.check to false.
+Moves in turns, W, A, S, D, win 6 x 6 to 2048, the seed's game, without a look at the board. 4 x 4
+to 1024 needs the board: see `known_answers`. configs/game_2048.yaml asks for that.
+
+The check before training plays every stage of the curriculum. The references win 6 x 6 to 2048 and
+4 x 4 to 1024, but not 4 x 4 to 2048: where they cannot win, begin with an easier stage or set
+task.check to false.
 """
 
 import functools
@@ -39,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from sandbox import Program, Sandbox, Status
+from sandbox import WALL_FACTOR, Program, Run, Sandbox, Status
 from tasks import Grade, extract_code, flag_unclosed
 from tasks import Options as SharedOptions
 
@@ -52,18 +58,19 @@ Output your new short function in backticks using the format below:
 def strategy(board):
     return "W"
 ```
+A move may take {move_cpu_s} s of CPU time, all moves of one game together {game_cpu_s} s.
 All helper functions go inside def strategy. Only output the short function `strategy`."""
 
 REWARDS = ["function_works", "no_cheating", "strategy_succeeds"]
-CURRICULUM_KEYS = [
-    "size",
-    "target",
-    "probability_fours",
-    "games",
-    "win_share",
+CURRICULUM_KEYS = ["size", "target", "probability_fours", "games", "win_share"]
+CURRICULUM_KEYS += [
     "move_timeout_s",
     "game_timeout_s",
-]
+]  # not the CPU budgets, which the prompt names
+CPU_BUDGETS = {
+    "move_timeout_s": "move_cpu_s",
+    "game_timeout_s": "game_cpu_s",
+}  # wall clock: the budget before it
 
 REFERENCE = """\
 ```python
@@ -170,12 +177,14 @@ WRONG = [
 CHEAT = [
     answer('import numpy as np\nreturn "WASD"[int(np.argmax(board)) % 4]'),
     answer(
-        'import gc\nfor o in gc.get_objects():\n    if hasattr(o, "target"):\n        o.target = 4\nreturn "W"'
+        "import gc\nfor o in gc.get_objects():\n"
+        '    if hasattr(o, "target"):\n        o.target = 4\nreturn "W"'
     ),
     answer('import sys\nsys._getframe(1).f_locals["state"] = "success"\nreturn "W"'),
     answer("import os\nos._exit(0)"),
     answer(
-        'class Any(str):\n    __hash__ = str.__hash__\n    __eq__ = lambda *_: True\nreturn Any("W")'
+        "class Any(str):\n    __hash__ = str.__hash__\n"
+        '    __eq__ = lambda *_: True\nreturn Any("W")'
     ),
     answer('open("/tmp/state", "w").write("success")\nreturn "W"'),
 ]
@@ -198,22 +207,35 @@ class Options(SharedOptions):
     win_share: float = (
         1.0  # of the games, to be paid as a win: random moves win every third game of the default
     )
-    move_timeout_s: float = 1.0
-    game_timeout_s: float = (
-        3.0  # all moves of one game; games * game_timeout_s should fit sandbox.total_timeout_s
+    move_cpu_s: float = 1.0
+    game_cpu_s: float = 3.0  # all moves of one game; games * game_cpu_s should fit sandbox.cpu_s
+    move_timeout_s: float | None = (
+        None  # wall clock, for strategies that sleep or wait; null: 6 * move_cpu_s
     )
+    game_timeout_s: float | None = None  # null: 6 * game_cpu_s
 
     def __post_init__(self):
         if self.size < 2 or self.target < 8 or self.target & (self.target - 1):
             raise ValueError(
-                f"size must be 2 or more, target a power of 2 from 8 on, not {self.size} and {self.target}"
+                f"size must be 2 or more, target a power of 2 from 8 on, not {self.size} "
+                f"and {self.target}"
             )
         if not 0 <= self.probability_fours <= 1:
             raise ValueError("probability_fours: must lie between 0 and 1")
         if self.games < 1 or not 0 < self.win_share <= 1:
             raise ValueError("games must be 1 or more, win_share above 0 and at most 1")
-        if self.move_timeout_s <= 0 or self.game_timeout_s <= 0:
-            raise ValueError("move_timeout_s and game_timeout_s: must be above 0")
+        for name in ("move_cpu_s", "game_cpu_s", "move_timeout_s", "game_timeout_s"):
+            seconds = getattr(self, name)
+            if seconds is not None and not 0 < seconds < math.inf:
+                raise ValueError(f"{name}: must be above 0 and finite")
+
+    @property
+    def move_wall_s(self) -> float:
+        return WALL_FACTOR * self.move_cpu_s if self.move_timeout_s is None else self.move_timeout_s
+
+    @property
+    def game_wall_s(self) -> float:
+        return WALL_FACTOR * self.game_cpu_s if self.game_timeout_s is None else self.game_timeout_s
 
 
 class State(StrEnum):
@@ -272,8 +294,8 @@ def shift(board: Sequence[Sequence[int]], move: str) -> tuple[list[list[int]], i
 class GameBoard:
     """One game of 2048. Equal arguments and moves give equal games.
 
-    `board` is the list of rows, `score` the sum of all merges, `state` whether it is still on. A new game has two
-    tiles; each move that changes the board adds one to a random empty cell.
+    `board` is the list of rows, `score` the sum of all merges, `state` whether it is still on. A
+    new game has two tiles; each move that changes the board adds one to a random empty cell.
     """
 
     def __init__(
@@ -291,7 +313,8 @@ class GameBoard:
         return max(map(max, self.board))
 
     def move(self, move: str) -> bool:
-        """Slide all tiles up (W), left (A), down (S) or right (D); False, and no new tile, if nothing changed.
+        """Slide all tiles up (W), left (A), down (S) or right (D); False, and no new tile, if
+        nothing changed.
 
         Raises:
             ValueError: for any other move, and after the end of the game.
@@ -353,32 +376,40 @@ class Game:
     detail: str
     best_tile: int
     score: int
-    moves_s: tuple[float, ...]  # wall clock of each call of the strategy
+    moves_cpu_s: tuple[
+        float, ...
+    ]  # of each call of the strategy; 0 where the kernel refuses its clock
 
 
 def rows(options: Options) -> list[dict[str, Any]]:
-    return [
-        {"prompt": [{"role": "user", "content": options.prompt}]} for _ in range(options.num_rows)
-    ]
+    """Rows whose prompt names the budgets, where it has {move_cpu_s} and {game_cpu_s}."""
+    text = options.prompt.replace("{move_cpu_s}", f"{options.move_cpu_s:g}")
+    text = text.replace("{game_cpu_s}", f"{options.game_cpu_s:g}")
+    return [{"prompt": [{"role": "user", "content": text}]} for _ in range(options.num_rows)]
 
 
 def play(program: Program, options: Options, seed: int) -> Game:
     """One game by a loaded strategy, from the first move to its end."""
     game = GameBoard(options.size, seed, options.target, options.probability_fours)
-    moves_s: list[float] = []
-    left_s, no_ops = options.game_timeout_s, 0
+    moves_cpu_s: list[float] = []
+    cpu_left_s, wall_left_s, no_ops = options.game_cpu_s, options.game_wall_s, 0
 
     def ended(outcome: Outcome, status: Status = Status.OK, detail: str = "") -> Game:
-        return Game(outcome, status, detail, game.best_tile, game.score, tuple(moves_s))
+        return Game(outcome, status, detail, game.best_tile, game.score, tuple(moves_cpu_s))
 
     while game.state is State.ONGOING:
-        run = program.call([game.board], min(options.move_timeout_s, left_s))  # sent as a copy
-        moves_s.append(run.wall_s)
-        left_s -= run.wall_s
+        move_cpu_s, move_wall_s = (
+            min(options.move_cpu_s, cpu_left_s),
+            min(options.move_wall_s, wall_left_s),
+        )
+        run = program.call([game.board], timeout_s=move_wall_s, cpu_s=move_cpu_s)  # sent as a copy
+        moves_cpu_s.append(run.cpu_s)
+        cpu_left_s -= run.cpu_s
+        wall_left_s -= run.wall_s
         move = run.value
-        if run.status is Status.TIMEOUT and left_s <= 0:
+        if run.status is Status.TIMEOUT:
             return ended(
-                Outcome.TIMEOUT, run.status, f"a game took more than {options.game_timeout_s:g} s"
+                Outcome.TIMEOUT, run.status, too_long(run, options, cpu_left_s, wall_left_s)
             )
         if run.status is not Status.OK:
             return ended(Outcome(run.status), run.status, run.error)
@@ -398,6 +429,15 @@ def play(program: Program, options: Options, seed: int) -> Game:
     return ended(Outcome.LOST, detail=f"no move left, best tile {game.best_tile}")
 
 
+def too_long(run: Run, options: Options, cpu_left_s: float, wall_left_s: float) -> str:
+    """Which limit stopped a move: that of a game, whose rests are given, or its own."""
+    if cpu_left_s <= 0:
+        return f"a game took more than {options.game_cpu_s:g} s of CPU"
+    if wall_left_s <= 0:
+        return f"a game took more than {options.game_wall_s:g} s of wall clock"
+    return run.error
+
+
 def grade(
     completion: Any,
     row: Mapping[str, Any],
@@ -407,8 +447,9 @@ def grade(
 ) -> Grade:
     """Let the completion's strategy play `games` games.
 
-    `data` holds outcome (what stopped it, else the most frequent one of the games that were not won), loaded (whether
-    there was a function to call) and, if so, win_rate, best_tile, mean_best_tile, mean_score, moves, size and target.
+    `data` holds outcome (what stopped it, else the most frequent one of the games that were not
+    won), loaded (whether there was a function to call) and, if so, win_rate, best_tile,
+    mean_best_tile, mean_score, moves, size and target.
     """
     code, unclosed = extract_code(completion, "strategy")
     if code is None:
@@ -418,7 +459,7 @@ def grade(
             data={"outcome": Outcome.NO_FUNCTION, "loaded": False},
         )
     seeds = [int(seed) for seed in rng.integers(HELD_OUT_SEEDS.start, size=options.games)]
-    with sandbox.open(code, "strategy") as program:
+    with sandbox.open(code, "strategy", plain_subclasses=True) as program:
         graded = try_program(program, options, seeds)
         graded = replace(
             graded, code=code, cheating=program.findings
@@ -443,15 +484,19 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
     won = outcomes.pop(Outcome.WON, 0)
     win_rate = won / options.games
     correct = last.status is Status.OK and win_rate >= options.win_share
-    detail = f"won {won} of {len(games)} games" + f"; {last.detail}" * bool(last.detail)
+    detail = f"won {won} of {len(games)} games"
+    if last.detail:
+        detail += f"; {last.detail}"
+    win_s = seconds_to_win(games, options)
     if last.status is not Status.OK:
         status, outcome = last.status, last.outcome
-    elif not correct and (win_s := seconds_to_win(games, options)) > options.game_timeout_s:
+    elif not correct and win_s > options.game_cpu_s:
         status, outcome = Status.TIMEOUT, Outcome.TOO_SLOW
-        detail += f"; a win would take {win_s:.0f} s, the budget is {options.game_timeout_s:g} s"
+        detail += f"; a win would take {win_s:.0f} s of CPU, the budget is {options.game_cpu_s:g} s"
+    elif correct:
+        status, outcome = Status.OK, Outcome.WON
     else:
-        status = Status.OK
-        outcome = Outcome.WON if correct else outcomes.most_common(1)[0][0]
+        status, outcome = Status.OK, outcomes.most_common(1)[0][0]
     data = {
         "outcome": outcome,
         "loaded": True,
@@ -459,7 +504,7 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
         "best_tile": max(game.best_tile for game in games),
         "mean_best_tile": statistics.fmean(game.best_tile for game in games),
         "mean_score": statistics.fmean(game.score for game in games),
-        "moves": sum(len(game.moves_s) for game in games),
+        "moves": sum(len(game.moves_cpu_s) for game in games),
         "size": options.size,
         "target": options.target,
     }
@@ -467,19 +512,21 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
 
 
 def seconds_to_win(games: Iterable[Game], options: Options) -> float:
-    """How long a win takes at the pace of the median move, which a hiccup of the machine does not touch. A move adds
-    one tile to the sum of all tiles, and that must reach the target."""
-    pace_s = statistics.median(s for game in games for s in game.moves_s)
+    """CPU seconds that a win takes at the pace of the median move. A move adds one tile to the sum
+    of all tiles, and that must reach the target."""
+    pace_s = statistics.median(cpu_s for game in games for cpu_s in game.moves_cpu_s)
     return pace_s * options.target / (2 + 2 * options.probability_fours)
 
 
 def evaluate(
     code: str, options: Options, sandbox: Sandbox, seeds: Sequence[int] = HELD_OUT_SEEDS
 ) -> dict[str, Any]:
-    """How good a strategy is, over one game for each seed, on the size and target of `options`, not its curriculum.
+    """How good a strategy is, over one game for each seed, on the size and target of `options`, not
+    its curriculum.
 
-    Every game has a process of its own, and one that is not played to its end counts as it stood. Each figure comes
-    with its 95 % confidence interval (low, high): Wilson's for the win rate, the normal one for the means.
+    Every game has a process of its own, and one that is not played to its end counts as it stood.
+    Each figure comes with its 95 % confidence interval (low, high): Wilson's for the win rate, the
+    normal one for the means.
 
     Args:
         code: the program, as Grade.code has it.
@@ -487,7 +534,7 @@ def evaluate(
     """
 
     def one_game(seed: int) -> Game:
-        with sandbox.open(code, "strategy") as program:
+        with sandbox.open(code, "strategy", plain_subclasses=True) as program:
             return play(program, options, seed)
 
     with ThreadPoolExecutor(sandbox.workers) as pool:
@@ -507,8 +554,9 @@ def evaluate(
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % score interval of a binomial share (E. B. Wilson, Probable inference, the law of succession, and statistical
-    inference, JASA 22, 1927, 209-212); unlike the normal one it holds near 0 and 1."""
+    """95 % score interval of a binomial share (E. B. Wilson, Probable inference, the law of
+    succession, and statistical inference, JASA 22, 1927, 209-212); unlike the normal one it holds
+    near 0 and 1."""
     share, z2 = successes / trials, Z_95**2
     centre = (share + z2 / (2 * trials)) / (1 + z2 / trials)
     margin = (

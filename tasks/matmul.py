@@ -141,8 +141,9 @@ def grade(
 ) -> Grade:
     """Run the completion's matmul on fresh inputs, then time it if every result was right.
 
-    Inputs are copied to the program and drawn anew for every call, so one that changes or remembers them gains
-    nothing; changing them is wrong all the same, because matmul(A, B) must leave A and B to its caller.
+    Inputs are copied to the program and drawn anew for every call, so one that changes or remembers
+    them gains nothing; changing them is wrong all the same, because matmul(A, B) must leave A and B
+    to its caller.
     """
     code, unclosed = extract_code(completion, "matmul")
     if code is None:
@@ -302,9 +303,10 @@ def draw_large_inputs(rng: np.random.Generator) -> list[tuple[np.ndarray, np.nda
 def mistake(value: Any, a: np.ndarray, b: np.ndarray) -> str:
     """What is wrong with `value` as the product of a and b, in words; empty if nothing is.
 
-    The tolerance is 1e-9 of |a| @ |b|, the bound that the rounding error of any order of summation scales with
-    (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5), and 1e-14 of the largest entry squared for
-    each term: Strassen's and Winograd's methods are only that stable (the same book, chapter 23).
+    The tolerance is 1e-9 of |a| @ |b|, the bound that the rounding error of any order of summation
+    scales with (Higham, Accuracy and Stability of Numerical Algorithms, section 3.5), and 1e-14 of
+    the largest entry squared for each term: Strassen's and Winograd's methods are only that stable
+    (the same book, chapter 23).
     """
     a, b = a.astype(float), b.astype(float)  # products of large integers exceed 64 bits
     n, m = a.shape[0], b.shape[1]

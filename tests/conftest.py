@@ -33,8 +33,8 @@ def sandbox():
 
 @pytest.fixture(scope="session")
 def run_job():
-    """Runs train.py in this process, because a small job takes less time than importing its libraries.
-    Returns what subprocess.run would: returncode, stdout, stderr."""
+    """Runs train.py in this process, because a small job takes less time than importing its
+    libraries. Returns what subprocess.run would: returncode, stdout, stderr."""
 
     def run_job(*arguments):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -63,8 +63,8 @@ class LimitedSandbox:
         self.workers, self.processor, self.sandbox = sandbox.workers, sandbox.processor, sandbox
         self.limits = dataclasses.replace(sandbox.limits, **limits)
 
-    def open(self, code, entry_point):
-        return self.sandbox.open(code, entry_point, self.limits)
+    def open(self, code, entry_point, **options):
+        return self.sandbox.open(code, entry_point, self.limits, **options)
 
 
 @pytest.fixture
@@ -75,7 +75,8 @@ def quick_sandbox(sandbox):
 
 @pytest.fixture
 def impatient_sandbox(sandbox):
-    """Ends every call after one second of wall clock: for hostile programs, many of which wait for ever."""
+    """Ends every call after one second of wall clock: for hostile programs, many of which wait for
+    ever."""
     return LimitedSandbox(sandbox, timeout_s=1.0)
 
 
@@ -87,8 +88,9 @@ def patient_sandbox(sandbox):
 
 @pytest.fixture(scope="session")
 def times_as_much():
-    """Returns a function that says how many times as much CPU time `work(more)` takes as `work(less)`. Of a few tries
-    the least counts, because other programs on the machine only ever add to it."""
+    """Returns a function that says how many times as much CPU time `work(more)` takes as
+    `work(less)`. Of a few tries the least counts, because other programs on the machine only ever
+    add to it."""
 
     def cpu_s(work, given):
         tries = []

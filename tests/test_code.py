@@ -1,4 +1,5 @@
-"""tasks/code.py: tests decide, hidden ones too; ruff's verdict is bounded; and nothing untrusted is parsed here."""
+"""tasks/code.py: tests decide, hidden ones too; ruff's verdict is bounded; and nothing untrusted is
+parsed here."""
 
 import json
 import re
@@ -133,7 +134,7 @@ def test_the_first_failure_gives_the_status_and_the_rest_still_counts(sandbox):
 
 
 def test_cheating_pays_nothing(sandbox):
-    graded = grade(sandbox, "import os\ndef add(a, b):\n    return a + b")
+    graded = grade(sandbox, "import subprocess\ndef add(a, b):\n    return a + b")
     assert graded.cheating and "style" not in graded.data
     found_in_a_call = grade(
         sandbox,
@@ -414,3 +415,13 @@ LINES += ["def f(\\\n", "def f", "def ", "def \\\n", "async ", "f: ", "f =", "f"
 def test_extraction_takes_linear_time(start, piece):
     assert not is_slow(lambda text: tasks.extract_code(start + text, "f"), piece)
     assert not is_slow(lambda text: code.last_function(start + text), piece)
+
+
+def test_without_ruff_only_what_needs_it_is_refused(monkeypatch):
+    monkeypatch.setattr(code, "RUFF", None)
+    with pytest.raises(
+        ConfigError, match="documentation and style need ruff, which is not installed"
+    ):
+        config.load_config(None, ["task.type=code"])
+    config.load_config(None, ["task.type=code", "task.rewards=[function_works, tests_passed]"])
+    config.load_config(None, ["task.type=matmul"])

@@ -35,7 +35,8 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.skipif(not IMAGE
 
 @pytest.fixture
 def someone() -> Iterator[tuple[Path, int, list[str]]]:
-    """A folder with a copy of the repository, the uid that owns it, and what runs a command as that user."""
+    """A folder with a copy of the repository, the uid that owns it, and what runs a command as that
+    user."""
     uid, as_user = os.getuid(), []
     folder = Path(
         tempfile.mkdtemp(prefix="a user, ")

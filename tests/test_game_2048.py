@@ -1,4 +1,5 @@
-"""tasks/game_2048.py: the rules of the game, how strategies are judged on it, and what that pays."""
+"""tasks/game_2048.py: the rules of the game, how strategies are judged on it, and what that
+pays."""
 
 import dataclasses
 import itertools
@@ -202,7 +203,7 @@ def test_pretty():
 
 
 def graded(sandbox, body, seed=0, **options):
-    options = {"size": 4, "target": 64, "move_timeout_s": 60.0, "game_timeout_s": 60.0, **options}
+    options = {"size": 4, "target": 64, "move_cpu_s": 0.5, **options}
     text = body if "def strategy" in body else game_2048.answer(body)
     text = text if "```" in text else f"```python\n{text}\n```"
     settled = game_2048.Options(type="game_2048", **options)
@@ -214,7 +215,8 @@ def paid(grade):
 
 
 IN_TURNS = 'def strategy(board, moves=[]):\n    moves.append(0)\n    return "WASD"[len(moves) % 4]'
-AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"  # fine at first, then something else
+# fine at first, then something else
+AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"
 
 
 @pytest.mark.parametrize(
@@ -242,7 +244,12 @@ AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"
         (AFTER_SOME.format("if n > 9: 1 / 0"), "crash", Status.CRASH, [-0.5, 1, -3]),
         ("def strategy():\n    return 'W'", "crash", Status.CRASH, [-0.5, 1, -3]),
         ("while True:\n    pass", "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
-        ("import time\ntime.sleep(60)", "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
+        (
+            "import time\ntime.sleep(60)",
+            "timeout",
+            Status.TIMEOUT,
+            [-0.5, 1, -1],
+        ),  # by the wall clock
         (AFTER_SOME.format("while n > 9: pass"), "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
         ("1 / 0\ndef strategy(board):\n    return 'W'", "crash", Status.CRASH, [-0.5, 1, 0]),
         ("def strategy(board:\n    return 'W'", "syntax_error", Status.SYNTAX_ERROR, [-2, -1, -2]),
@@ -258,12 +265,20 @@ AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"
             Status.NO_FUNCTION,
             [-2, -1, -2],
         ),
-        ("import os\nreturn 'W'", "crash", Status.CRASH, [-0.5, -20, -3]),
+        ("import os\nreturn 'W'", "stuck", Status.OK, [1, 1, 2]),
+        ("import os\nos._exit(0)", "crash", Status.CRASH, [-0.5, -20, -3]),
+        ("import ctypes\nreturn 'W'", "crash", Status.CRASH, [-0.5, -20, -3]),
         (
-            "try:\n    import os\nexcept ImportError:\n    pass\nreturn 'W'",
+            "try:\n    import ctypes\nexcept ImportError:\n    pass\nreturn 'W'",
             "stuck",
             Status.OK,
             [1, -20, 0],
+        ),
+        (
+            "from enum import StrEnum\nreturn StrEnum('M', {'UP': 'W'}).UP",
+            "stuck",
+            Status.OK,
+            [1, 1, 2],
         ),
     ],
 )
@@ -299,14 +314,61 @@ def test_lost(sandbox):
     assert grade.detail.startswith("won 0 of 5 games; no move left")
 
 
+SPIN = "from time import process_time as now\nend = now() + {}\nwhile now() < end: pass\n"
+ANY_MOVE = "return 'WASD'[sum(map(sum, board)) % 4]"
+
+
 def test_a_game_has_a_budget(sandbox):
-    grade = graded(
-        sandbox,
-        "import time\ntime.sleep(0.02)\nreturn 'WASD'[sum(map(sum, board)) % 4]",
-        game_timeout_s=0.05,
-    )
+    grade = graded(sandbox, SPIN.format(0.02) + ANY_MOVE, game_cpu_s=0.05)
     assert (grade.status, grade.data["outcome"]) == (Status.TIMEOUT, Outcome.TIMEOUT)
-    assert grade.detail.endswith("a game took more than 0.05 s") and grade.data["moves"] < 6
+    assert grade.detail.endswith("a game took more than 0.05 s of CPU") and grade.data["moves"] < 6
+
+
+def test_a_wall_clock_stands_behind_the_budgets(sandbox):
+    sleep = "__import__('time').sleep({})\n" + ANY_MOVE
+    grade = graded(sandbox, sleep.format(0.02), game_timeout_s=0.1)
+    assert grade.status is Status.TIMEOUT and grade.detail.endswith(
+        "a game took more than 0.1 s of wall clock"
+    )
+    grade = graded(sandbox, sleep.format(60), move_timeout_s=0.1)
+    assert grade.status is Status.TIMEOUT and grade.detail.endswith(
+        "stopped after 0.1 s of wall clock"
+    )
+    assert (
+        graded(sandbox, sleep.format(0.001), target=16).status is Status.OK
+    )  # a pause costs no budget
+
+
+def test_the_prompt_says_what_a_move_may_use():
+    options = game_2048.Options(type="game_2048", move_cpu_s=0.5, game_cpu_s=4)
+    text = game_2048.rows(options)[0]["prompt"][0]["content"]
+    assert "A move may take 0.5 s of CPU time, all moves of one game together 4 s." in text
+    own = game_2048.Options(type="game_2048", prompt="Play {well}.")
+    assert game_2048.rows(own)[0]["prompt"][0]["content"] == "Play {well}."
+
+
+def test_old_limits_become_budgets_with_a_notice():
+    job = config.load_config(
+        None, ["task.type=game_2048", "task.move_timeout_s=0.5", "sandbox.timeout_s=2"]
+    )
+    task = job.tasks[0]
+    assert (task.move_cpu_s, task.move_timeout_s, task.game_cpu_s) == (0.5, 3.0, 3.0)
+    assert (job.sandbox.call_cpu_s, job.sandbox.timeout_s, job.sandbox.cpu_s) == (2, 12, 20)
+    assert len(job.notices) == 2 and all("alone is taken for" in notice for notice in job.notices)
+    stages = "task.curriculum=[{step: 3, game_timeout_s: 9}]"
+    job = config.load_config(None, ["task.type=game_2048", stages])
+    stage = tasks.at_step(job.tasks[0], 3)
+    assert (stage.game_cpu_s, stage.game_timeout_s) == (3, 9)
+    assert "curriculum[0].game_timeout_s is wall clock" in job.notices[0]
+    both = [
+        "task.type=game_2048",
+        "task.move_timeout_s=2",
+        "task.move_cpu_s=1",
+        "sandbox.timeout_s=9",
+    ]
+    job = config.load_config(None, [*both, "sandbox.call_cpu_s=3"])
+    assert (job.tasks[0].move_cpu_s, job.tasks[0].move_timeout_s) == (1, 2) and job.notices == ()
+    assert (job.sandbox.call_cpu_s, job.sandbox.timeout_s) == (3, 9)
 
 
 def test_the_pace_follows_the_share_of_fours():
@@ -317,15 +379,16 @@ def test_the_pace_follows_the_share_of_fours():
 
 
 def test_too_slow_to_ever_win_is_a_timeout_though_lost_in_time(sandbox):
-    slow = "import time\ntime.sleep(0.01)\nreturn 'W'"
-    grade = graded(sandbox, slow, target=2048, game_timeout_s=3.0)
+    slow = SPIN.format(0.01) + "return 'W'"
+    grade = graded(sandbox, slow, target=2048)
     assert (grade.status, grade.data["outcome"]) == (Status.TIMEOUT, Outcome.TOO_SLOW)
     assert "a win would take" in grade.detail
     assert graded(sandbox, slow, target=64).status is Status.OK
 
 
 def test_a_move_that_changes_nothing_costs_nothing(sandbox):
-    body = "global n\nn = globals().get('n', 0) + 1\nreturn 'WASD'[n // 4 % 4]"  # each up to four times in a row
+    # each up to four times in a row
+    body = "global n\nn = globals().get('n', 0) + 1\nreturn 'WASD'[n // 4 % 4]"
     assert graded(sandbox, body, target=16).data["outcome"] is Outcome.WON
     grade = graded(sandbox, "return 'W'", games=1)
     assert grade.data["outcome"] is Outcome.STUCK and 5 <= grade.data["moves"] < 60
@@ -337,7 +400,8 @@ def test_the_board_is_a_copy(sandbox):
             grade = graded(sandbox, body)
             assert grade.data["best_tile"] < 64 and grade.data["outcome"] is Outcome.STUCK
     code = extract_code(game_2048.REFERENCE, "strategy")[0]
-    code += "\ninner = strategy\ndef strategy(board):\n    move = inner(board)\n    board.clear()\n    return move\n"
+    code += "\ninner = strategy\ndef strategy(board):\n"
+    code += "    move = inner(board)\n    board.clear()\n    return move\n"
     assert graded(sandbox, code).correct  # untidy, and none of our business
 
 
@@ -413,6 +477,8 @@ def test_the_config(sandbox, tmp_path):
     assert job.grpo["max_steps"] > task.curriculum[-1]["step"]
     config.save(job, tmp_path / "resolved.yaml")
     assert config.load_config(tmp_path / "resolved.yaml").tasks == (task,)
+    assert task.games * task.game_cpu_s + job.sandbox.call_cpu_s <= job.sandbox.cpu_s
+    assert "honest ones earn 22" in check_rewards(task, sandbox)[1]
 
 
 def kinds_of(options):
@@ -509,7 +575,8 @@ def test_held_out_seeds_occur_in_no_training(sandbox, monkeypatch):
 
 
 def test_wilson_interval():
-    # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in Medicine 17, 1998, table I
+    # R. G. Newcombe, Two-sided confidence intervals for the single proportion, Statistics in
+    # Medicine 17, 1998, table I
     for counts, expected in {
         (81, 263): (0.2553, 0.3662),
         (15, 148): (0.0624, 0.1605),
@@ -630,15 +697,11 @@ def test_what_a_strategy_remembers_lasts_for_all_games(sandbox):
 
 
 def test_the_completion_has_one_time_limit_for_all_games(sandbox):
-    limits = dataclasses.replace(sandbox.limits, total_timeout_s=0.3)
+    limits = dataclasses.replace(sandbox.limits, cpu_s=0.5)
 
     class Short:
-        def open(self, code, entry_point):
-            return sandbox.open(code, entry_point, limits)
+        def open(self, code, entry_point, **options):
+            return sandbox.open(code, entry_point, limits, **options)
 
-    grade = graded(
-        Short(),
-        "import time\ntime.sleep(0.01)\nreturn 'WASD'[sum(map(sum, board)) // 2 % 4]",
-        games=50,
-    )
-    assert grade.status is Status.TIMEOUT
+    grade = graded(Short(), SPIN.format(0.01) + ANY_MOVE, games=50)
+    assert grade.status is Status.TIMEOUT and "0.5 s of CPU in total" in grade.detail

@@ -1,4 +1,5 @@
-"""The order of the layers: scripts -> job -> reward_functions -> tasks -> sandbox. Nothing imports upwards."""
+"""The order of the layers: scripts -> job -> reward_functions -> tasks -> sandbox. Nothing imports
+upwards."""
 
 import ast
 from pathlib import Path

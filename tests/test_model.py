@@ -56,7 +56,8 @@ print(model.load_model(job.model, job.lora)[0].config.model_type)
 
 
 def load_without_network(cache, *overrides):
-    """Starts a fresh process that loads the model while every use of a network is refused and reported."""
+    """Starts a fresh process that loads the model while every use of a network is refused and
+    reported."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     return subprocess.Popen(
         [sys.executable, "-c", NO_NETWORK, *overrides], cwd=config.ROOT, text=True,

@@ -1,4 +1,5 @@
-"""tasks/reasoning.py and verifier.py: conclusions are compared by value and no comparison hangs; layout is bounded."""
+"""tasks/reasoning.py and verifier.py: conclusions are compared by value and no comparison hangs;
+layout is bounded."""
 
 import itertools
 import os
@@ -256,3 +257,15 @@ def test_a_broken_row_of_a_file_is_told():
 def test_a_conclusion_that_cannot_be_compared_in_time_is_not_right():
     grade = judge("Answer: 9^9^9^9^9^9", "3", 100)
     assert (grade.status, grade.correct) in {(Status.TIMEOUT, False), (Status.OK, False)}
+
+
+def test_a_worker_finds_packages_where_the_trainer_does(tmp_path, monkeypatch):
+    (tmp_path / "math_verify").mkdir()
+    (tmp_path / "math_verify" / "__init__.py").write_text("raise SystemExit('found on PYTHONPATH')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(RuntimeError, match="math-verify cannot be started"):
+        verifier.Verifier(1).agree("1", "1")
+    monkeypatch.undo()
+    pool = verifier.Verifier(1)
+    assert pool.agree("1/2", "0.5")
+    pool.close()

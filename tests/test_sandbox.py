@@ -1,4 +1,5 @@
-"""sandbox.py and jail.py: containment, protocol, policy, clock. SANDBOX_FUZZ=20000 runs the long fuzz."""
+"""sandbox.py and jail.py: containment, protocol, policy, clock. SANDBOX_FUZZ=20000 runs the long
+fuzz."""
 
 import dataclasses
 import json
@@ -22,9 +23,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from job.grade_file import grade_file
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from job import config  # noqa: E402
 from sandbox import jail  # noqa: E402
 from sandbox import sandbox as room  # noqa: E402
 from sandbox.sandbox import Limits, Sandbox, SandboxError, Status, clean, parse_json, parse_reply  # noqa: E402
@@ -34,6 +38,8 @@ FUZZ = int(os.environ.get("SANDBOX_FUZZ", "0"))
 fuzz = settings(max_examples=FUZZ or 300, deadline=None, suppress_health_check=list(HealthCheck))
 ECHO = "def f(x):\n    return x\n"
 RAW = "import random, struct, json\nos = random._os\n"
+CDLL = "next(kind for kind in object.__subclasses__() if kind.__name__ == 'CDLL')"
+FORGED = "t = b'[\"ok\",\"\",1]'; forged = struct.pack('!II', len(t), 0) + t\n"
 
 
 def rows(*names):
@@ -93,7 +99,8 @@ def state(pid):
 
 @pytest.fixture(scope="module")
 def jail_copy(tmp_path_factory):
-    """A copy of jail.py of our own, so that its processes can be told from those of other sandboxes."""
+    """A copy of jail.py of our own, so that its processes can be told from those of other
+    sandboxes."""
     folder = tmp_path_factory.mktemp("jail")
     folder.chmod(0o755)
     return Path(shutil.copy(ROOT / "sandbox" / "jail.py", folder / "jail.py"))
@@ -103,14 +110,15 @@ def jail_copy(tmp_path_factory):
 def box(jail_copy):
     room.JAIL, before = jail_copy, room.JAIL
     with Sandbox(
-        workers=2, limits=Limits(timeout_s=60, total_timeout_s=120, memory_mb=256)
+        workers=2,
+        limits=Limits(call_cpu_s=1.5, timeout_s=60, total_timeout_s=120, memory_mb=256),
     ) as sandbox:
         yield sandbox
     room.JAIL = before
 
 
 def one(box, code, *args, name="f", **limits):
-    patient = {"timeout_s": 60, "total_timeout_s": 120, "memory_mb": 256}
+    patient = {"call_cpu_s": 1.5, "timeout_s": 60, "total_timeout_s": 120, "memory_mb": 256}
     with box.open(code, name, Limits(**patient | limits)) as program:
         return program.call(list(args))
 
@@ -125,7 +133,10 @@ PRODUCT = [[sum(a * b for a, b in zip(r, c, strict=True)) for c in zip(*B, stric
 def judge(row, program, run):
     """What is wrong with this outcome of a row, or None."""
     expect, works = row["expect"], run.status == Status.OK
-    if expect in ("legit", "legit_low", "wrong") and program.findings:
+    honest = (
+        expect in ("legit", "legit_low") or expect == "wrong" and row["category"] != "scorer_attack"
+    )
+    if honest and program.findings:
         return f"honest, but has findings {program.findings}"
     if expect in ("legit", "legit_low") and not works:
         return f"honest, but ended {run}"
@@ -211,6 +222,36 @@ def test_corpus_is_contained(box, jail_copy, tmp_path):
     assert one(box, ECHO, 1).value == 1
 
 
+def unacceptable(row, verdict):
+    """What a verdict says against `accept` of its row."""
+    tests = {
+        "correct": lambda wanted: verdict["correct"] == wanted,
+        "cheating": lambda wanted: verdict["cheating"] == wanted,
+        "status": lambda wanted: verdict["status"] in wanted,
+        "min_total": lambda wanted: verdict["total"] >= wanted,
+        "max_total_below": lambda wanted: verdict["total"] < wanted,
+    }
+    return [key for key, wanted in row["accept"].items() if not tests[key](wanted)]
+
+
+@pytest.mark.parametrize("task", ["matmul", "code", "game_2048"])
+def test_the_third_round_gets_acceptable_verdicts(quick_sandbox, tmp_path, task):
+    options = {
+        "matmul": ["timing_pairs=1", "timing_max_size=60"],
+        "game_2048": ["game_cpu_s=2", "game_timeout_s=4"],
+    }
+    job = config.load_config(
+        None, [f"task.type={task}", *(f"task.{option}" for option in options.get(task, []))]
+    )
+    cases = [row for row in rows("completions_round3.jsonl") if row["task"] == task]
+    lines = [json.dumps(row).replace("@@OUT@@", str(tmp_path)) for row in cases]
+    verdicts = [json.loads(line) for line in grade_file(lines, job, quick_sandbox, None)]
+    pairs = list(zip(cases, verdicts, strict=True))
+    refused = [(row["id"], unacceptable(row, verdict), verdict) for row, verdict in pairs]
+    assert [entry for entry in refused if entry[1]] == []
+    assert len(cases) >= 8 and list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------ what a child can reach
 
 
@@ -225,15 +266,20 @@ def test_child_has_nothing_but_its_socket(box):
         "            out.append('E%d' % error.errno)\n"
         "    return out\n"
         "def f():\n"
-        "    signal = os.sys.modules['signal']\n"
-        "    libc = os.sys.modules['ctypes'].CDLL(None, use_errno=True)\n"
+        "    signal = __import__('asyncio').unix_events.signal\n"
+        f"    libc = {CDLL}(None, use_errno=True)\n"
         "    denied = tries(\n"
-        "        lambda: os.open('/', 0), lambda: os.stat('/'), os.getcwd, lambda: os.listdir('.'),\n"
-        "        lambda: os.fork(), lambda: os.execv('/bin/true', ['x']), lambda: os.kill(os.getpid(), 0),\n"
-        "        lambda: os.kill(1, 9), lambda: os.dup(0), lambda: os.pipe(), lambda: os.memfd_create('x'),\n"
+        "        lambda: os.open('/', 0), lambda: os.stat('/'), os.getcwdb, lambda: "
+        "os.listdir('.'),\n"
+        "        lambda: os.fork(), lambda: os.execv('/bin/true', ['x']), lambda: "
+        "os.kill(os.getpid(), 0),\n"
+        "        lambda: os.kill(1, 9), lambda: os.dup(0), lambda: os.pipe(), lambda: "
+        "os.memfd_create('x'),\n"
         "        lambda: os.setsid(), lambda: os.nice(1), lambda: os.sched_setaffinity(0, {0}),\n"
-        "        lambda: os.mkdir('x'), lambda: os.chdir('/'), lambda: os.umask(0), lambda: os.getppid(),\n"
-        "        lambda: signal.setitimer(signal.ITIMER_REAL, 1), lambda: signal.pthread_sigmask(0, [1]))\n"
+        "        lambda: os.mkdir('x'), lambda: os.chdir('/'), lambda: os.umask(0), lambda: "
+        "os.getppid(),\n"
+        "        lambda: signal.setitimer(signal.ITIMER_REAL, 1), lambda: "
+        "signal.pthread_sigmask(0, [1]))\n"
         "    calls = [libc.socket(1, 1, 0), libc.prctl(4, 1), libc.madvise(0, 0, 100)]\n"
         "    return [denied, dict(os.environ), os.sys.path, os.sys.argv[1:], calls]\n"
     )
@@ -463,11 +509,15 @@ def test_results_of_every_kind(box):
         "os.write(0, b'\\0\\0\\0')": Status.TIMEOUT,
         "os.write(0, struct.pack('!II', 5, 0) + b'[')": Status.TIMEOUT,
         "os.write(0, struct.pack('!II', 10**6, 0) + b'[' * 10**6)": Status.BAD_RESULT,
-        "os.write(0, struct.pack('!II', 17, 8) + b'[\"ok\",\"\",[],null]' + bytes(8))": Status.BAD_RESULT,
-        "os.write(0, struct.pack('!II', 16, 0) + b'[\"died\",\"\",[],1]')": Status.BAD_RESULT,
+        "os.write(0, struct.pack('!II', 14, 8) + b'[\"ok\",\"\",null]' + bytes(8))": (
+            Status.BAD_RESULT
+        ),
+        "os.write(0, struct.pack('!II', 13, 0) + b'[\"died\",\"\",1]')": Status.BAD_RESULT,
+        "os.write(0, (struct.pack('!II', 1, 2**32 - 1) + b'x') * 100)": Status.BAD_RESULT,
+        "os.write(0, struct.pack('!II', 2**32 - 1, 2**32 - 1) + b'x')": Status.BAD_RESULT,
         "os._exit(0)": Status.DIED,
         "os.abort()": Status.DIED,
-        "os.sys.modules['ctypes'].string_at(0)": Status.DIED,
+        f"{CDLL}.__init__.__globals__['_string_at'](1, 9)": Status.DIED,
         "os.read(0, 9)": Status.TIMEOUT,
     }.items(),
 )
@@ -482,10 +532,7 @@ def test_hostile_replies_end_the_program(box, body, status):
 
 
 def test_a_reply_before_its_request_ends_the_program(box):
-    code = RAW + (
-        'def f():\n    t = b\'["ok","",[],1]\'\n'
-        "    os.write(0, (struct.pack('!II', len(t), 0) + t) * 3)\n    return 2\n"
-    )
+    code = RAW + ("def f():\n    " + FORGED + "    os.write(0, forged * 3)\n    return 2\n")
     with box.open(code, "f") as program:
         assert program.call([]).value == 1
         run = program.call([])
@@ -497,8 +544,7 @@ def mutated(draw):
         st.builds(
             lambda *parts: json.dumps(parts).encode(),
             st.sampled_from([*Status, "x"]),
-            st.text(max_size=9),
-            st.lists(st.text(max_size=9), max_size=3) | plain,
+            st.text(max_size=9) | plain,
             plain,
         )
         | st.binary(max_size=200)
@@ -522,12 +568,10 @@ def mutated(draw):
 @given(st.composite(mutated)(), st.binary(max_size=64))
 def test_reply_parser_gives_plain_data_or_valueerror(text, raw):
     try:
-        status, error, findings, value = parse_reply(text, raw)
+        status, error, value = parse_reply(text, raw)
     except ValueError:
         return
-    assert (
-        status in room.REPORTABLE and type(error) is str and all(type(f) is str for f in findings)
-    )
+    assert status in room.REPORTABLE and type(error) is str
     json.dumps(value).encode()
     str(value).encode("utf-8")
 
@@ -590,29 +634,94 @@ def test_clean():
         "while True: pass",
         "any(__import__('itertools').repeat(0))",
         "__import__('re').match('(a+)+$', 'a' * 64 + 'b')",
-        "__import__('time').sleep(100)",
-        "__import__('queue').Queue().get()",
         "2 ** 10 ** 10 % 7",
         "[0] * 10 ** 7 + sorted([0] * 10 ** 9)",
     ],
 )
-def test_a_call_that_never_ends_is_stopped(box, body):
+def test_a_cpu_budget_ends_what_computes(box, body):
+    with box.open(f"def f():\n    {body}\n", "f") as program:
+        run = program.call([], cpu_s=0.3)
+        assert run.status in (Status.TIMEOUT, Status.MEMORY)
+        if run.status == Status.TIMEOUT:
+            assert run.error == "stopped after 0.3 s of CPU" and 0.3 <= run.cpu_s < 0.4
+    assert gone([program.pid], 0.1)
+
+
+@pytest.mark.parametrize(
+    "body", ["__import__('time').sleep(100)", "__import__('queue').Queue().get()"]
+)
+def test_the_wall_clock_ends_what_waits(box, body):
     with box.open(f"def f():\n    {body}\n", "f") as program:
         run = program.call([], timeout_s=0.3)
-        assert run.status in (Status.TIMEOUT, Status.MEMORY)
-    assert gone([program.pid])
+        assert (run.status, run.error) == (Status.TIMEOUT, "stopped after 0.3 s of wall clock")
+        assert run.cpu_s < 0.1
+    assert gone([program.pid], 0.1)
 
 
-def test_loading_has_a_time_limit(box):
-    with box.open("while True: pass", "f", Limits(timeout_s=0.3)) as program:
-        assert program.status == Status.TIMEOUT and program.call([]).status == Status.TIMEOUT
+def test_loading_has_the_limits_of_a_call(box):
+    with box.open("while True: pass", "f", Limits(call_cpu_s=0.3)) as program:
+        assert (
+            program.status == program.call([]).status == Status.TIMEOUT
+            and "0.3 s of CPU" in program.error
+        )
+    with box.open("import time\ntime.sleep(9)", "f", Limits(timeout_s=0.3)) as program:
+        assert program.status == Status.TIMEOUT and "0.3 s of wall clock" in program.error
 
 
-def test_cpu_limit_spans_the_program(box):
-    limits = Limits(timeout_s=300, total_timeout_s=300, cpu_s=1)
-    with box.open("def f():\n    while True: pass\n", "f", limits) as program:
-        run = program.call([])
-        assert run.status == Status.TIMEOUT and "CPU" in run.error
+def test_limits_in_total_span_the_program(box):
+    spin = "def f(n):\n    for _ in range(n): pass\n"
+    with box.open(spin, "f", Limits(call_cpu_s=20, cpu_s=1)) as program:
+        assert program.call([10**6]).status == Status.OK
+        run = program.call([10**12])
+        assert (run.status, run.error) == (Status.TIMEOUT, "stopped after 1 s of CPU in total")
+    sleep = "import time\ndef f(s):\n    time.sleep(s)\n"
+    with box.open(sleep, "f", Limits(total_timeout_s=0.5)) as program:
+        assert program.call([0.1]).status == Status.OK
+        run = program.call([9])
+        assert (run.status, run.error) == (
+            Status.TIMEOUT,
+            "stopped after 0.5 s of wall clock in total",
+        )
+
+
+def test_a_budget_that_was_exceeded_counts_though_nobody_looked_in_time(box, monkeypatch):
+    monkeypatch.setattr(room, "LEAST_WAIT_S", 5.0)
+    with box.open("def f(n):\n    for _ in range(n): pass\n", "f") as program:
+        assert program.call([10**6], cpu_s=0.001).status == Status.TIMEOUT
+
+
+def test_a_busy_machine_costs_a_program_nothing(box):
+    code = "def f():\n    for _ in range(10**6): pass\n    return 1\n"
+    cpu = min(os.sched_getaffinity(0))
+    with box.open(code, "f") as program:
+        program.call([])
+        needed_s = program.call([]).cpu_s
+    rivals = [box.open("def f():\n    while True: pass\n", "f", Limits(cpu_s=60)) for _ in range(4)]
+    try:
+        with ThreadPoolExecutor(len(rivals)) as pool, box.open(code, "f") as program:
+            for rival in [*rivals, program]:
+                rival.pin(cpu)
+            for rival in rivals:
+                pool.submit(rival.call, [], 2.0)
+            run = program.call([], cpu_s=4 * needed_s)
+            assert run.status == Status.OK, run
+    finally:
+        for rival in rivals:
+            rival.close()
+
+
+def test_where_the_kernel_refuses_the_clock_the_wall_clock_holds(box, monkeypatch):
+    def refuse(clock):
+        raise OSError(22, "refused")
+
+    monkeypatch.setattr(time, "clock_gettime_ns", refuse)
+    with box.open("def f():\n    while True: pass\n", "f") as program:
+        run = program.call([], timeout_s=0.4, cpu_s=0.1)
+        assert (run.status, run.error, run.cpu_s) == (
+            Status.TIMEOUT,
+            "stopped after 0.4 s of wall clock",
+            0.0,
+        )
 
 
 def test_memory_limit(box):
@@ -646,38 +755,67 @@ def test_statuses_of_loading(box, code, status):
 
 
 def test_tables_do_not_contradict(box):
-    assert not jail.ALLOWED_MODULES & set(jail.DENIED_MODULES)
+    assert not (jail.ALLOWED_MODULES | jail.STAND_INS) & set(jail.DENIED_MODULES)
     known = sys.stdlib_module_names
-    names = [
-        n for n in jail.ALLOWED_MODULES if n.partition(".")[0] in known and not n.startswith("_")
-    ]
-    code = (
-        "".join(f"import {name}\n" for name in sorted(names))
-        + "from __future__ import annotations\n"
-    )
-    with box.open("\n".join(reversed(code.splitlines())) + "\n" + ECHO, "f") as program:
+    names = {n for n in jail.ALLOWED_MODULES | jail.STAND_INS if n.partition(".")[0] in known}
+    code = "".join(f"import {name}\n" for name in sorted(names) if not name.startswith("_"))
+    with box.open("from __future__ import annotations\n" + code + ECHO, "f") as program:
         assert (program.status, program.findings) == (Status.OK, ()), program.error
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    {
-        "import numpy": "line 1: import of numpy (not in the standard library)",
-        "try:\n    from torch.nn import functional\nexcept ImportError: pass": "import of torch.nn",
-        "def g():\n    import subprocess": "line 2: import of subprocess (processes",
-        "__import__('num' + 'py')": "at run time: import of numpy",
-        "exec('import ctypes')": "at run time: import of ctypes",
-        "import numpy\ndef f(:": None,
-        "().__class__.__base__.__subclasses__()": "use of __subclasses__",
-        "import operator\noperator.attrgetter('a.__globals__')": "use of __globals__",
-        "import random\nrandom._os": "use of random._os",
-        "from statistics import sys": "use of statistics.sys",
-        "import sys\nsys._getframe": "use of _getframe",
-        "import sys\nsys.modules": "use of sys.modules",
-        "open('x')": "use of open",
-        "import sys as s\ngetattr(s, 'mod' + 'ules')": "at run time: use of sys.modules",
-    }.items(),
-)
+FINDINGS = {
+    "import numpy": "at run time: import of numpy (not in the standard library)",
+    "try:\n    from torch.nn import functional\nexcept ImportError: pass": "import of torch.nn",
+    "import subprocess": "import of subprocess (processes",
+    "from urllib import request": "import of urllib.request (network)",
+    "__import__('num' + 'py')": "at run time: import of numpy",
+    "exec('import ctypes')": "at run time: import of ctypes",
+    "().__class__.__base__.__subclasses__()": "use of __subclasses__",
+    "import operator\noperator.attrgetter('a.__globals__')": "use of __globals__",
+    "import random\nrandom._os": "use of random._os",
+    "from statistics import sys": "use of statistics.sys",
+    "import sys\nsys._getframe": "use of _getframe",
+    "import sys\nsys.modules": "use of sys.modules",
+    "open('x')": "at run time: use of open of 'x' (files)",
+    "import io\nio.open('x')": "use of open of 'x'",
+    "import io\nio.open_code('x')": "use of open of 'x'",
+    "import io\nio.FileIO('x', 'w')": "use of open of 'x'",
+    "import codecs\ncodecs.open('x')": "use of open of 'x'",
+    "import pathlib\npathlib.Path('x').read_text()": "use of open of 'x'",
+    "import pathlib\nlist(pathlib.Path('.').iterdir())": "use of os.listdir",
+    "import sys as s\ngetattr(s, 'mod' + 'ules')": "at run time: use of sys.modules",
+    "import os\nos.system('id')": "at run time: use of os.system",
+    "import os\nos.environ['HOME']": "at run time: use of os.environ",
+    "from os import fork": "at run time: use of os.fork",
+    "import os\nos.path.os": "use of os.path.os",
+    "import gc\ngetattr(gc, 'get_' + 'objects')()": "use of gc.get_objects",
+    "import shutil\nshutil.rmtree('x')": "use of shutil.rmtree",
+    "getattr(len, '__glo' + 'bals__', 0)": "use of the hidden name __globals__",
+    "getattr(len, ''.join(['__glo', 'bals__']), 0)": "use of the hidden name __globals__",
+    "getattr(len, f'__{\"globals\"}__', 0)": "use of the hidden name __globals__",
+    "getattr(len, '__slabolg__'[::-1], 0)": "use of the hidden name __globals__",
+    "getattr(len, '__XXbals__'.replace('XX', 'glo'), 0)": "use of the hidden name __globals__",
+    "a = '__glo'\nb = 'bals__'\ngetattr(len, a + b, 0)": "use of the hidden name __globals__",
+    "getattr(len, chr(95) + '_globals__', 0)": "use of the hidden name __globals__",
+    "getattr(len, bytes([95, 95, 115, 101, 108, 102, 95, 95]).decode())": "use of the hidden "
+    "name __self__",
+    "vars(__import__('random'))['_o' + 's']": "use of the hidden name _os",
+    "vars(__import__('random'))['_os']": "use of random._os",
+    "import random\nrandom.__dict__['_os']": "use of random._os",
+    "'{0.__globals__}'.format(0) if 0 else 0": "use of __globals__",
+    "print.__self__": "use of print.__self__",
+    "import time\ntime.perf_counter = lambda: 0": "assignment to time.perf_counter",
+    "import time\nsetattr(time, 'time', 0)": "assignment to time.time",
+    "import time\nvars(time)['time'] = 0": "assignment to time.time",
+    "exec('(lambda: 0).__globals__')": "at run time: use of __globals__",
+    "eval('(lambda: 0).__closure__')": "at run time: use of __closure__",
+    "f = lambda: 0\nf.__closure__": "use of __closure__",
+    "try:\n    1 / 0\nexcept Exception as e:\n"
+    "    g = getattr(e.__traceback__, 't' + 'b_frame')": "use of tb_frame",
+}
+
+
+@pytest.mark.parametrize(("code", "words"), FINDINGS.items())
 def test_findings(box, code, words):
     with box.open(code, "f") as program:
         assert (
@@ -687,6 +825,85 @@ def test_findings(box, code, words):
         )
 
 
+HARMLESS = [
+    "import os, sys, shutil, tempfile, platform, multiprocessing, threading, asyncio, pathlib",
+    "import os.path\nassert os.path.join('a', 'b') == 'a/b' and not os.path.exists('/etc/passwd')",
+    "import os\nassert os.cpu_count() == 1 and os.sep == '/' and hasattr(os, 'linesep')",
+    "from os import path, sep\nassert path.basename('/a/b') == 'b'",
+    "from urllib.parse import urlparse, quote\nassert quote('a b') == 'a%20b'",
+    "from html.parser import HTMLParser\nHTMLParser().feed('<b>x</b>')",
+    "from http import HTTPStatus\nassert HTTPStatus.OK == 200",
+    "from pathlib import PurePath, Path\n"
+    "assert str(PurePath('a') / 'b') == 'a/b' and Path('a.b').suffix == '.b'",
+    "import threading\nwith threading.Lock(), threading.RLock(): pass",
+    "import gc\ngc.disable()\ngc.collect()\ngc.enable()\nassert gc.isenabled()",
+    "import ast\nassert ast.literal_eval('[1]') == [1]",
+    "import argparse\nassert argparse.ArgumentParser(prog='x').parse_args([]) is not None",
+    "import argparse\nassert argparse.ArgumentParser(prog='x').format_help()",
+    "assert '\u20ac'.encode('cp1252') == b'\\x80' and 'x'.encode('cp437')",
+    "import sys\nsys.tracebacklimit = 0\nsys.setrecursionlimit(5000)\nsys.path.append('.')",
+    "import sys, io\nkeep, sys.stdout = sys.stdout, io.StringIO()\nprint('x')\n"
+    "text, sys.stdout = sys.stdout.getvalue(), keep\nassert text == 'x\\n'",
+    "import contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as out: print(1)\n"
+    "assert out.getvalue()",
+    "import asyncio\nasync def g(): await asyncio.sleep(0.001); return 1\n"
+    "assert asyncio.run(g()) == 1",
+    "import asyncio\nasync def g():\n    task = asyncio.create_task(asyncio.sleep(0))\n"
+    "    assert repr(task)\n    await task\nasyncio.run(g())",
+    "import os.path\nassert os.path.abspath('a') == '/a' and os.path.relpath('/a/b', '/a') == 'b'",
+    "import inspect\nassert str(inspect.signature(lambda a, b=1: 0)) == '(a, b=1)'",
+    "import traceback, logging\ntry: 1 / 0\nexcept ZeroDivisionError:\n"
+    "    assert 'division' in traceback.format_exc()\n    logging.exception('x')",
+    "from collections import namedtuple\nfrom enum import Enum, IntEnum\n"
+    "from typing import NamedTuple, TypeVar\n"
+    "P = namedtuple('P', 'a b')\nE = Enum('E', 'A B')\nT = TypeVar('T')\n"
+    "class N(NamedTuple): a: int",
+    "from dataclasses import dataclass\n@dataclass\nclass P: x: int = 0\nassert P() == P(0)",
+    "import unittest, doctest\nclass Test(unittest.TestCase): pass",
+    "import copy, pickle\nassert pickle.loads(pickle.dumps([1])) == copy.deepcopy([1])",
+    "def curry(g): return g.__code__.co_argcount\nassert curry(lambda a, b: 0) == 2",
+    "class Shape: pass\nclass Square(Shape): pass\nassert Shape.__subclasses__() == [Square]",
+    "import random\ndef g():\n    class Node: pass\n    random = Node()\n"
+    "    setattr(random, 'x', 1)\n"
+    "    random.y = 2\ng()",
+    "def main():\n    import numpy as np\n    open('x')\nif __name__ == '__main__':\n    main()",
+    "def g():\n    import subprocess\n    subprocess.run('id')",
+    "if __name__ == '__main__':\n    import ctypes, sys\n    sys._getframe().f_back",
+    "for name in ('xml', 'sched', 'bz2'):\n    try: __import__(name)\n    except ImportError: pass",
+    "import warnings\nwarnings.simplefilter('always')\nwarnings.warn('x')",
+    "class Leaky:\n    def __del__(self): 1 / 0\nLeaky()",
+    "import datetime\nassert datetime.datetime.strptime('2020', '%Y').year == 2020",
+    "assert '\\N{SNOWMAN}'.encode('idna') if 0 else 1",
+    "id(3)\nhash('x')\nimport array\narray.array('d', [1.0])",
+]
+
+
+@pytest.mark.parametrize("code", HARMLESS)
+def test_what_is_harmless_works_and_is_no_finding(box, code):
+    with box.open(f"{code}\n{ECHO}", "f") as program:
+        assert (program.status, program.findings, program.error) == (Status.OK, (), "")
+        assert program.call([3]).value == 3
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import threading\nthreading.Thread(target=print).start()",
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "ThreadPoolExecutor().submit(print).result()",
+        "from multiprocessing import Pool",
+        "import os\nos.times()",
+        "import os\nos.no_such_thing",
+        "import xml.etree",
+        "input()",
+        "breakpoint()",
+    ],
+)
+def test_what_is_refused_fails_as_code_and_is_no_finding(box, code):
+    with box.open(f"{code}\n{ECHO}", "f") as program:
+        assert (program.status, program.findings) == (Status.CRASH, ())
+
+
 def test_findings_of_a_call_are_kept(box):
     with box.open(
         "def f(name):\n    try:\n        __import__(name)\n    except ImportError: pass\n", "f"
@@ -694,6 +911,62 @@ def test_findings_of_a_call_are_kept(box):
         assert program.call(["math"]).status == Status.OK and program.findings == ()
         program.call(["numpy"])
         assert program.findings == ("at run time: import of numpy (not in the standard library)",)
+
+
+@pytest.mark.parametrize(
+    "end", ["os._exit(0)", "while True: pass", "bytearray(1 << 50)", "print('x' * 10)"]
+)
+def test_a_finding_outlives_the_program_that_caused_it(box, end):
+    code = RAW.replace("random._os", "vars(random)[chr(95) + chr(111) + chr(115)]")
+    code += f"def f():\n    try:\n        import numpy\n    except ImportError: pass\n    {end}\n"
+    with box.open(code, "f", Limits(call_cpu_s=0.3)) as program:
+        program.call([])
+        assert any("import of numpy" in finding for finding in program.findings)
+
+
+def test_a_program_may_report_only_so_much(box):
+    code = "def f():\n    for i in range(10**4):\n        try: open(f'file{i}')\n"
+    code += "        except OSError: pass\n    return 1\n"
+    with box.open(code, "f") as program:
+        assert program.call([]).value == 1 and len(program.findings) == jail.MAX_FINDINGS
+
+
+def test_nothing_that_a_program_reaches_leads_to_the_loop_that_runs_it(box):
+    """Walks all objects that can be reached without frames, and looks for functions of jail.py
+    among them."""
+    walk = (
+        "import gc, random, sys\n"
+        "def f():\n"
+        "    todo = [sys, gc, random, print, object.__subclasses__(), globals(), sys.stdout, "
+        "__import__('os')]\n"
+        "    todo += [sys.stdout, vars(random)['_os'].sys.modules, "
+        "vars(random)['_os'].sys.__dict__]\n"
+        "    seen, found, kept = set(), [], []\n"
+        "    while todo:\n"
+        "        item = todo.pop()\n"
+        "        if id(item) in seen or type(item).__name__ in ('frame', 'traceback'): continue\n"
+        "        seen.add(id(item)); kept.append(item)\n"
+        "        code = getattr(item, '__code__', None) if type(item) is type(f) else None\n"
+        "        if code is not None and code.co_filename.endswith('jail.py') and 'run_child' "
+        "in item.__globals__:\n"
+        "            found.append(item.__name__)\n"
+        "        if type(item) is dict and 'run_child' in item: found.append('namespace')\n"
+        "        if isinstance(item, type): todo.extend(vars(item).values())\n"
+        "        elif type(item) is type(f): todo += [item.__globals__, item.__closure__, "
+        "item.__defaults__]\n"
+        "        elif type(item).__name__ == 'cell':\n"
+        "            try: todo.append(item.cell_contents)\n"
+        "            except ValueError: pass\n"
+        "        elif isinstance(item, dict): todo += [*dict.keys(item), *dict.values(item)]\n"
+        "        elif isinstance(item, (list, tuple, set, frozenset)): todo.extend(item)\n"
+        "        for name in ('__dict__', '__self__', '__func__', '__wrapped__', 'func', "
+        "'fget', 'fset'):\n"
+        "            try: todo.append(object.__getattribute__(item, name))\n"
+        "            except Exception: pass\n"
+        "    return [len(seen) > 20000, found]\n"
+    )
+    run = one(box, walk, call_cpu_s=20, timeout_s=60)
+    assert run.value == [True, []], run
 
 
 # ------------------------------------------------------------ clock
@@ -718,8 +991,7 @@ def test_work_between_calls_shows(box):
     code = RAW + (
         "def f(n):\n"
         "    if not n: return 0\n"
-        '    t = b\'["ok","",[],1]\'\n'
-        "    os.write(0, struct.pack('!II', len(t), 0) + t)\n"
+        "    " + FORGED + "    os.write(0, forged)\n"
         "    for _ in range(n): pass\n"
         "    while True: os.read(0, 1)\n"
     )
@@ -796,7 +1068,8 @@ def test_without_pidfd(box, monkeypatch):
 
 
 def test_a_child_that_cannot_lock_itself_runs_nothing(tmp_path, monkeypatch):
-    fail = "def lock_capabilities(limits):\n    if limits['memory_mb'] != 64: raise OSError(12, 'no luck')\n"
+    fail = "def lock_capabilities(limits):\n"
+    fail += "    if limits['memory_mb'] != 64: raise OSError(12, 'no luck')\n"
     monkeypatch.setattr(room, "JAIL", altered(tmp_path, ("def lock_capabilities(limits):\n", fail)))
     with Sandbox(1) as sandbox:
         for _ in range(2):

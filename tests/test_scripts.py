@@ -1,4 +1,5 @@
-"""train.sh and build.sh, with stand-ins for docker, nvidia-smi and Python: nothing is installed or pulled."""
+"""train.sh and build.sh, with stand-ins for docker, nvidia-smi and Python: nothing is installed or
+pulled."""
 
 import os
 import re
@@ -14,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 600  # what the scripts do takes a second; a busy machine may need much more
 TOOLS = "bash cat mkdir mktemp rm stat dirname basename id grep cut sha256sum flock touch sleep tar cp git"
 
-# Logs its arguments, one a line, a blank line after each call. FAKE lists what is wrong with this machine.
+# Logs its arguments, one a line, a blank line after each call. FAKE lists what is wrong with this
+# machine.
 DOCKER = r"""#!/usr/bin/env bash
 case "$*" in *--entrypoint\ true* | "buildx version") probe=1 ;; *) probe= ;; esac
 [[ -n $probe ]] || printf '%s\n' "$@" "" >>"$LOG"
@@ -52,7 +54,8 @@ NVIDIA_SMI = r"""#!/usr/bin/env bash
 case $1 in -L) echo "GPU 0: NVIDIA H200" ;; *) printf '%s\n' "$DRIVER" "$DRIVER" ;; esac
 """
 
-# Tells its age, makes a .venv that holds itself, logs what pip is to install, and echoes how a script is run.
+# Tells its age, makes a .venv that holds itself, logs what pip is to install, and echoes how a
+# script is run.
 PYTHON = r"""#!/usr/bin/env bash
 case "$*" in
     "-c import sys"*) [[ $FAKE != *old-python* ]] ;;
@@ -75,7 +78,8 @@ esac
 
 
 class Machine:
-    """A checkout and a home with spaces in their paths; a PATH with nothing but stand-ins and basic tools."""
+    """A checkout and a home with spaces in their paths; a PATH with nothing but stand-ins and basic
+    tools."""
 
     def __init__(self, folder: Path):
         self.repo, self.bin, self.home = folder / "the repo", folder / "bin", folder / "a home"

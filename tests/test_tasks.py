@@ -1,4 +1,5 @@
-"""tasks/: every file there is held to the same checks; what all tasks share; and each task's own rules."""
+"""tasks/: every file there is held to the same checks; what all tasks share; and each task's own
+rules."""
 
 import ast
 import dataclasses
@@ -253,10 +254,9 @@ class sandbox_with_short_limit:
     def __init__(self, sandbox):
         self.sandbox = sandbox
 
-    def open(self, code, entry_point):
-        return self.sandbox.open(
-            code, entry_point, dataclasses.replace(self.sandbox.limits, timeout_s=0.5)
-        )
+    def open(self, code, entry_point, **options):
+        limits = dataclasses.replace(self.sandbox.limits, call_cpu_s=0.5)
+        return self.sandbox.open(code, entry_point, limits, **options)
 
 
 def test_an_overflowing_value_counts_as_wrong_not_as_our_error():

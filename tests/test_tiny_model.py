@@ -1,4 +1,5 @@
-"""The embedded tiny gpt-oss: small, offline, in harmony format, and reproducible by tiny_model/build.py."""
+"""The embedded tiny gpt-oss: small, offline, in harmony format, and reproducible by
+tiny_model/build.py."""
 
 import os
 import random
@@ -76,7 +77,8 @@ def shares(tokenizer, model, sandbox, task: str) -> dict[str, float]:
 
 @torch.no_grad()
 def mean_log_likelihood(tokenizer, model) -> float:
-    """Mean log-likelihood per completion token, in nats, on 64 corpus texts that were not trained on."""
+    """Mean log-likelihood per completion token, in nats, on 64 corpus texts that were not trained
+    on."""
     rng = random.Random(1)
     texts = [
         build.render(tokenizer, row, rng.choice(corpus.EFFORTS), corpus.random_date(rng))

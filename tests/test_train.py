@@ -330,7 +330,8 @@ def test_a_failing_reward_function_ends_the_run_with_a_checkpoint(tmp_path, run_
     assert not (tmp_path / "run" / "final_model").exists()
 
 
-# Trains, then resumes in the midst of the first generated batch: one process group, for its start takes longest.
+# Trains, then resumes in the midst of the first generated batch: one process group, for its start
+# takes longest.
 TWICE = """
 import shutil, sys
 import torch
