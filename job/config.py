@@ -198,13 +198,7 @@ def load_config(
 
     # What cannot run
     mistakes += impossible(tree, list(task_keys), world_size())
-    sections = {}
-    for name, node in tree.items():
-        sections[name] = freeze(name, node, mistakes)
-    for name in task_keys:
-        if sections[name] is not None:
-            for mistake in tasks.shared_mistakes(sections[name]):
-                mistakes.append(f"{name}.{mistake}")
+    sections = freeze_all(tree, task_keys, mistakes)
     if mistakes:
         raise ConfigError(list(dict.fromkeys(mistakes)))
 
@@ -536,6 +530,20 @@ def missing_keys(tree: Mapping[str, Any]) -> Iterator[str]:
             missing &= set(grpo_keys.OWN_KEYS)  # GRPOConfig has defaults for its own
         for key in sorted(missing):
             yield f"{section}.{key}: missing, and it has no default"
+
+
+def freeze_all(
+    tree: Mapping[str, Any], task_keys: Mapping[str, Any], mistakes: list[str]
+) -> dict[str, Any]:
+    """Each section as `freeze` returns it. Tasks are also checked for what all tasks share."""
+    sections = {}
+    for name, node in tree.items():
+        sections[name] = freeze(name, node, mistakes)
+    for name in task_keys:
+        if sections[name] is not None:
+            for mistake in tasks.shared_mistakes(sections[name]):
+                mistakes.append(f"{name}.{mistake}")
+    return sections
 
 
 def freeze(name: str, node: Any, mistakes: list[str]) -> Any:
