@@ -20,7 +20,7 @@ from sandbox import Sandbox, Status
 from tasks import Grade
 
 CUT_OFF = "ended before its answer began: still in the analysis, or without a final channel"
-NOT_COLUMNS = ("prompts", "completion_ids")  # what TRL hands on beside the columns of the rows
+NOT_COLUMNS = ("completion_ids",)  # what TRL hands on and no task reads
 
 
 @dataclass(frozen=True)
@@ -212,8 +212,10 @@ class Grader:
 
 def rows_from(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str, Any]]:
     """One row for each of `count` completions, of the columns that a task gets."""
-    names = [name for name in columns if name not in NOT_COLUMNS]
-    return [{name: columns[name][i] for name in names} for i in range(count)]
+    names = {name: name for name in columns if name not in NOT_COLUMNS}
+    if "prompts" in names:
+        names["prompts"] = "prompt"  # as the dataset calls it
+    return [{own: columns[name][i] for name, own in names.items()} for i in range(count)]
 
 
 def ended_early(completion: Any) -> bool:

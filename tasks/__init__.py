@@ -8,8 +8,8 @@ A task module offers
     rows(options)       a list of {"prompt": [messages], further columns}, one for each dataset row
     grade(completion, row, options, sandbox, rng)
                         a Grade: a fresh judgement of one completion. It may run in any process and
-                        any thread. `row` holds the dataset's further columns and "step", the
-                        training step; `rng` is a numpy Generator for inputs
+                        any thread. `row` holds the prompt, the dataset's further columns and
+                        "step", the training step; `rng` is a numpy Generator for inputs
     REFERENCE           a completion that earns full marks
     SLOWER              honest completions that are right and earn less
     WRONG               honest completions that are not right

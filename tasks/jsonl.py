@@ -8,7 +8,11 @@
 any other column, reaches the reward functions by its name. The default reward compares the
 conclusion with `answer`, by value (see tasks/reasoning.py); where no row has an answer, name
 rewards of your own in task.rewards. An `answer` that is the number 0 in every row is the
-placeholder that some data sets carry, and counts as none.
+placeholder that some data sets carry, and counts as none. It may be a worked solution that ends in
+the answer ("... #### 72"): its conclusion is what is compared.
+
+A prompt here need not ask for a marker such as "Answer:". Where a completion has none, its last
+line is the conclusion if it is a value or ends in one.
 
 All rows are read and checked when the config is: a mistake costs no GPU time.
 """
@@ -19,16 +23,16 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 import tasks
-from sandbox import Sandbox
+from sandbox import Sandbox, verifier
 from tasks import Grade, note_once, reasoning
 from tasks import Options as SharedOptions
 
@@ -36,26 +40,37 @@ ROOT = Path(__file__).resolve().parent.parent
 MAX_MISTAKES = 20
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")
-RESERVED = {"completions", "completion_ids", "completion", "prompts", "grades", "step", "images", "image",
-            "trainer_state", "log_extra", "log_metric", "environments", "tools"}  # fmt: skip
+RESERVED = {"completions", "completion_ids", "completion", "prompts", "grades", "step", "images",
+            "image", "trainer_state", "log_extra", "log_metric", "environments",
+            "tools"}  # fmt: skip
 
 REWARDS = ["correct_conclusion"]
 CURRICULUM_KEYS = ["free_characters"]
 
-# Of the first row of the default data.
+COMPARING = {
+    "correct_conclusion",
+    "consistency",
+    "correctness_check",
+    "correctness_partial",
+}  # rewards that compare
+
+# Of the first row of the default data. A last line that ends in the value is right here.
 REFERENCE = reasoning.REFERENCE
 SLOWER: list[str] = []  # the one default reward knows only right and wrong
-WRONG = reasoning.WRONG
-CHEAT = reasoning.CHEAT
+WRONG = [text for text in reasoning.WRONG if text not in ("345", reasoning.STEPS.format(345))]
+CHEAT = [*reasoning.CHEAT, "15 * 23"]
 
 
 @dataclass(frozen=True)
 class Options(SharedOptions):
     num_rows: int | None = None  # rows in turn, as many as this; null: each row once
-    data: str = "configs/arithmetic.jsonl"  # a file or a glob (relative to the repository), or a Hub dataset id
+    data: str = "configs/arithmetic.jsonl"  # a file, a glob (from the repository), or a Hub dataset
     split: str = "train"  # of a Hub dataset
     eval_split: str | None = None  # of a Hub dataset: its rows are for evaluation
     eval_share: float = 0.0  # else this share of the prompts is held out, chosen by their text
+    unreadable_answers: Literal["refuse", "drop"] = (
+        "refuse"  # what is done with rows whose answer is unclear
+    )
     free_characters: int = (
         2000  # longer completions pay the length_penalty, if that is among the rewards
     )
@@ -70,9 +85,12 @@ class Options(SharedOptions):
             raise ValueError(f"data: {self.data} holds no row to train on")
         if not self.rewards and all(answer_of(row) is None for row in training):
             raise ValueError(
-                f"rewards: no row of {self.data} has an answer to compare with (a 0 in every row is a placeholder); "
-                "name reward functions in task.rewards"
+                f"rewards: no row of {self.data} has an answer to compare with (a 0 in every row "
+                "is a placeholder); name reward functions in task.rewards"
             )
+        compared = compares(self) and any(answer_of(row) is not None for row in training)
+        if compared and not verifier.installed():
+            raise ValueError(verifier.NOT_INSTALLED)
 
 
 def rows(options: Options) -> list[dict[str, Any]]:
@@ -104,10 +122,56 @@ def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, A
             tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in found)
         )
     else:
-        all_rows = read_hub(options.data, options.split)
+        all_rows = readable(
+            read_hub(options.data, options.split), options, hub_places(options.data, options.split)
+        )
         if options.eval_split:
-            return all_rows, read_hub(options.data, options.eval_split)
-    return hold_out(all_rows, options.eval_share)
+            held_out = read_hub(options.data, options.eval_split)
+            return all_rows, readable(
+                held_out, options, hub_places(options.data, options.eval_split)
+            )
+        return hold_out(all_rows, options.eval_share)
+    places = (place for path in found for place, _ in read_lines(path))
+    return hold_out(readable(all_rows, options, places), options.eval_share)
+
+
+def hub_places(name: str, split: str) -> Iterator[str]:
+    return (f"{name}[{split}]:{i}" for i in itertools.count())
+
+
+def compares(options: Options) -> bool:
+    """Whether a reward of these options compares conclusions with answers."""
+    return not COMPARING.isdisjoint(tasks.reward_weights(options.type, options.rewards))
+
+
+def readable(
+    all_rows: list[dict[str, Any]], options: Options, places: Iterable[str]
+) -> list[dict[str, Any]]:
+    """The rows whose answers can be read, where a reward compares them. `places` names the rows, in
+    order.
+
+    Raises:
+        ValueError: with the places of the others, unless options.unreadable_answers is "drop".
+    """
+    if not compares(options):
+        return all_rows
+    problems = {
+        i: why for i, row in enumerate(all_rows) if (why := reasoning.unreadable(answer_of(row)))
+    }
+    if not problems:
+        return all_rows
+    named = [
+        f"{place}: the answer cannot be read: {problems[i]}"
+        for i, place in enumerate(places)
+        if i in problems
+    ]
+    share = f"{len(problems)} of {len(all_rows)} rows of {options.data}"
+    count = f"{share} have an answer that cannot be read"
+    if options.unreadable_answers == "refuse":
+        advice = f"{count}; task.unreadable_answers: drop leaves them out"
+        raise ValueError("\n".join(["data:", *named[:MAX_MISTAKES], advice]))
+    note_once("\n".join([f"{count} and are left out:", *named[:MAX_MISTAKES]]))
+    return [row for i, row in enumerate(all_rows) if i not in problems]
 
 
 def hold_out(
@@ -282,14 +346,29 @@ def grade(
     sandbox: Sandbox,
     rng: np.random.Generator,
 ) -> Grade:
-    """As tasks/reasoning.py: `correct` compares the conclusion with the answer, where there is one."""
-    return reasoning.judge(completion, answer_of(row), options.free_characters)
+    """As tasks/reasoning.py: `correct` compares the conclusion with the answer, if there is one."""
+    return reasoning.judge(
+        completion, answer_of(row), options.free_characters, question_of(row), marked=False
+    )
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """What the row asks, as far as its columns say: the last message of the user, or a column
+    "question"."""
+    prompt = row.get("prompt")
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, list) and prompt and isinstance(prompt[-1], Mapping):
+        return str(prompt[-1].get("content", ""))
+    question = row.get("question")
+    return question if isinstance(question, str) else ""
 
 
 def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
-    """As tasks/reasoning.py. What reward functions of the user's own think right is not known here."""
+    """As tasks/reasoning.py. What the user's own reward functions pay is not known here."""
     if answer_of(row) is None or "correct_conclusion" not in tasks.reward_weights(
         options.type, options.rewards
     ):
         return []
-    return reasoning.known_answers({"answer": answer_of(row)}, options)
+    asked = {"answer": answer_of(row), "question": question_of(row)}
+    return reasoning.known_answers(asked, options, marked=False)

@@ -1,23 +1,29 @@
 """Answer a question step by step: is the conclusion right, and is the way there laid out?
 
-A problem is a question, or a mapping {question: ..., answer: ...}. The answer may be a number, a fraction, LaTeX,
-yes or no (YAML's bare yes and no are understood), a choice from A to E, or words; verifier.py compares by value.
-Without an answer only the layout can be scored.
+A problem is a question, or a mapping {question: ..., answer: ...}. The answer may be a number, a
+fraction, LaTeX, yes or no (YAML's bare yes and no are understood), the letter of a choice, or
+words; it may also be a worked solution that ends in one ("... #### 72"). Without an answer only the
+layout can be scored.
 
-Everything but `correct_conclusion` is a heuristic over the text: deterministic, bounded, cheap, and blind to whether
-the steps are true. What each one looks at stands in its function here. `correct_conclusion` outweighs them together,
-so that no wrong conclusion earns what a right one does.
+The conclusion is what stands in \\boxed{}, in <answer>, behind "Answer:" or after "the answer is";
+conclusions/ says how it is found and read. It must be a value in final form: repeating the question
+is no answer.
+
+Everything but `correct_conclusion` is a heuristic over the text: deterministic, bounded, cheap, and
+blind to whether the steps are true. What each one looks at stands in its function here.
+`correct_conclusion` outweighs them together, so that no wrong conclusion earns what a right one
+does.
 """
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from sandbox import Sandbox, Status, verifier
+from sandbox import Sandbox, Status, conclusions, verifier
 from tasks import Grade, problem_mistakes
 from tasks import Options as SharedOptions
 
@@ -28,8 +34,8 @@ Write numbered steps, then a last line "Answer: " with the answer alone."""
 PROBLEMS = [
     {"question": "What is 15 * 23?", "answer": 345},
     {
-        "question": "If all roses are flowers and some flowers fade quickly, can we conclude that some roses fade "
-        "quickly?",
+        "question": "If all roses are flowers and some flowers fade quickly, can we conclude that "
+        "some roses fade quickly?",
         "answer": "no",
     },
     {"question": "What is 1/3 + 1/6, as a fraction?", "answer": "1/2"},
@@ -50,10 +56,24 @@ WRONG = [
     STEPS.format(345) + "Answer: 335\n",
     STEPS.format(345),
     "345\nAnswer: no",
+    "345",
     "Answer: -345",
+    "Answer: 15 * 24",
+    "Answer: 345%",
     "Answer:",
+    "",
 ]
 CHEAT = [
+    STEPS.format("15 * 23") + "Answer: 15 * 23",
+    "Answer: What is 15 * 23?",
+    TEMPLATE.format(question="What is 15 * 23?"),
+    "Answer: 345 or 346",
+    "Answer: 346 = 345",
+    "Answer: not 345",
+    "The answer is not 345.",
+    "\\boxed{345}\nAnswer: 346",
+    "Answer: <!-- 345 -->",
+    "\\boxed{}",
     "Answer: 345 or 346 or 344",
     "Answer: " + ", ".join(map(str, range(300, 400))),
     "Answer: 345\n" + "Answer: 1\n" * 50,
@@ -68,6 +88,9 @@ class Options(SharedOptions):
     prompt_template: str = TEMPLATE  # {question} becomes the question
     problems: Any = field(default_factory=lambda: PROBLEMS)  # questions, or mappings as above
     eval_problems: Any = field(default_factory=list)  # held out for evaluation
+    unreadable_answers: Literal["refuse", "drop"] = (
+        "refuse"  # what is done with problems whose answer is unclear
+    )
     free_characters: int = 2000  # longer completions pay a length penalty; full at twice as many
 
     def __post_init__(self):
@@ -77,6 +100,8 @@ class Options(SharedOptions):
         if self.free_characters < 1:
             mistakes.append(f"free_characters: must be above 0, not {self.free_characters}")
         mistakes += problem_mistakes(self, read_problem)
+        if not mistakes:
+            mistakes += answer_mistakes(self)
         if mistakes:
             raise ValueError("; ".join(mistakes))
 
@@ -96,7 +121,8 @@ def read_problem(problem: Any) -> tuple[str, str | None]:
 
 
 def read_answer(answer: Any) -> str | None:
-    """The answer as text: YAML reads a bare `no` as false. Raises ValueError for a list, a mapping or no text."""
+    """The answer as text: YAML reads a bare `no` as false. Raises ValueError for a list, a mapping
+    or no text."""
     if answer is None:
         return None
     if isinstance(answer, bool):
@@ -106,17 +132,51 @@ def read_answer(answer: Any) -> str | None:
     return str(answer)
 
 
+def answer_mistakes(options: Options) -> Iterator[str]:
+    """What keeps the answers of the problems from being compared, each with its place."""
+    unreadable = list(unreadable_problems(options))
+    if unreadable and options.unreadable_answers == "refuse":
+        yield from unreadable
+        yield "task.unreadable_answers: drop leaves such problems out"
+    if not readable(options.problems):
+        yield "problems: none has an answer that can be read"
+    answers = [read_problem(problem)[1] for problem in (*options.problems, *options.eval_problems)]
+    if not verifier.installed() and any(answer is not None for answer in answers):
+        yield verifier.NOT_INSTALLED
+
+
+def unreadable_problems(options: Options) -> Iterator[str]:
+    for key, problems in (("problems", options.problems), ("eval_problems", options.eval_problems)):
+        for i, problem in enumerate(problems):
+            if why := unreadable(read_problem(problem)[1]):
+                yield f"{key}[{i}]: the answer cannot be read: {why}"
+
+
+def unreadable(answer: str | None) -> str:
+    """Why an answer cannot be read, in words; empty if it can, or if there is none."""
+    if answer is None:
+        return ""
+    try:
+        conclusions.read_expected(answer)
+    except conclusions.Unreadable as error:
+        return str(error)
+    return ""
+
+
+def readable(problems: list[Any]) -> list[Any]:
+    return [problem for problem in problems if not unreadable(read_problem(problem)[1])]
+
+
 def rows(options: Options) -> list[dict[str, Any]]:
-    """One row for each of num_rows, problem by problem in turn, with the columns question and answer."""
-    return [
-        make_row(problem, options)
-        for problem in itertools.islice(itertools.cycle(options.problems), options.num_rows)
-    ]
+    """One row for each of num_rows, problem by problem in turn, with the columns question and
+    answer."""
+    problems = itertools.cycle(readable(options.problems))
+    return [make_row(problem, options) for problem in itertools.islice(problems, options.num_rows)]
 
 
 def eval_rows(options: Options) -> list[dict[str, Any]]:
     """One row for each problem that is held out."""
-    return [make_row(problem, options) for problem in options.eval_problems]
+    return [make_row(problem, options) for problem in readable(options.eval_problems)]
 
 
 def make_row(problem: Any, options: Options) -> dict[str, Any]:
@@ -136,66 +196,79 @@ def grade(
         answer = read_answer(row.get("answer"))
     except ValueError as error:
         return Grade(Status.BAD_ROW, detail=str(error))
-    return judge(completion, answer, options.free_characters)
+    question = row.get("question")
+    return judge(
+        completion, answer, options.free_characters, question if isinstance(question, str) else ""
+    )
 
 
-def judge(completion: Any, answer: str | None, free_characters: int) -> Grade:
-    """Score a text. `data` holds: answered (is an answer known to compare with), and step_by_step, consistency,
-    clarity and length_penalty. No program is run, so the status is OK, or that of a comparison that was stopped."""
+def judge(
+    completion: Any,
+    answer: str | None,
+    free_characters: int,
+    question: str = "",
+    marked: bool = True,
+) -> Grade:
+    """Score a text. No program is run, so the status is OK, or that of a comparison that was
+    stopped.
+
+    `data` holds: answered (is an answer known to compare with), and step_by_step, consistency,
+    clarity and length_penalty.
+
+    Args: question: what was asked, where it is known: its own expressions are no answers. marked:
+        whether the prompt asked for a marker, so that a last line without one is no conclusion.
+    """
     text = completion if isinstance(completion, str) else ""
-    steps, conclusion = split(text)
-    status, correct, detail = Status.OK, False, ""
-    if answer is not None and conclusion:
-        verdict = verifier.shared().agree(answer, conclusion)
-        correct = verdict is True
-        if verdict is None:
-            status, detail = Status.TIMEOUT, "the conclusion could not be compared in time"
-        elif not correct:
-            detail = f"the conclusion is not {answer}"
-    elif not conclusion:
-        detail = "no conclusion"
-    else:
-        detail = "there is no answer to compare with"
+    found = conclusions.find(text, marked)
+    status, correct, detail = compare(answer, found, question, conclusions.repeats(question, text))
     known_wrong = answer is not None and not correct
     data = {
         "answered": answer is not None,
-        "step_by_step": step_by_step(steps),
-        "consistency": 0.0 if known_wrong else consistency(steps, conclusion),
-        "clarity": clarity(text, conclusion),
+        "step_by_step": step_by_step(found.lines),
+        "consistency": 0.0 if known_wrong else consistency(found.lines, answer or found.text),
+        "clarity": clarity(text, found.text),
         "length_penalty": -round(min(max(len(text) / free_characters - 1.0, 0.0), 1.0), 3),
     }
     return Grade(status, correct=correct, passed=float(correct), detail=detail, data=data)
 
 
-MARKER = re.compile(
-    r"\W*(?:so|thus|therefore|hence)?\W*(?:the|my)?\W*(?:final\W+)?(?:answer|conclusion)\b(?:\W*\bis\b)?[\s:*_]*",
-    re.IGNORECASE,
-)
-NUMBERED = re.compile(r"\W*(?:step\W*)?\d{1,3}\s*[.):]", re.IGNORECASE)
+def compare(
+    answer: str | None, found: conclusions.Conclusion, question: str, repeated: bool
+) -> tuple[Status, bool, str]:
+    """(status, whether the conclusion is the answer, why not)."""
+    if not found.text:
+        return Status.OK, False, "no conclusion"
+    if repeated:
+        return Status.OK, False, "the question again"
+    if answer is None:
+        return Status.OK, False, "there is no answer to compare with"
+    try:
+        expected = conclusions.read_expected(answer)
+    except conclusions.Unreadable as error:
+        return Status.BAD_ROW, False, f"the answer cannot be read: {error}"
+    if any(conclusions.contradicts(expected, other) for other in found.others):
+        return Status.OK, False, "two conclusions that differ"
+    verdict = verifier.shared().agree(expected, found.text, question)
+    if verdict is None:
+        return Status.TIMEOUT, False, "the conclusion could not be compared in time"
+    return Status.OK, verdict, "" if verdict else f"the conclusion is not {expected}"
+
+
+# Every pattern is linear in the length of the text: repetition is bounded or possessive.
+NUMBERED = re.compile(r"[^\w\n]{0,8}(?:step[^\w\n]{0,4})?\d{1,3}\s?[.):]", re.IGNORECASE)
 LISTED = re.compile(
-    r"\s*[-*•]\s|\W*(?:first|second|third|next|then|now|finally|so|thus|therefore|hence)\b",
+    r"\s{0,8}[-*•]\s|[^\w\n]{0,8}(?:first|second|third|next|then|now|finally|so|thus|therefore"
+    r"|hence)\b",
     re.IGNORECASE,
 )
-BOXED = re.compile(r"\\boxed\s*\{")
+NUMBER_OF_STEP = re.compile(r"(?:step )?[0-9]{1,3}[.):]\s", re.IGNORECASE)
+SENTENCE_END = re.compile(r"[.!?]\s|\n")
 
 
-def split(text: str) -> tuple[list[str], str]:
-    """(lines before the conclusion, conclusion): what follows the last "Answer" or "Conclusion" that begins a line,
-    else the last line with a \\boxed{}; a text that marks neither has no conclusion, unless it is a single line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    for i in reversed(range(len(lines))):
-        marker = MARKER.match(lines[i])
-        if marker:
-            rest = lines[i][marker.end() :].strip()
-            return lines[:i], rest or " ".join(lines[i + 1 : i + 2])
-        if BOXED.search(lines[i]):
-            return lines[: i + 1], lines[i][BOXED.search(lines[i]).start() :]
-    return ([], lines[0]) if len(lines) == 1 else (lines, "")
-
-
-def step_by_step(lines: list[str]) -> float:
-    """0 to 1: a third for each distinct line, up to three, that begins as a step does (a number, a bullet, First,
-    Then, ...) and says something (three words or an equation). More steps earn nothing more."""
+def step_by_step(lines: Sequence[str]) -> float:
+    """0 to 1: a third for each distinct line, up to three, that begins as a step does (a number, a
+    bullet, First, Then, ...) and says something (three words or an equation). More steps earn
+    nothing more."""
     found = {
         line.casefold().lstrip("0123456789.:) ")
         for line in lines
@@ -204,59 +277,87 @@ def step_by_step(lines: list[str]) -> float:
     return round(min(len(found), 3) / 3, 3)
 
 
-def consistency(lines: list[str], conclusion: str) -> float:
-    """1 if the last line before the conclusion arrives at the conclusion's value, else 0. Its value is what follows
-    its last "=", or what math-verify finds in it."""
-    if not lines or not conclusion:
+def consistency(lines: Sequence[str], value: str) -> float:
+    """1 if the last line before the conclusion arrives at `value`, else 0. Such a line ends in the
+    value, behind its last "=" if it has one. A line with the box itself does not count."""
+    if lines and "\\boxed" in lines[-1]:
+        lines = lines[:-1]
+    if not lines or not value:
         return 0.0
-    result = (
-        lines[-1].rpartition("=")[2]
-        if "\\boxed" not in lines[-1]
-        else " ".join(lines[-2:-1]).rpartition("=")[2]
-    )
-    word = re.match(r"\W*(yes|no)\b", conclusion, re.IGNORECASE)
-    return float(
-        bool(result.strip())
-        and verifier.shared().agree(word[1] if word else conclusion, result) is True
-    )
+    try:
+        value = conclusions.read_expected(value)
+    except conclusions.Unreadable:
+        return 0.0
+    result = NUMBER_OF_STEP.sub("", lines[-1].rpartition("=")[2].strip(), count=1)
+    return float(bool(result) and verifier.shared().agree(value, result) is True)
 
 
 def clarity(text: str, conclusion: str) -> float:
-    """0 to 1, a third each: a conclusion of at most 100 characters; no sentence or line of more than 40 words; and at
-    least 7 of 10 runs of three words occur for the first time, in a text of ten words or more."""
+    """0 to 1, a third each: a conclusion of at most 100 characters; no sentence or line of more
+    than 40 words; and at least 7 of 10 runs of three words occur for the first time, in a text of
+    ten words or more."""
     words = text.casefold().split()
     runs = list(zip(words, words[1:], words[2:], strict=False))
-    short = (
-        max((len(sentence.split()) for sentence in re.split(r"[.!?]\s|\n", text)), default=0) <= 40
-    )
+    short = max((len(sentence.split()) for sentence in SENTENCE_END.split(text)), default=0) <= 40
     fresh = len(words) >= 10 and len(set(runs)) >= 0.7 * len(runs)
     return round(((0 < len(conclusion) <= 100) + (bool(words) and short) + fresh) / 3, 3)
 
 
-def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
-    """(kind, completion) for check.py, whatever the first question is."""
+SOLUTION = """\
+1. Read what is given and what is asked.
+2. Work it out, one part after the other.
+3. Put the parts together = {}
+"""
+EXPRESSION = re.compile(r"[0-9(][-0-9+*/^(). ×÷·]{2,200}[0-9)]")
+
+
+def known_answers(
+    row: Mapping[str, Any], options: Any, marked: bool = True
+) -> list[tuple[str, str]]:
+    """(kind, completion) for check.py, whatever the first question is. `marked` as in `judge`."""
     answer = row.get("answer")
-    steps = "1. Read what is given and what is asked.\n2. Work it out, one part after the other.\n3. The result is = {}\n"
     if answer is None:
-        return [
-            ("unverified", steps.format("42") + "Answer: 42"),
-            ("cheat", "1. Think.\n" * 300),
-            ("wrong", "Answer:"),
-        ]
-    other = {"yes": "no", "no": "yes"}.get(answer.casefold(), "-98765.4321")
+        cheat = [("cheat", "1. Think.\n" * 300), ("cheat", str(row.get("question", "")))]
+        return [("unverified", SOLUTION.format("42") + "Answer: 42"), *cheat, ("wrong", "Answer:")]
+    answer = conclusions.read_expected(answer)
+    other = {"yes": "no", "no": "yes", "true": "false", "false": "true"}.get(
+        answer.casefold(), "-98765.4321"
+    )
     wrong = [
-        steps.format(answer) + f"Answer: {other}",
-        steps.format(other) + f"Answer: {other}",
-        steps.format(answer),
+        SOLUTION.format(answer) + f"Answer: {other}",
+        SOLUTION.format(other) + f"Answer: {other}",
+        "Answer:",
+        "",
     ]
+    if marked:
+        wrong.append(SOLUTION.format(answer))
     cheat = [
         f"Answer: {answer}\n" + f"Answer: {other}\n" * 50,
         "1. Think it through once more.\n" * 40 + f"Answer: {other}",
         "Answer: yes and no, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, -98765",
         "Answer: 9^9^9^9^9^9",
+        "\\boxed{}",
+        f"Answer: {answer} or {other}",
+        f"Answer: not {answer}",
+        f"The answer is not {answer}.",
+        *echoes(row, answer),
     ]
     right = [
-        ("reference", steps.format(answer) + f"Answer: {answer}"),
+        ("reference", SOLUTION.format(answer) + f"Answer: {answer}"),
         ("slower", f"Answer: {answer}"),
     ]
     return right + [("wrong", text) for text in wrong] + [("cheat", text) for text in cheat]
+
+
+def echoes(row: Mapping[str, Any], answer: str) -> Iterator[str]:
+    """Completions that repeat what was asked: the prompt, the question, its expressions."""
+    messages = row.get("prompt") or []
+    texts = [message["content"] for message in messages if message.get("role") == "user"]
+    texts.append(row.get("question") or "")
+    for text in filter(None, dict.fromkeys(texts)):
+        yield text
+        yield f"Answer: {text}"
+        for match in EXPRESSION.finditer(text):
+            if not match[0].replace(".", "").isdigit() and match[0] != answer:
+                yield f"Answer: {match[0]}"
+                yield match[0]

@@ -18,6 +18,7 @@ from job.errors import ConfigError
 from job.grading import Grader
 from job.reward_check import check_rewards
 from job.rows import mixed_rows
+from sandbox import verifier
 from tasks import jsonl
 from tasks.jsonl import Options, check_rows
 
@@ -144,8 +145,9 @@ USER = {"role": "user", "content": "x"}
     ("row", "message"),
     [
         ("nope", "not JSON"), ("[" * 100_000, "not JSON"), ("[1]", "must be an object, not list"),
-        ("{}", "no prompt"), ({"prompt": []}, "list of messages"), ({"prompt": 3}, "list of messages"),
-        ({"prompt": ""}, "list of messages"), ({"prompt": ["x"]}, r"prompt\[0\] must have role and content"),
+        ("{}", "no prompt"), ({"prompt": []}, "list of messages"),
+        ({"prompt": 3}, "list of messages"), ({"prompt": ""}, "list of messages"),
+        ({"prompt": ["x"]}, r"prompt\[0\] must have role and content"),
         ({"prompt": [USER, {"role": "user"}]}, r"prompt\[1\] must have"),
         ({"prompt": [{**USER, "thinking": "y"}]}, r"prompt\[0\] must have role and content, and nothing else"),
         ({"prompt": [{**USER, "role": "bot"}]}, "role must be one of system"),
@@ -166,6 +168,58 @@ def test_mistakes_come_together_up_to_twenty_and_as_a_config_error(tmp_path):
     with pytest.raises(ConfigError) as error:
         config.load_config(None, ["task.type=jsonl", f"task.data={path}"])
     assert str(error.value).count("not JSON") == 20
+
+
+SOLVED = {"prompt": "x", "answer": "She has 3 + 4 of them.\n#### 7"}
+UNCLEAR = {"prompt": "y", "answer": "She has 3 of them.\nThen 4."}
+
+
+def test_rows_whose_answer_cannot_be_read_are_named_and_refused(tmp_path):
+    path = write(tmp_path / "a.jsonl", SOLVED, "", UNCLEAR, UNCLEAR)
+    with pytest.raises(ConfigError) as error:
+        config.load_config(None, ["task.type=jsonl", f"task.data={path}"])
+    message = str(error.value)
+    assert "a.jsonl:3: the answer cannot be read" in message and "a.jsonl:4" in message
+    assert "2 of 3 rows" in message and "unreadable_answers: drop" in message
+
+
+def test_rows_whose_answer_cannot_be_read_can_be_dropped(tmp_path, capsys, sandbox):
+    path = write(tmp_path / "a.jsonl", UNCLEAR, SOLVED)
+    tasks.note_once.cache_clear()
+    settings = options(path, unreadable_answers="drop", num_rows=None)
+    (row,) = jsonl.rows(settings)
+    assert row["answer"] == SOLVED["answer"]  # the column itself is never changed
+    assert jsonl.grade("Answer: 7", row, settings, sandbox, None).correct
+    assert not jsonl.grade("Answer: 3", row, settings, sandbox, None).correct
+    assert "1 of 2 rows" in capsys.readouterr().err
+    assert check_rewards(settings, sandbox)
+
+
+def test_answers_that_no_reward_compares_may_be_anything(tmp_path):
+    path = write(tmp_path / "a.jsonl", UNCLEAR)
+    assert len(jsonl.rows(options(path, rewards=["clarity"], num_rows=None))) == 1
+
+
+def test_a_missing_math_verify_is_told_where_answers_are_compared(tmp_path, monkeypatch):
+    path = write(tmp_path / "a.jsonl", SOLVED)
+    monkeypatch.setattr(verifier, "installed", lambda: False)
+    with pytest.raises(ValueError, match="math-verify is not installed"):
+        options(path)
+    assert options(path, rewards=["clarity"])
+
+
+def test_the_question_is_no_answer(sandbox):
+    settings = Options(type="jsonl")
+    row = {"answer": "0.75", "prompt": [{"role": "user", "content": "What is 3 / 4?"}]}
+    right = {
+        "3/4": False,
+        "3 ÷ 4": False,
+        "What is 3 / 4?": False,
+        "0.75": True,
+        "3 / 4 = 0.75": True,
+    }
+    for text, correct in right.items():
+        assert jsonl.grade(text, row, settings, sandbox, None).correct is correct, text
 
 
 def test_several_files_and_a_changed_one(tmp_path):

@@ -1,13 +1,6 @@
-"""tasks/reasoning.py and verifier.py: conclusions are compared by value and no comparison hangs;
-layout is bounded."""
+"""tasks/reasoning.py: a right conclusion is paid and nothing else; layout is bounded."""
 
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -21,116 +14,10 @@ from job import config
 from job.grading import resolve
 from job.reward_check import check_rewards
 from sandbox import Status, verifier
-from tasks import Grade, reasoning
-from tasks.reasoning import Options, clarity, judge, split, step_by_step
+from tasks import Grade, jsonl, reasoning
+from tasks.reasoning import Options, clarity, judge, step_by_step
 
 ROOT = Path(__file__).parent.parent
-SQRT, HALF = r"$\sqrt{2}$", r"\frac{1}{2}"
-
-
-@pytest.fixture(scope="module")
-def pool():
-    pool = verifier.Verifier(1, timeout_s=1.0)
-    yield pool
-    pool.close()
-
-
-@pytest.mark.parametrize(
-    ("expected", "text", "agree"),
-    [
-        ("42", "42", True), ("42", "The answer is 42.", True), ("42", "x = 42", True), ("42", "43", False),
-        ("42", "", False), ("42", "$42", True), ("42", r"\$42", True), ("12", "12 apples", True),
-        ("12 apples", "12", True), ("12", "twelve", False), ("7", "-7", False), ("-7", "−7", True), ("-7", "7", False),
-        ("1,000", "1000", True), ("1e-3", "0.001", True), ("0.001", "1e-3", True), ("50%", "0.5", True),
-        ("0", "0.0", True), ("3.5", "7/2", True), ("345", "15 × 23 = 345", True), ("10000000000", "10^{10}", True),
-        ("1/2", r"\boxed{0.5}", True), ("1/2", r"\frac12", True), (HALF, "0.5", True), (f"${HALF}$", "1/2", True),
-        ("1/3", "0.333333", True), ("1/3", "0.33", False), (SQRT, "1.41421356", True), (SQRT, "1.4", False),
-        ("2x", "$2x$", True), ("2x", "2", False), ("2x", "x + x", True), ("x^2/2", r"\frac{x^2}{2}", True),
-        ("(1,2)", "(1, 2)", True), ("(1,2)", "2", False), ("x>3", "$x > 3$", True), ("3", "x>3", False),
-        ("no", "No", True), ("no", "**No.**", True), ("no", r"\boxed{\text{no}}", True), ("no", "yes", False),
-        ("no", "yes or no", False), ("no", "I do not know", False), ("no", "No, we cannot conclude that.", True),
-        ("yes", "true", True), ("yes", "", False), ("yes", "42", False), ("B", "The answer is (B)", True),
-        ("B", "(C)", False), ("B", "b", True), ("Paris", "paris.", True), ("Paris", "London", False),
-        ("Paris 2024", "London 2024", False), ("3", r"\frac{" * 40, False), ("42", "\0\ud800\n", False),
-    ],
-)  # fmt: skip
-def test_answers_are_compared_by_value(pool, expected, text, agree):
-    assert pool.agree(expected, text) is agree
-
-
-@pytest.mark.parametrize(
-    ("expected", "text"), [("3", "9^9^9^9^9"), ("9^9^9^9^9", "3"), ("9" * 490, "9!!^9!!^9^9^9^9")]
-)
-def test_a_comparison_that_hangs_is_stopped_and_the_next_one_works(pool, expected, text):
-    assert pool.agree(expected, text) is not True
-    assert pool.agree("2", "2.0") is True
-
-
-def test_a_stopped_worker_is_replaced(pool):
-    assert pool.agree("2", "2") is True
-    worker = pool._workers.get()
-    os.kill(worker.process.pid, signal.SIGSTOP)
-    pool._workers.put(worker)
-    assert pool.agree("2", "2") is None
-    assert worker.process.poll() is not None
-    assert pool.agree("2", "2") is True
-
-
-def test_a_worker_killed_while_idle_costs_no_verdict(pool):
-    assert pool.agree("2", "2") is True
-    worker = pool._workers.get()
-    worker.process.kill()
-    worker.process.wait()
-    pool._workers.put(worker)
-    assert pool.agree("2", "2") is True
-
-
-def test_threads_share_the_workers():
-    pool = verifier.Verifier(2)
-    verdicts = []
-    threads = [
-        threading.Thread(target=lambda: verdicts.append(pool.agree("2", "2"))) for _ in range(8)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    pool.close()
-    assert verdicts == [True] * 8
-
-
-def test_a_worker_ends_with_its_owner():
-    code = "import os, verifier; print(verifier.Worker(1.0).process.pid, flush=True); os._exit(0)"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    process = Path(f"/proc/{run.stdout.strip()}/cmdline")
-    deadline = time.monotonic() + 120.0
-    while (
-        process.exists() and process.read_bytes()
-    ):  # empty: dead, and nobody has waited for it yet
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def test_no_math_verify_is_told(monkeypatch):
-    monkeypatch.setattr(verifier.sys, "executable", "/bin/false")
-    with pytest.raises(RuntimeError, match="is it installed"):
-        verifier.Verifier(1).agree("1", "1")
-
-
-@pytest.mark.parametrize(
-    ("text", "conclusion"),
-    [
-        ("1. a\nAnswer: 42", "42"), ("**Answer:** 42", "42"), ("### Final answer\n42", "42"),
-        ("The answer is 42.", "42."), ("So the final answer is: no", "no"),
-        ("Conclusion: No, it does not.", "No, it does not."), ("345", "345"),
-        ("x = 1\nso \\boxed{5}", "\\boxed{5}"), ("Answer: 1\nAnswer: 2", "2"), ("Answer:", ""), ("one\ntwo", ""),
-        ("", ""), ("\\boxed{1}\nAnswer: 2\nThat is all.", "2"), ("Answers vary.\nMore.", ""),
-    ],
-)  # fmt: skip
-def test_the_conclusion_is_found(text, conclusion):
-    assert split(text)[1] == conclusion
 
 
 @given(st.text(alphabet="Answer: 1.\n*\\boxed{}=-Step the is", max_size=300))
@@ -157,9 +44,10 @@ def test_more_steps_than_three_earn_nothing_more_and_repeated_ones_nothing():
     ("text", "answer", "value"),
     [
         ("1. 2 + 3 = 5\nAnswer: 5", None, 1.0), ("1. 2 + 3 = 5\nAnswer: 5", "5", 1.0),
-        ("1. 2 + 3 = 5\nAnswer: 6", None, 0.0), ("1. 2 + 3 = 6\nAnswer: 6", "5", 0.0), ("Answer: 5", "5", 0.0),
-        ("1. half\n2. that is 1/2\nAnswer: 0.5", None, 1.0), ("So it is no.\nAnswer: No, it is not", "no", 1.0),
-        ("x = 5\n\\boxed{5}", "5", 1.0), ("\\boxed{5}", "5", 0.0),
+        ("1. 2 + 3 = 5\nAnswer: 6", None, 0.0), ("1. 2 + 3 = 6\nAnswer: 6", "5", 0.0),
+        ("Answer: 5", "5", 0.0), ("1. half\n2. that is 1/2\nAnswer: 0.5", None, 1.0),
+        ("So it is no.\nAnswer: No, it is not", "no", 1.0), ("x = 5\n\\boxed{5}", "5", 1.0),
+        ("\\boxed{5}", "5", 0.0),
     ],
 )  # fmt: skip
 def test_consistency(text, answer, value):
@@ -240,11 +128,62 @@ def test_the_configuration(tmp_path, sandbox):
         ({"problems": [{"question": "Why?", "anwser": 1}]}, "unknown keys"),
         ({"eval_problems": [4]}, r"eval_problems\[0\]"),
         ({"free_characters": 0}, "free_characters: must be above 0"),
+        (
+            {"problems": ["Why?", {"question": "x", "answer": "a\nb"}]},
+            r"problems\[1\]: the answer cannot be read",
+        ),
     ],
 )
 def test_mistakes(options, message):
     with pytest.raises(ValueError, match=message):
         Options(type="reasoning", **options)
+
+
+def test_problems_whose_answer_cannot_be_read_can_be_dropped():
+    problems = [
+        {"question": "x", "answer": "one line\nand another"},
+        {"question": "y", "answer": "so\n#### 7"},
+    ]
+    options = Options(type="reasoning", problems=problems, unreadable_answers="drop", num_rows=2)
+    assert [row["question"] for row in reasoning.rows(options)] == ["y", "y"]
+    with pytest.raises(ValueError, match="none has an answer that can be read"):
+        Options(type="reasoning", problems=problems[:1], unreadable_answers="drop")
+
+
+def test_a_missing_math_verify_is_told_where_answers_are_compared(monkeypatch):
+    monkeypatch.setattr(verifier, "installed", lambda: False)
+    with pytest.raises(ValueError, match="math-verify is not installed"):
+        Options(type="reasoning")
+    assert Options(type="reasoning", problems=["Why?"])
+
+
+def test_two_conclusions_that_differ_are_none():
+    assert judge("\\boxed{345}\nAnswer: 345.0", "345", 100).correct
+    grade = judge("\\boxed{345}\nAnswer: 346", "345", 100)
+    assert not grade.correct and grade.detail == "two conclusions that differ"
+
+
+def test_an_answer_that_is_a_worked_solution_is_read():
+    assert judge("Answer: 72", "48 + 24 = 72 clips.\n#### 72", 100).correct
+    assert judge("Answer: 72", "no conclusion\nat all", 100).status is Status.BAD_ROW
+
+
+@pytest.mark.parametrize(
+    "kind", ["345", "1/2", "yes", "B", "Paris", "$x^2 - 2$", "(3, 4)", "15 cm", "so\n#### 72"]
+)
+def test_the_known_answers_are_judged_as_named(kind):
+    row = {"question": "What is 15 * 23?", "answer": kind}
+    for name, text in reasoning.known_answers(row, Options(type="reasoning")):
+        correct = judge(text, kind, 2000, row["question"]).correct
+        assert correct is (name in ("reference", "slower")), text
+
+
+def test_the_constants_are_judged_as_named():
+    for task, marked in ((reasoning, True), (jsonl, False)):
+        for text in [task.REFERENCE, *task.SLOWER]:
+            assert judge(text, "345", 2000, "What is 15 * 23?", marked).correct, text
+        for text in [*task.WRONG, *task.CHEAT]:
+            assert not judge(text, "345", 2000, "What is 15 * 23?", marked).correct, text
 
 
 def test_a_broken_row_of_a_file_is_told():
@@ -257,15 +196,3 @@ def test_a_broken_row_of_a_file_is_told():
 def test_a_conclusion_that_cannot_be_compared_in_time_is_not_right():
     grade = judge("Answer: 9^9^9^9^9^9", "3", 100)
     assert (grade.status, grade.correct) in {(Status.TIMEOUT, False), (Status.OK, False)}
-
-
-def test_a_worker_finds_packages_where_the_trainer_does(tmp_path, monkeypatch):
-    (tmp_path / "math_verify").mkdir()
-    (tmp_path / "math_verify" / "__init__.py").write_text("raise SystemExit('found on PYTHONPATH')")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(RuntimeError, match="math-verify cannot be started"):
-        verifier.Verifier(1).agree("1", "1")
-    monkeypatch.undo()
-    pool = verifier.Verifier(1)
-    assert pool.agree("1/2", "0.5")
-    pool.close()

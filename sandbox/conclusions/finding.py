@@ -1,0 +1,344 @@
+r"""Where a text concludes. In this order:
+
+1. the last \boxed{...} that is closed and not empty; boxes that "or", "and" or a comma joins are
+   read together
+2. the content of the last <answer>...</answer>
+3. what follows the last marker at the start of a line: "Answer:", "Final result:", "####", a
+   heading "Answer" with the value below it
+4. what follows "the answer is" in the last sentence
+5. only where nothing asked for a marker (`marked` false): the last line, if it is a value or ends
+   in one
+
+Further places are kept as well: a text that concludes twice and differently has
+concluded nothing. Thinking before </think> and comments are not read. Everything is linear in the
+length of the text.
+"""
+
+import re
+from dataclasses import dataclass
+
+from .literals import WORD, plain, read_values
+
+MAX_PHRASES = 8  # "the answer is" on one line
+MAX_VALUE_LINES = 12  # of a display formula below a marker
+
+THINK_END = "</think>"
+COMMENT = re.compile(r"<!--|-->")
+BRACES = re.compile(r"\\(?:boxed|fbox) ?\{|\\[{}]|[{}]")
+BARE_BOX = re.compile(r"\\boxed ?([0-9A-Za-z])(?![A-Za-z{])")
+DENIED_BOX = re.compile(
+    r"(?:\bnot|n't|\bnever|\bwrong|\bno longer|\\neq?|≠)[\s$:({\\]{0,6}$", re.IGNORECASE
+)
+JOINED = re.compile(
+    r"[\s$,;.)\]}\\]{0,8}(?:(?:or|and|,|;|\\text ?\{ ?(?:or"
+    r"|and) ?\})[\s$(\[\\]{0,8})?(?:[A-Za-z]{1,2} ?= ?)?"
+)
+OR_BEHIND = re.compile(r"[\s$)\]\\]{0,6}(?:,\s?)?or\b", re.IGNORECASE)
+DENIED_BEHIND = re.compile(
+    r"[\s$)\]\\.,]{0,6}(?:which |that |it |this )?(?:is|was) (?:not|wrong|incorrect|false)\b",
+    re.IGNORECASE,
+)
+TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+DECORATION = " \t#>*_-+•`"
+NUMBERING = re.compile(r"[0-9]{1,3}[.)] ?")
+KEYWORD = re.compile(
+    r"(?:(?:so|thus|therefore|hence|and|finally)[ ,:]{1,3})?(?:(?:the|my|our) )?"
+    r"(?:(?:final|correct|best|right|numerical)[ *_]{1,4})?"
+    r"(?:answer|ans|result|conclusion|(?<=correct )(?:option|choice))\b",
+    re.IGNORECASE,
+)
+AFTER_KEYWORD = re.compile(
+    r"[*_ .]{0,6}(?:\([^()\n]{0,60}\))?[*_ ]{0,6}(?::|：|=|→|[-–—](?= )|(?:is|was):)[*_]{0,6}"
+)
+HEADING_END = re.compile(r"[*_ :.]{0,8}$")
+HASHES = re.compile(r"####(?!#) ?")
+HASH_VALUE = re.compile(r"[-+$€£\\(\[{0-9.√π½]|[A-Za-z] ?=|[\w.]{1,40}$")
+HEADING = re.compile(
+    r"#### ?(?:(?:step|part|case|section|problem|question|example)\b|[0-9]{1,2}[.)] [A-Za-z])",
+    re.IGNORECASE,
+)
+DISPLAY_START = re.compile(
+    r"(?:\\\[|\$\$|```[a-z]{0,10}|\\begin ?\{(?:align|equation|gather)\*?\})$"
+)
+DISPLAY_END = re.compile(r"(?:\\\]|\$\$|```|\\end ?\{(?:align|equation|gather)\*?\})$")
+RULE = re.compile(r"[-*_=~ ]++")
+PHRASE = re.compile(
+    r"\b(?:(?:the|my|our) )?(?:(?:final|correct|best|right) )?(?:answer|result|option"
+    r"|choice)(?: to [^.:=]{1,60})? "
+    r"(?:is|was|must be|should be|would be)(?: (?:option|choice|therefore|thus"
+    r"|simply))?:?(?=[\s$*\\(])",
+    re.IGNORECASE,
+)
+DENIED_PHRASE = re.compile(
+    r"\b(?:not (?:the case |true |think |say |believe )?|n't (?:think |say |believe )?"
+    r"|doubt |nobody says |no one says |deny |denies |whether |unclear if )(?:that )?$",
+    re.IGNORECASE,
+)
+COURTESY = re.compile(
+    r"\W{0,4}(?:i hope|hope this|let me know|if you have|feel free|please|thank)", re.IGNORECASE
+)
+NO_WORD = re.compile(r"\W*+")
+SENTENCE = re.compile(r"(?<=[\w)}%$*\]][.!?])\s(?=[A-Z*$\\])")
+OR_LINE = re.compile(r"\W{0,3}or\b", re.IGNORECASE)
+STEP = re.compile(r"[-•>* ]{0,4}(?:step |#)?[0-9]{1,3}[.):] {1,4}(?=\S)", re.IGNORECASE)
+MAX_TAIL_WORDS = 3  # behind the value at the end of a line: "345 apples in total"
+MAX_HEADED_WORDS = 12  # of the line below a heading "Answer"
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """`text`: what is concluded, empty if nothing is. `others`: the conclusions of further places.
+    `lines`: the lines of the text before it, without empty ones; that of a box is among them."""
+
+    text: str = ""
+    others: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+class Unreadable(ValueError):
+    """The answer in a data set's column holds no conclusion."""
+
+
+def find(text: str, marked: bool = True) -> Conclusion:
+    """The conclusion of a text. `marked`: the prompt asked for a marker, so a last line without one
+    does not count."""
+    text = without_comments(text.rpartition(THINK_END)[2].replace("\r", "\n"))
+    lines = [
+        line.strip()
+        for line in text.split("\n")
+        if line.strip() and not line.lstrip().startswith("%")
+    ]
+    if not lines:
+        return Conclusion()
+    places = [place for place in (find_box(lines), find_tag(lines), find_marker(lines)) if place]
+    places += find_phrases(lines)
+    if not places and not marked:
+        places = find_last_line(lines)
+    if not places:
+        return Conclusion("", (), tuple(lines))
+    before, concluded = places[0]
+    return Conclusion(concluded, tuple(other for _, other in places[1:]), tuple(lines[:before]))
+
+
+def without_comments(text: str) -> str:
+    """`text` without <!-- comments -->; one that is never closed hides the rest."""
+    pieces, position, hidden = [], 0, False
+    for match in COMMENT.finditer(text):
+        if match[0] == "<!--" and not hidden:
+            pieces.append(text[position : match.start()])
+            hidden = True
+        elif match[0] == "-->" and hidden:
+            position, hidden = match.end(), False
+    return "".join(pieces) + ("" if hidden else text[position:])
+
+
+# ------------------------------------------------------------ the places
+# Each function gives (number of lines before the conclusion, its text).
+
+
+def find_box(lines: list[str]) -> tuple[int, str] | None:
+    r"""The last box, with those that are joined to it; "" where it is denied ("not \boxed{5}")."""
+    text = "\n".join(lines)
+    boxes = [box for box in read_boxes(text) if text[box[1] : box[2]].strip()]
+    if not boxes:
+        return None
+    opened, start, end = boxes[-1]
+    contents = [text[start:end].strip()]
+    for earlier in reversed(boxes[:-1]):
+        if not JOINED.fullmatch(text, earlier[2] + 1, opened) or len(contents) > 8:
+            break
+        opened = earlier[0]
+        contents.insert(0, text[earlier[1] : earlier[2]].strip())
+    line_start = text.rfind("\n", 0, opened) + 1
+    line_end = text.find("\n", end)
+    behind = text[end + 1 : line_end if line_end >= 0 else len(text)]
+    concluded = ", ".join(contents)
+    if OR_BEHIND.match(behind):
+        concluded += behind
+    if DENIED_BOX.search(text[max(line_start, opened - 40) : opened]) or DENIED_BEHIND.match(
+        behind
+    ):
+        concluded = "not " + concluded
+    return text.count("\n", 0, opened) + 1, concluded
+
+
+def read_boxes(text: str) -> list[tuple[int, int, int]]:
+    """(where the command begins, where its content begins, where it ends) of each closed box that
+    stands in no other."""
+    boxes: list[tuple[int, int, int]] = []
+    opened: list[tuple[int, int] | None] = []  # None: a brace that belongs to no box
+    for match in BRACES.finditer(text):
+        if match[0] in ("\\{", "\\}"):
+            continue
+        if match[0] == "}":
+            box = opened.pop() if opened else None
+            if box:
+                while boxes and boxes[-1][0] > box[0]:
+                    boxes.pop()
+                boxes.append((*box, match.start()))
+        else:
+            opened.append((match.start(), match.end()) if match[0] != "{" else None)
+    if not boxes:
+        boxes = [(match.start(), match.start(1), match.end(1)) for match in BARE_BOX.finditer(text)]
+    return boxes
+
+
+def find_tag(lines: list[str]) -> tuple[int, str] | None:
+    """The content of the last closed <answer>."""
+    text = "\n".join(lines)
+    opened, found = None, None
+    for match in TAG.finditer(text):
+        if not match[1]:
+            opened = match
+        elif opened:
+            found = (opened.start(), text[opened.end() : match.start()].strip())
+            opened = None
+    if not found or not found[1]:
+        return None
+    inside = [line.strip() for line in found[1].split("\n")]
+    marker = find_marker(inside)
+    return text.count("\n", 0, found[0]), marker[1] if marker else " ".join(inside)
+
+
+def find_marker(lines: list[str]) -> tuple[int, str] | None:
+    """What follows the last marker at the start of a line, or stands below it."""
+    last = last_line(lines)
+    for number in reversed(range(len(lines))):
+        rest = after_marker(lines[number], number == last)
+        if rest is None:
+            continue
+        rest = without_loose_marks(rest)
+        if rest and not DISPLAY_START.match(rest):
+            following = lines[number + 1] if number + 1 < len(lines) else ""
+            return number, f"{rest} {following}" if OR_LINE.match(following) else rest
+        below = value_below(lines[number + 1 :] if not rest else [rest, *lines[number + 1 :]])
+        if below:
+            return number, below
+    return None
+
+
+LOOSE = re.compile(r"[*_]{1,3}(?=\W{0,3}$)")
+
+
+def without_loose_marks(text: str) -> str:
+    """`text` without the marks of emphasis that begin before it or end in it: "72**" of "**Answer:
+    72**"."""
+    text = text.strip()
+    for mark in ("**", "__"):
+        if text.count(mark) % 2 and text.startswith(mark):
+            text = text.removeprefix(mark)
+        elif text.count(mark) % 2:
+            text = LOOSE.sub("", text, count=1)
+    if text.count("*") % 2:
+        text = LOOSE.sub("", text.removeprefix("* "), count=1)
+    return text.strip()
+
+
+def after_marker(line: str, last: bool) -> str | None:
+    """What follows a marker on its line; None if none stands there. #### also marks a heading of
+    Markdown: before the `last` line it counts only with a value behind it."""
+    bare = line.lstrip(DECORATION)
+    bare = bare[len(number[0]) :].lstrip(DECORATION) if (number := NUMBERING.match(bare)) else bare
+    keyword = KEYWORD.match(bare)
+    if keyword:
+        rest = bare[keyword.end() :]
+        if sign := AFTER_KEYWORD.match(rest):
+            return rest[sign.end() :]
+        return "" if HEADING_END.match(rest) else None
+    hashes = HASHES.match(line)
+    if hashes and (
+        last and not HEADING.match(line) or HASH_VALUE.match(line[hashes.end() :].strip(" *"))
+    ):
+        return line[hashes.end() :]
+    return None
+
+
+def value_below(lines: list[str]) -> str:
+    """The line below a marker, or the display formula that begins there; empty where neither states
+    a value."""
+    lines = [line for line in lines[:MAX_VALUE_LINES] if not RULE.fullmatch(line)]
+    if not lines:
+        return ""
+    if not DISPLAY_START.match(lines[0]):
+        return lines[0] if len(lines[0].split()) <= MAX_HEADED_WORDS else ""
+    inside = []
+    for line in lines[1:]:
+        if DISPLAY_END.match(line):
+            break
+        inside.append(line)
+    return " ".join(inside)
+
+
+def find_phrases(lines: list[str]) -> list[tuple[int, str]]:
+    """What follows "the answer is" in the last sentence, then in those before it on its line."""
+    number = last_line(lines)
+    sentences = [
+        sentence for sentence in SENTENCE.split(lines[number]) if not says_nothing(sentence)
+    ]
+    found = []
+    for sentence in sentences:
+        for match in PHRASE.finditer(sentence):
+            text = without_loose_marks(sentence[match.end() :].strip(" :"))
+            denied = DENIED_PHRASE.search(sentence[max(match.start() - 40, 0) : match.start()])
+            found.append((number, f"not {text}" if denied else text))
+    if not found or not PHRASE.search(sentences[-1]):
+        return []
+    return found[:-MAX_PHRASES:-1]
+
+
+def last_line(lines: list[str]) -> int:
+    """The number of the last line that is no courtesy and no rule."""
+    for number in reversed(range(len(lines))):
+        if not says_nothing(lines[number]):
+            return number
+    return len(lines) - 1
+
+
+def says_nothing(sentence: str) -> bool:
+    return bool(COURTESY.match(sentence) or NO_WORD.fullmatch(sentence))
+
+
+def find_last_line(lines: list[str]) -> list[tuple[int, str]]:
+    """The last line without the number of its step, if it is a value, ends in one, or holds none.
+    Whether it is a word is judged with the answer."""
+    number = last_line(lines)
+    line = lines[number]
+    step = STEP.match(line)
+    if step:
+        line = line[step.end() :]
+    bare = plain(line)
+    if ends_in_number(bare) or not read_values(bare):
+        return [(number, line)]
+    return []
+
+
+def ends_in_number(line: str) -> bool:
+    """Whether at most a few words (a unit) follow the last number of a line."""
+    digits = [position for position, character in enumerate(line) if character.isdigit()]
+    return bool(digits) and len(WORD.findall(line[digits[-1] + 1 :])) <= MAX_TAIL_WORDS
+
+
+# ------------------------------------------------------------ a data set's column
+
+MAX_ANSWER_WORDS = 20
+MAX_PLAIN = 60  # characters of an answer that is read as it stands, unless it looks like a solution
+SOLUTION = re.compile(r"[\n#:：]|<|boxed|\b(?:is|was|be)\b|(?:answer|result)", re.IGNORECASE)
+
+
+def read_expected(text: str) -> str:
+    """The answer in a data set's column: the text itself, or the conclusion of a worked solution.
+
+    Raises:
+        Unreadable: if it is empty, or a text of several lines or many words that concludes nowhere.
+    """
+    text = text.strip()
+    if text and len(text) <= MAX_PLAIN and not SOLUTION.search(text):
+        return text
+    found = find(text)
+    if found.text:
+        return found.text
+    if not text:
+        raise Unreadable("it is empty")
+    if "\n" in text or len(text.split()) > MAX_ANSWER_WORDS:
+        raise Unreadable("it has no conclusion (#### 72, \\boxed{72}, Answer: 72)")
+    return text
