@@ -32,12 +32,14 @@ from job.rollout import BatchRollout, complete_with_transformers, generate  # no
 
 SHOWN = 10  # of the best-paid completions
 BATCH = 256  # completions decoded at once
+INTEGER = re.compile(r"-?\d+")
 LAST_LINE = re.compile(r"Answer: (-?\d{1,15})")
 
 # What the run is asked for; the command line may change it.
 SETTINGS = [
     "task.type=jsonl",
     "task.rewards=[correct_conclusion]",
+    f"task.num_rows={sums.TRAIN_ROWS}",
     "lora.r=16",
     "lora.lora_alpha=32",
     "lora.target_modules=all-linear",
@@ -66,6 +68,7 @@ class Judged:
     paid: float  # total of the rewards
     correct: bool  # by the job's own judge
     strict: bool
+    last_integer: bool  # the last integer of the text is the answer, whatever stands around it
 
 
 def strict_judge(completion: str, answer: int) -> bool:
@@ -113,6 +116,7 @@ def judge(job: Config, rows: list[dict[str, Any]], completions: list[str]) -> li
             item.total(weights),
             item.grade.correct,
             strict_judge(text, row["answer"]),
+            ends_in(text, row["answer"]),
         )
         for row, text, item in zip(rows, completions, scored, strict=True)
     ]
@@ -125,7 +129,10 @@ def rates(judged: list[Judged]) -> dict[str, float]:
         "completions": count,
         "correct": len(paid) / count,
         "strictly correct": sum(item.strict for item in judged) / count,
+        "last integer is right": sum(item.last_integer for item in judged) / count,
         "paid, though not strictly correct": sum(not item.strict for item in paid) / count,
+        "paid, though the last integer is wrong": sum(not item.last_integer for item in paid)
+        / count,
         "repeats the question": sum(item.question in item.completion for item in paid) / count,
     }
 

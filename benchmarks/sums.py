@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-INSTRUCTION = "Think briefly, then end with a last line `Answer: <integer>`."
+INSTRUCTION = """\
+Write the calculation on one line. Then write the result alone on a last line, in this form:
+Answer: <integer>"""
 TRAIN_ROWS, TEST_ROWS = 2400, 240
 
 # How the answer is worked out (a is the larger number), wordings for training, for the test.
