@@ -78,6 +78,12 @@ def strict_judge(completion: str, answer: int) -> bool:
     return match is not None and int(match[1]) == answer
 
 
+def ends_in(completion: str, answer: int) -> bool:
+    """Whether the last integer of a text is the answer: accuracy without any form."""
+    found = INTEGER.findall(completion.replace(",", ""))
+    return bool(found) and int(found[-1][:20]) == answer
+
+
 def sample(
     model: Any, tokenizer: Any, job: Config, rows: list[dict[str, Any]], seed: int
 ) -> list[str]:
