@@ -5,7 +5,7 @@ r"""Where a text concludes. In this order:
 2. the content of the last <answer>...</answer>
 3. what follows the last marker at the start of a line: "Answer:", "Final result:", "####", a
    heading "Answer" with the value below it
-4. what follows "the answer is" in the last sentence
+4. what follows "the answer is", or "Answer:", in the last sentence
 5. only where nothing asked for a marker (`marked` false): the last line, if it is a value or ends
    in one
 
@@ -78,7 +78,11 @@ COURTESY = re.compile(
     r"\W{0,4}(?:i hope|hope this|let me know|if you have|feel free|please|thank)", re.IGNORECASE
 )
 NO_WORD = re.compile(r"\W*+")
-SENTENCE = re.compile(r"(?<=[\w)}%$*\]][.!?])\s(?=[A-Z*$\\])")
+SENTENCE = re.compile(r"(?<=[\w)}%$*\]][.!?])\s(?=[A-Z*$`\\])")
+IS_THE_ANSWER = re.compile(
+    r"\s(?:is|are) (?:the|my|our|that) (?:final |correct |right )?(?:answer|result|total)\W{0,3}$",
+    re.IGNORECASE,
+)
 OR_LINE = re.compile(r"\W{0,3}or\b", re.IGNORECASE)
 STEP = re.compile(r"[-•>* ]{0,4}(?:step |#)?[0-9]{1,3}[.):] {1,4}(?=\S)", re.IGNORECASE)
 MAX_TAIL_WORDS = 3  # behind the value at the end of a line: "345 apples in total"
@@ -270,18 +274,25 @@ def value_below(lines: list[str]) -> str:
 
 
 def find_phrases(lines: list[str]) -> list[tuple[int, str]]:
-    """What follows "the answer is" in the last sentence, then in those before it on its line."""
+    """What follows "the answer is" in the last sentence, then in those before it on its line. A
+    sentence behind others may also begin with a marker: "6 * 7 = 42. Answer: 42."."""
     number = last_line(lines)
     sentences = [
         sentence for sentence in SENTENCE.split(lines[number]) if not says_nothing(sentence)
     ]
     found = []
-    for sentence in sentences:
+    concludes = False  # whether the last sentence does
+    for place, sentence in enumerate(sentences):
+        marked = after_marker(sentence, last=False) if place else None
+        concludes = bool(marked) or PHRASE.search(sentence) is not None
+        if marked:
+            found.append((number, without_loose_marks(marked).strip("` ")))
+            continue
         for match in PHRASE.finditer(sentence):
             text = without_loose_marks(sentence[match.end() :].strip(" :"))
             denied = DENIED_PHRASE.search(sentence[max(match.start() - 40, 0) : match.start()])
             found.append((number, f"not {text}" if denied else text))
-    if not found or not PHRASE.search(sentences[-1]):
+    if not found or not concludes:
         return []
     return found[:-MAX_PHRASES:-1]
 
@@ -306,6 +317,7 @@ def find_last_line(lines: list[str]) -> list[tuple[int, str]]:
     step = STEP.match(line)
     if step:
         line = line[step.end() :]
+    line = IS_THE_ANSWER.sub("", line)
     bare = plain(line)
     if ends_in_number(bare) or not read_values(bare):
         return [(number, line)]
