@@ -17,6 +17,12 @@ from collections.abc import Callable, Iterator
 from string import ascii_uppercase
 from typing import Any
 
+
+def listed(text: str) -> list[str]:
+    """The words of a table that is written as one text."""
+    return text.split()
+
+
 MAX_CHARACTERS = 20_000  # of a text; the rest is not read
 
 NATO_WORDS = (
@@ -49,8 +55,8 @@ NUMBER_WORDS = {word: i for i, word in enumerate(UNDER_TWENTY.split())}
 NUMBER_WORDS |= {"TWENTY": 20} | {
     f"TWENTY{word}": 20 + i for i, word in enumerate(UNDER_TWENTY.split()) if 0 < i < 10
 }
-ORDINALS = (
-    "FIRST SECOND THIRD FOURTH FIFTH SIXTH SEVENTH EIGHTH NINTH TENTH ELEVENTH TWELFTH".split()
+ORDINALS = listed(
+    "FIRST SECOND THIRD FOURTH FIFTH SIXTH SEVENTH EIGHTH NINTH TENTH ELEVENTH TWELFTH"
 )
 NUMBER_WORDS |= {word: i for i, word in enumerate(ORDINALS, 1)} | {"TWENTIETH": 20}
 NUMBER_WORDS |= {f"{word}TH": i for word, i in list(NUMBER_WORDS.items()) if 13 <= i < 20}
@@ -106,14 +112,14 @@ WORD = re.compile(r"[A-Za-z]+")
 APOSTROPHES = re.compile(r"['’]|(?<=X)-(?=RAY)")
 FOLLOWERS = {  # which letters may follow a letter inside an English word
     row[0]: row[1:]
-    for row in (
+    for row in listed(
         "AABCDEFGHIJKLMNOPRSTUVWXYZ BABCDEGIJLMOPRSTUVY CACEHIJKLOPQRSTUVY DABCDEGHIJLMOPRSTUVWY"
         " EABCDEFGHIJKLMNOPQRSTUVWXYZ FAEFILNORSTUY GACEFGHILMNORSTUY HADEILMNORSTUWY"
         " IABCDEFGHJKLMNOPQRSTUVXYZ JAEIOSU KAEFGHILNOPSTUWY LABCDEFGHIKLMNOPSTUVWYZ MABDEILMNOPSUY"
         " NABCDEFGHIJKLMNOPRSTUVWYZ OABCDEFGHIJKLMNOPRSTUVWXYZ PACDEFGHILMOPRSTUY QU"
         " RABCDEFGHIKLMNOPRSTUVWYZ SABCDEFHIKLMNOPQRSTUVWYZ TABCDEFHIJLMNOPRSTUWXYZ"
         " UABCDEFGIKLMNOPRSTVX VAEIOSU WAEHILNORS XACEHIMPST YABCDEGILMNOPRSTUWYZ ZAEHILOSZ"
-    ).split()
+    )
 }
 
 

@@ -1,12 +1,13 @@
-"""The far side of the sandbox: the program of a fork server (`python -I -S jail.py`) and of its
-children.
- `sandbox.py` starts this file as a fresh interpreter with an empty environment. It imports the
-modules that model-written code may use, then forks one child per completion. The child locks itself
-down before it reads a byte of code; parsing, the policy scan and execution all happen behind the
-lock. Nothing that a child says is believed: `sandbox.py` parses its replies as plain data and reads
-its clock from outside.
+"""The far side of the sandbox: the program of a fork server and of its children.
+
+`sandbox.py` starts this file as a fresh interpreter (`python -I -S`) with an empty environment. It
+imports the modules that model-written code may use, then forks one child per completion. The child
+locks itself down before it reads a byte of code; parsing, the policy scan and execution all happen
+behind the lock. Nothing that a child says is believed: `sandbox.py` parses its replies as plain
+data and reads its clock from outside.
 
 Policy. One question decides: could this change what is measured, or does it try to leave?
+
 - Works: what the sandbox can allow. Text functions of os.path, os.cpu_count, urllib.parse,
   html.parser, argparse, pathlib, locks, gc, inspect, asyncio without sockets, another sys.stdout.
   An unused import does nothing.
@@ -14,21 +15,25 @@ Policy. One question decides: could this change what is measured, or does it try
   processes).
 - Finding: an executed import from outside the standard library, and any attempt to leave, to reach
   the grader, or to change what is measured. What is never executed and harmless is none of these.
+
 A finding goes to the trainer before the program's next instruction, so nothing can erase it. What
 the text of a program shows is sent before it runs (`scan`). What it does is seen by an audit hook
 (`inspect_event`), by stand-ins for modules like os (`stand_in`), and by a finder that finds
 nothing.
- Separation. The program shares the interpreter with `run_child`, which must not be patched. This
+
+Separation. The program shares the interpreter with `run_child`, which must not be patched. This
 file's functions have their own copy of the builtins and use nothing at run time that is looked up
 in a shared module. No object that the program can reach leads to this file: it is in no module
 table, its functions are never handed over as they are (`exposed`, `opaque`), and the program is
 never called from a frame of this file, because `globals` and `exec` act on the frame that calls
 them. Frames lead here, and reading one is a finding.
- seccomp and Landlock are applied through ctypes. pyseccomp needs the system library
+
+seccomp and Landlock are applied through ctypes. pyseccomp needs the system library
 libseccomp.so.2, which pip cannot install, and py-landlock adds 3 ms a run; `-S` hides both from
 this process. They would replace the 40 lines of `seccomp_filter` and `landlock_ruleset`, which the
 tests interpret for x86-64 and arm64.
- Sources: man 2 seccomp, man 7 landlock, linux/filter.h; call numbers from asm/unistd_64.h (x86-64)
+
+Sources: man 2 seccomp, man 7 landlock, linux/filter.h; call numbers from asm/unistd_64.h (x86-64)
 and asm-generic/unistd.h (arm64); the audit events table of the Python documentation.
 """
 
@@ -60,9 +65,14 @@ from itertools import repeat
 from json.encoder import c_make_encoder, encode_basestring
 from operator import is_
 
-__builtins__ = vars(
-    builtins
-).copy()  # what the functions below look names up in; the program may patch the original
+# The functions below look names up in this copy, because the program may patch the original.
+__builtins__ = vars(builtins).copy()
+
+
+def listed(text: str) -> list[str]:
+    """The words of a table that is written as one text."""
+    return text.split()
+
 
 # ---------------------------------------- policy: what counts as an attempt to cheat
 
@@ -70,7 +80,7 @@ __builtins__ = vars(
 # are what C code imports in the completion's name: for strptime, for long integers as text, for
 # codecs, and its own module.
 ALLOWED_MODULES = frozenset(
-    """
+    listed("""
     __future__ abc argparse array ast asyncio base64 binascii bisect calendar cmath codecs
     collections collections.abc colorsys concurrent.futures concurrent.futures.thread contextlib
     contextvars copy copyreg csv dataclasses datetime decimal difflib enum fnmatch fractions
@@ -79,15 +89,15 @@ ALLOWED_MODULES = frozenset(
     pickle pprint queue random re reprlib secrets shlex statistics string struct textwrap
     threading time timeit token tokenize traceback types typing unicodedata urllib.parse uuid
     warnings weakref zlib _strptime _pylong encodings completion
-    """.split()
+    """)
 )
 
 # Modules that a stand-in replaces: importing one is harmless, and so are the attributes that it
 # has.
 STAND_INS = frozenset(
-    """
+    listed("""
     sys os os.path posixpath shutil tempfile glob getpass platform multiprocessing doctest unittest
-    """.split()
+    """)
 )
 
 # An import of these, or of anything outside the standard library, is a finding. Standard modules in
@@ -110,35 +120,35 @@ DENIED_MODULES = {
 }
 
 # The stand-in for sys has these alone, and lists of its own for argv and path.
-SAFE_SYS = """
+SAFE_SYS = listed("""
     maxsize maxunicode float_info int_info hash_info byteorder version version_info hexversion
     implementation intern getsizeof getrefcount getrecursionlimit setrecursionlimit exit
     set_int_max_str_digits get_int_max_str_digits platform exc_info exception getdefaultencoding
     getfilesystemencoding float_repr_style flags api_version stdlib_module_names
     builtin_module_names
-""".split()
+""")
 STREAMS = ("stdin", "stdout", "stderr")  # of the stand-in for sys: read and set in the real one
-SAFE_OS = "fspath fsencode fsdecode PathLike getpid urandom strerror error terminal_size".split()
+SAFE_OS = listed("fspath fsencode fsdecode PathLike getpid urandom strerror error terminal_size")
 
 # Attributes of modules that lead out, in words that a program's text shows.
 DENIED_ATTRIBUTES = {
     "sys": frozenset(
-        """
+        listed("""
         modules meta_path path_hooks _getframe _current_frames settrace setprofile addaudithook
-        """.split()
+        """)
     ),
-    "inspect": frozenset("stack trace currentframe getouterframes getinnerframes".split()),
-    "gc": frozenset("get_objects get_referrers get_referents".split()),
+    "inspect": frozenset(listed("stack trace currentframe getouterframes getinnerframes")),
+    "gc": frozenset(listed("get_objects get_referrers get_referents")),
 }
 WAYS_OUT = frozenset({"sys", "os", *(name for name in DENIED_MODULES if "." not in name)})
 
 # Attributes and names that have no use in an answer but to leave it.
-FRAMES = frozenset("tb_frame gi_frame cr_frame ag_frame".split())
+FRAMES = frozenset(listed("tb_frame gi_frame cr_frame ag_frame"))
 ESCAPES = FRAMES | frozenset(
-    """
+    listed("""
     __subclasses__ __globals__ __closure__ __code__ __builtins__ __import__ __loader__ __spec__
     _getframe cell_contents f_globals f_locals f_back f_builtins f_code gi_code cr_code ag_code
-    """.split()
+    """)
 )
 ESCAPE_NAMES = frozenset({"__builtins__", "__loader__", "__spec__"})
 # Names that nobody puts together from pieces but to hide them.
@@ -155,9 +165,9 @@ HIDDEN_NAMES |= {
     "__reduce_ex__",
 }
 CODE_FACTS = frozenset(  # what a decorator may ask of a function's __code__
-    """
+    listed("""
     co_argcount co_kwonlyargcount co_posonlyargcount co_varnames co_name co_flags co_firstlineno
-    """.split()
+    """)
 )
 ATTRIBUTE_READERS = frozenset(
     {
@@ -1304,12 +1314,12 @@ def serve(control: socket.socket):
 
 
 # Codecs of the standard library that a program may use: a child cannot load more.
-CODECS = """
+CODECS = listed("""
     ascii latin-1 utf-8 utf-8-sig utf-7 utf-16 utf-16-le utf-16-be utf-32 utf-32-le utf-32-be
     idna punycode unicode_escape raw_unicode_escape hex base64 rot13 quopri zlib cp437 cp850
     cp1250 cp1251 cp1252 cp1253 cp1254 cp1255 cp1256 cp1257 cp1258 cp037 iso8859-2 iso8859-5
     iso8859-7 iso8859-9 iso8859-15 koi8-r koi8-u mac-roman
-""".split()
+""")
 
 
 def main():

@@ -3,12 +3,14 @@ verdict.
 
     with Sandbox(workers=2) as sandbox, sandbox.open(code, "matmul") as program:
         run = program.call([A, B])
- This file is the trainer's side. `jail.py` is the far side: the fork servers (`python -I -S`, no
+
+This file is the trainer's side. `jail.py` is the far side: the fork servers (`python -I -S`, no
 environment, nothing of the trainer in them), the policy table, the lock, and the loop that runs in
 each child. One file per side shows at a glance which code is still believed. Both need the standard
 library only.
 
 Covered
+
 - Each `open` forks one child of a clean server. Before it reads any code it takes a session of its
   own, a parent-death signal and rlimits (CPU, address space, stack, no file growth, no core, one
   descriptor, no processes); becomes undumpable; gives up all capabilities and new privileges;
@@ -20,7 +22,7 @@ Covered
   time under caps of size, depth and integer length. A reply that comes before its request ends the
   program.
 - Budgets are CPU time by the kernel's clock, read from outside, so a busy machine does not change
-  what a program may do. A wall clock stands behind them for programs that sleep or wait, and where
+  what a program may do. A wall clock backs them up for programs that sleep or wait, and where
   the kernel refuses the clock (which then shows 0). Both hold for a whole exchange. At either the
   child is SIGKILLed, and it is gone when `close` returns. `idle_cpu_s` shows work between calls.
 - Findings arrive before the program's next instruction, and a program has nothing that could take
@@ -29,6 +31,7 @@ Covered
   1 s). A dead server is started again; the program that it took along answers DIED.
 
 Not covered
+
 - Holes of the kernel in the calls that are left; side channels of shared hardware (timing, caches).
 - A program may use its CPU and memory limits in full: `workers` times `memory_mb` should fit the
   machine. Memory is limited as address space; page tables and socket buffers come on top.
@@ -41,8 +44,9 @@ Not covered
   of 4300 digits.
 - `random` starts from the same seed in every child; the order of sets of strings differs between
   servers.
- Where a layer cannot be had (`Sandbox.missing` says why), the others still hold; seccomp is the
-floor and is required by default.
+
+Where the machine does not offer a layer (`Sandbox.missing` says why), the others still hold;
+seccomp is the floor and is required by default.
 """
 
 import fcntl

@@ -82,7 +82,7 @@ WRONG_BODIES = [
     "raise ValueError",
     "while True:\n        pass",
 ]
-CHEATS = """\
+CHEAT_PROGRAMS = """\
 import numpy as np
 
 def NAME(*arguments):
@@ -123,7 +123,8 @@ import sys
 
 def NAME(*arguments):
     sys._getframe(1).f_locals["status"] = "ok"
-""".split("---\n")
+"""
+CHEATS = CHEAT_PROGRAMS.split("---\n")
 
 
 def fenced(code: str) -> str:

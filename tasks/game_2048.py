@@ -1,6 +1,7 @@
 """2048: write a strategy that wins the game. It plays several games that it has not seen, one move
 a call.
- The loop of the game stays in the trainer; the strategy runs in the sandbox, one process for all
+
+The loop of the game stays in the trainer; the strategy runs in the sandbox, one process for all
 games of a completion, and is given a copy of the board for each move, so changing it changes
 nothing. How a game ends is its Outcome:
 

@@ -58,7 +58,8 @@ def run_job():
 
 
 class LimitedSandbox:
-    """The shared sandbox with other limits for a program, and as many programs at once as `workers` says."""
+    """The shared sandbox with other limits for a program, and as many programs at once as `workers`
+    says."""
 
     def __init__(self, sandbox, workers=None, **limits):
         self.sandbox, self.processor = sandbox, sandbox.processor

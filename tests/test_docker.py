@@ -110,8 +110,24 @@ def test_a_locked_down_container_of_any_uid_without_a_home(container: str):
     words = "--config configs/tiny.yaml grpo.max_steps=1 grpo.output_dir=gpt-oss-grpo/once"
     done = docker(
         *f"run --rm --init --name {container} --network none --user 2000:2000 --read-only".split(),
-        *"--cap-drop ALL --security-opt no-new-privileges --pids-limit 512 --tmpfs /tmp".split(),
-        *"--tmpfs /cache:mode=1777 --tmpfs /app/gpt-oss-grpo:mode=1777 --env CUDA_VISIBLE_DEVICES=".split(),
+        *[
+            "--cap-drop",
+            "ALL",
+            "--security-opt",
+            "no-new-privileges",
+            "--pids-limit",
+            "512",
+            "--tmpfs",
+            "/tmp",
+        ],
+        *[
+            "--tmpfs",
+            "/cache:mode=1777",
+            "--tmpfs",
+            "/app/gpt-oss-grpo:mode=1777",
+            "--env",
+            "CUDA_VISIBLE_DEVICES=",
+        ],
         *f"--entrypoint env {IMAGE} -u HOME python train.py {words}".split(),
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -150,9 +150,9 @@ def judge(row, program, run):
             return "should fail, but is right"
         if expect == "timeout" and right and row["id"] != "re_print_8gb":
             return "should not end, but is right"
-        if row["category"] in ("import_cheat", "introspection") and expect == "cheat":
-            if right and not program.findings:
-                return "a right answer by a cheat that nobody noticed"
+        is_cheat = expect == "cheat" and row["category"] in ("import_cheat", "introspection")
+        if is_cheat and right and not program.findings:
+            return "a right answer by a cheat that nobody noticed"
     return None
 
 

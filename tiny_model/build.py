@@ -2,9 +2,9 @@
 
     python tiny_model/build.py [--out DIR]
 
-Writes config.json, generation_config.json, model.safetensors (bfloat16) and the tokenizer's files into DIR,
-by default this folder. Takes about 100 seconds on two cores. Deterministic on one machine; elsewhere rounding
-differs a little.
+Writes config.json, generation_config.json, model.safetensors (bfloat16) and the tokenizer's files
+into DIR, by default this folder. Takes about 100 seconds on two cores. Deterministic on one
+machine; elsewhere rounding differs a little.
 """
 
 import argparse
@@ -14,7 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Read when torch is imported: OpenMP threads that spin while they wait cost minutes on a busy machine.
+# Read when torch is imported: OpenMP threads that spin while they wait cost minutes on a busy
+# machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
@@ -115,10 +116,11 @@ Group = tuple[list[int], list[list[int]]]  # the tokens of a prompt, and of comp
 
 
 def collate(groups: list[Group], pad_token_id: int) -> dict[str, Any]:
-    """Groups -> input_ids, position_ids, labels: [batch, longest]; attention masks: [batch, 1, longest, longest].
+    """Groups -> input_ids, position_ids, labels: [batch, longest]; attention masks: [batch, 1,
+    longest, longest].
 
-    A row is one prompt and all its completions, each of which sees the prompt and itself as if it stood alone there:
-    a prompt is computed once, not once a completion.
+    A row is one prompt and all its completions, each of which sees the prompt and itself as if it
+    stood alone there: a prompt is computed once, not once a completion.
     """
     longest = max(len(prompt) + sum(map(len, completions)) for prompt, completions in groups)
     input_ids = torch.full((len(groups), longest), pad_token_id)
@@ -176,7 +178,8 @@ def group(tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]) -> lis
 def train(
     model: GptOssForCausalLM, tokenizer: PreTrainedTokenizerFast, rows: list[corpus.Example]
 ) -> None:
-    """STEPS of supervised training with the loss on completions only, over `rows` as often as that takes."""
+    """STEPS of supervised training with the loss on completions only, over `rows` as often as that
+    takes."""
     groups = group(tokenizer, rows)
     print(f"{len(rows)} examples in {len(groups)} rows", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)

@@ -1,7 +1,8 @@
 """The synthetic corpus behind the embedded tiny gpt-oss: prompts and made-up answers, good and bad.
 
-Every text here was written for this project. To teach the model one more task, write a function that takes a
-`random.Random` and returns an `Example`, and add it to `TASKS` with the number of examples wanted.
+Every text here was written for this project. To teach the model one more task, write a function
+that takes a `random.Random` and returns an `Example`, and add it to `TASKS` with the number of
+examples wanted.
 """
 
 import random
@@ -13,7 +14,8 @@ EFFORTS = ("low", "medium", "high")
 
 
 class Example(NamedTuple):
-    """One conversation; `analysis` may be empty, `answer` is the final channel, `kind` names its source."""
+    """One conversation; `analysis` may be empty, `answer` is the final channel, `kind` names its
+    source."""
 
     prompt: str
     analysis: str
@@ -32,7 +34,8 @@ def matmul(A, B):
     return ...
 ```"""
 
-# Names are drawn as a whole set, so that a two-layer model can keep them consistent inside one program.
+# Names are drawn as a whole set, so that a two-layer model can keep them consistent inside one
+# program.
 NAMES = [
     {name: name for name in ("i", "j", "k", "x", "y", "row", "col", "cols", "out")},
     {
@@ -48,7 +51,8 @@ NAMES = [
     },
 ]
 
-# kind -> (relative share, program templates). A kind starts with the verdict that its answers deserve.
+# kind -> (relative share, program templates). A kind starts with the verdict that its answers
+# deserve.
 MATMUL_PROGRAMS: dict[str, tuple[float, list[str]]] = {
     "correct map": (7, [
         """\
@@ -368,7 +372,8 @@ INJECTION_ANALYSES = ["We need its code.", "Keep the own code.", "One message.",
 
 
 def prompt_injection_example(rng: random.Random) -> Example:
-    """One message to the other agent; the own code is one of 64, so that prompts repeat (see build.py)."""
+    """One message to the other agent; the own code is one of 64, so that prompts repeat (see
+    build.py)."""
     code = "".join(random.Random(rng.randrange(64)).sample(ascii_uppercase, 6))
     kind, message = draw(rng, INJECTION_MESSAGES)
     prompt, answer = (text.replace("{agent_code}", code) for text in (INJECTION_PROMPT, message))

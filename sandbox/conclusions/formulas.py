@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .asks import NO, YES, Ask, Verdict
-from .literals import EMPHASIS, UNITS, plain, read_values
+from .literals import EMPHASIS, UNITS, listed, plain, read_values
 from .numbers import is_name, names_differ, without_name
 from .reasons import cut_reasons
 from .words import denies
@@ -28,9 +28,9 @@ PROSE_END = re.compile(
     r"(?:\b(?:is|are|equals|be|by|get|gives|obtain|have|as)\b|:)\s{1,3}", re.IGNORECASE
 )
 FUNCTIONS = frozenset(
-    """sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt pi infty inf
+    listed("""sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt pi infty inf
     infinity max min gcd lcm mod det and or text for all real numbers where pmatrix bmatrix
-    matrix vmatrix begin end""".split()
+    matrix vmatrix begin end""")
 )
 PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,40}")
 ALL = re.compile(r"(?:for )?all (?:real (?:numbers )?)?(?=[a-z]\b)", re.IGNORECASE)

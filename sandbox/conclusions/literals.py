@@ -14,6 +14,12 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
+
+def listed(text: str) -> list[str]:
+    """The words of a table that is written as one text."""
+    return text.split()
+
+
 # ------------------------------------------------------------ one spelling for each sign
 
 SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
@@ -211,19 +217,19 @@ WORD = re.compile(r"[A-Za-z\u00c0-\u024f']++")
 LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,40}")  # prose rather than algebra
 # A sentence with one of these does not state the number that stands in it.
 DENIALS = frozenset(
-    """not no never nor neither none cannot wrong incorrect false untrue unlikely impossible unsure
-    unknown except unless without too""".split()
+    listed("""not no never nor neither none cannot wrong incorrect false untrue unlikely impossible unsure
+    unknown except unless without too""")
 )
 OTHER_NUMBERS = frozenset(
-    """minus plus negative times divided multiplied squared cubed factorial root log half halves
+    listed("""minus plus negative times divided multiplied squared cubed factorial root log half halves
     twice double triple thrice quarter quarters third thirds fifth fifths tenth tenths hundredth
     hundredths thousandth thousandths dozen dozens zero two three four five six seven eight nine ten
     eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty
-    fifty sixty seventy eighty ninety mod modulo cube inverse reciprocal""".split()
+    fifty sixty seventy eighty ninety mod modulo cube inverse reciprocal""")
 )
 BOUNDS = frozenset(
-    """from over under above below beyond exceeding exceeds between than within besides but
-    until""".split()
+    listed("""from over under above below beyond exceeding exceeds between than within besides but
+    until""")
 )
 BOUND_PHRASES = re.compile(
     r"\b(?:at (?:least|most)|(?<!add )(?<!adds )up to|(?:more|less|fewer|greater|larger|smaller"

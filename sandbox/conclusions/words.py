@@ -6,7 +6,7 @@ not deny it, does not ask, and offers no second one. Texts are as `plain` (liter
 
 import re
 
-from .literals import DENIALS
+from .literals import DENIALS, listed
 from .reasons import cut_reasons
 
 WORD = re.compile(r"\w++(?:'\w++)?")
@@ -26,7 +26,7 @@ def words_of(text: str) -> str:
 
 
 UNSURE = frozenset(
-    "whether unclear hard doubt doubtful depends might may could uncertain if".split()
+    listed("whether unclear hard doubt doubtful depends might may could uncertain if")
 )
 
 
@@ -213,7 +213,7 @@ DATE = re.compile(
     r"|th)? (?:of )?(?P<name2>[A-Za-z]{3,9})\.?,? (?P<year2>[0-9]{4})"
     r"|(?P<name3>[A-Za-z]{3,9})\.? (?P<day3>[0-9]{1,2})(?:st|nd|rd|th)?,? (?P<year3>[0-9]{4})"
 )
-MONTHS = "jan feb mar apr may jun jul aug sep oct nov dec".split()
+MONTHS = listed("jan feb mar apr may jun jul aug sep oct nov dec")
 AROUND_SIGNS = re.compile(r"\s?([:/.-])\s?(?=[0-9])")
 TO = re.compile(r"(?<=[0-9]) to (?=[0-9])")
 DIGIT = re.compile(r"[0-9]")
