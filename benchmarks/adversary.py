@@ -38,6 +38,7 @@ LAST_LINE = re.compile(r"Answer: (-?\d{1,15})")
 # What the run is asked for; the command line may change it.
 SETTINGS = [
     "task.type=jsonl",
+    "task.require_marker=true",
     "task.rewards=[correct_conclusion]",
     f"task.num_rows={sums.TRAIN_ROWS}",
     "lora.r=16",

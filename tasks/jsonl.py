@@ -71,6 +71,8 @@ class Options(SharedOptions):
     unreadable_answers: Literal["refuse", "drop"] = (
         "refuse"  # what is done with rows whose answer is unclear
     )
+    # The prompts ask for a marker such as "Answer:": a last line without one does not count
+    require_marker: bool = False
     free_characters: int = (
         2000  # longer completions pay the length_penalty, if that is among the rewards
     )
@@ -348,7 +350,11 @@ def grade(
 ) -> Grade:
     """As tasks/reasoning.py: `correct` compares the conclusion with the answer, if there is one."""
     return reasoning.judge(
-        completion, answer_of(row), options.free_characters, question_of(row), marked=False
+        completion,
+        answer_of(row),
+        options.free_characters,
+        question_of(row),
+        options.require_marker,
     )
 
 
@@ -371,4 +377,4 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     ):
         return []
     asked = {"answer": answer_of(row), "question": question_of(row)}
-    return reasoning.known_answers(asked, options, marked=False)
+    return reasoning.known_answers(asked, options, options.require_marker)

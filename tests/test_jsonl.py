@@ -149,11 +149,20 @@ USER = {"role": "user", "content": "x"}
         ({"prompt": 3}, "list of messages"), ({"prompt": ""}, "list of messages"),
         ({"prompt": ["x"]}, r"prompt\[0\] must have role and content"),
         ({"prompt": [USER, {"role": "user"}]}, r"prompt\[1\] must have"),
-        ({"prompt": [{**USER, "thinking": "y"}]}, r"prompt\[0\] must have role and content, and nothing else"),
+        (
+            {"prompt": [{**USER, "thinking": "y"}]},
+            r"prompt\[0\] must have role and content, and nothing else",
+        ),
         ({"prompt": [{**USER, "role": "bot"}]}, "role must be one of system"),
         ({"prompt": [{**USER, "content": [1]}]}, "content must be text"),
-        ({"prompt": [USER, {"role": "assistant", "content": "y"}]}, "ends with an assistant message"),
-        ({"prompt": "x", "reasoning_effort": "max"}, "reasoning_effort must be one of low, medium, high, not 'max'"),
+        (
+            {"prompt": [USER, {"role": "assistant", "content": "y"}]},
+            "ends with an assistant message",
+        ),
+        (
+            {"prompt": "x", "reasoning_effort": "max"},
+            "reasoning_effort must be one of low, medium, high, not 'max'",
+        ),
         ({"prompt": "x", "grades": 1}, r"\['grades'\] have names that the trainer itself uses"),
     ],
 )  # fmt: skip
@@ -329,3 +338,21 @@ def test_the_repository_is_where_paths_begin(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert run.stdout == "configs/arithmetic.jsonl\n"
+
+
+@pytest.mark.parametrize(
+    ("completion", "without", "required"),
+    [
+        ("15 * 23 = 345", True, False),
+        ("15 * 23 = 345\nAnswer: 345", True, True),
+        ("345", True, False),
+    ],
+)
+def test_a_marker_may_be_required(sandbox, completion, without, required):
+    row = {"prompt": "What is 15 * 23? End with a line `Answer: N`.", "answer": 345}
+    for expected, options in (
+        (without, Options(type="jsonl")),
+        (required, Options(type="jsonl", require_marker=True)),
+    ):
+        (grade,) = Grader([options], sandbox, seed=0).grade([completion], [row])
+        assert grade.correct is expected
