@@ -336,11 +336,12 @@ def move_to(layer: dict[str, Any], path: str, value: Any) -> None:
 
 
 def budgets_of_sandbox(layers: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Give a wall clock limit that the user's layers set alone its old meaning, in place; yield a
-    notice for each.
+    """Turn old sandbox limits into CPU budgets, in place. Yield a notice for each.
 
-    Limits were wall clock once. Such a number becomes the CPU budget, and the wall clock behind it
-    a multiple."""
+    Older configurations know only wall clock limits. Where the user's layers set such a limit
+    without its CPU budget, the number becomes the CPU budget, and the wall clock limit becomes
+    WALL_FACTOR times that.
+    """
     sections = [layer["sandbox"] for layer in layers if isinstance(layer.get("sandbox"), dict)]
     for wall, cpu in sandbox.CPU_BUDGETS.items():
         if not any(cpu in section for section in sections):
@@ -352,8 +353,11 @@ def budgets_of_sandbox(layers: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def budgets_of_task(name: str, keys: dict[str, Any]) -> Iterator[str]:
-    """The same for the keys of one task that has CPU budgets. In a stage of its curriculum they
-    stay wall clock."""
+    """Do the same with the keys of one task, if its type has CPU budgets. Yield the notices.
+
+    A limit in a stage of the curriculum stays a wall clock limit, because the CPU budgets are the
+    same in all stages.
+    """
     for wall, cpu in getattr(tasks.load(keys["type"]), "CPU_BUDGETS", {}).items():
         if is_positive(keys.get(wall)) and cpu not in keys:
             keys[cpu] = keys[wall]
@@ -362,7 +366,10 @@ def budgets_of_task(name: str, keys: dict[str, Any]) -> Iterator[str]:
         stages = keys.get("curriculum")
         for i, stage in enumerate(stages if isinstance(stages, list) else []):
             if isinstance(stage, dict) and wall in stage:
-                yield f"{name}.curriculum[{i}].{wall} is wall clock; the CPU budget {cpu} is that of all stages"
+                yield (
+                    f"{name}.curriculum[{i}].{wall} is wall clock; "
+                    f"the CPU budget is {name}.{cpu} in every stage"
+                )
 
 
 def is_positive(value: Any) -> bool:
@@ -370,8 +377,10 @@ def is_positive(value: Any) -> bool:
 
 
 def budget_notice(section: str, wall: str, cpu: str, seconds: float) -> str:
+    """Say that a wall clock limit without a CPU budget was taken for the CPU budget."""
     return (
-        f"{section}.{wall}: {seconds:g} alone is taken for {section}.{cpu}, the CPU budget; the wall clock behind it is "
+        f"{section}.{wall}={seconds:g} alone is taken for the CPU budget {section}.{cpu}; "
+        f"the wall clock limit becomes {sandbox.WALL_FACTOR * seconds:g} s, "
         f"{sandbox.WALL_FACTOR:g} times that"
     )
 

@@ -531,7 +531,9 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     wrong, cheats = wrong_answers(name), cheating_answers(name)
     if tests:
         kinds = {"reference": [fenced(table + documented)], "slower": [fenced(table + bare)]}
-    else:  # then only what cannot be read, or what is forbidden before it is called, is known to be wrong
+    else:
+        # Without tests, only two kinds are known to be wrong: what cannot be read, and what is
+        # forbidden before it is called.
         kinds = {"unverified": [fenced(documented), fenced(bare)]}
         wrong = wrong[-2:]
         cheats = [text for text in cheats if "import" in text and "import os" not in text]

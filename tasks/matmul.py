@@ -66,11 +66,15 @@ def answer(body: str, before: str = "") -> str:
     return f"```python\n{before}def matmul(A, B):\n{lines}```\n"
 
 
-LOOP = "return [[sum(A[i][k] * B[k][j] for k in range(len(B))) for j in range(len(B[0]))] for i in range(len(A))]"
+LOOP = (
+    "return [[sum(A[i][k] * B[k][j] for k in range(len(B))) for j in range(len(B[0]))]"
+    " for i in range(len(A))]"
+)
 SLOWER = [
     f"```python\n{BASELINE}```\n",
     answer(
-        f"for _ in range(3):\n    C = [[sum(x * y for x, y in zip(r, c)) for c in zip(*B)] for r in A]\n{LOOP}"
+        "for _ in range(3):\n"
+        "    C = [[sum(x * y for x, y in zip(r, c)) for c in zip(*B)] for r in A]\n" + LOOP
     ),
 ]
 WRONG = [
@@ -89,7 +93,9 @@ CHEAT = [
     answer("import torch\nreturn (torch.tensor(A) @ torch.tensor(B)).tolist()"),
     answer(
         "return Zero()",
-        "class Zero:\n    def __sub__(self, other):\n        return 0\n    __eq__ = lambda *_: True\n\n",
+        "class Zero:\n"
+        "    def __sub__(self, other):\n        return 0\n"
+        "    __eq__ = lambda *_: True\n\n",
     ),
     answer("raise SystemExit(0)"),
     answer("import os\nos._exit(0)"),

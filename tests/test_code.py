@@ -138,7 +138,9 @@ def test_cheating_pays_nothing(sandbox):
     assert graded.cheating and "style" not in graded.data
     found_in_a_call = grade(
         sandbox,
-        "def add(a, b):\n    try:\n        __import__('o' + 's')\n    except ImportError:\n        return a + b",
+        "def add(a, b):\n"
+        "    try:\n        __import__('o' + 's')\n"
+        "    except ImportError:\n        return a + b",
     )
     assert found_in_a_call.cheating and reward_functions.tests_passed(
         [None], grades=[found_in_a_call]
@@ -158,15 +160,17 @@ def test_score_of_tests(share, score):
 @pytest.mark.parametrize(
     ("value", "expected", "equal"),
     [
-        (1, True, False), (True, 1, False), (True, 1.0, False), (0, False, False), (True, True, True),
-        (None, None, True), (0, None, False), (2.0, 2, True), (2, 2.0, True), (2.0000001, 2, False),
-        (10**400, 1.0, False), (0.1 + 0.2, 0.3, True), (0.30001, 0.3, False), (1e-13, 0.0, True),
-        (10**30, 1e30, True), (10**30 + 1, 10**30, False), (float("nan"), float("nan"), True),
-        (float("nan"), 1.0, False), (1.0, float("nan"), False), (float("inf"), float("inf"), True),
-        (float("-inf"), float("inf"), False), (float("inf"), 3, False), ("a", "a", True), ("1", 1, False),
-        (1, "1", False), ([1, 2], (1, 2), True), ([1], [1, 2], False), ([], {}, False), ({}, [], False),
-        ("", [], False), ({"a": 1, "b": [2]}, {"b": [2.0], "a": 1}, True), ({"a": 1}, {"a": True}, False),
-        ({"a": 1}, {"b": 1}, False), ([[1, [True]]], [[1, [1]]], False),
+        (1, True, False), (True, 1, False), (True, 1.0, False), (0, False, False),
+        (True, True, True), (None, None, True), (0, None, False), (2.0, 2, True), (2, 2.0, True),
+        (2.0000001, 2, False), (10**400, 1.0, False), (0.1 + 0.2, 0.3, True), (0.30001, 0.3, False),
+        (1e-13, 0.0, True), (10**30, 1e30, True), (10**30 + 1, 10**30, False),
+        (float("nan"), float("nan"), True), (float("nan"), 1.0, False), (1.0, float("nan"), False),
+        (float("inf"), float("inf"), True), (float("-inf"), float("inf"), False),
+        (float("inf"), 3, False), ("a", "a", True), ("1", 1, False), (1, "1", False),
+        ([1, 2], (1, 2), True), ([1], [1, 2], False), ([], {}, False), ({}, [], False),
+        ("", [], False), ({"a": 1, "b": [2]}, {"b": [2.0], "a": 1}, True),
+        ({"a": 1}, {"a": True}, False), ({"a": 1}, {"b": 1}, False),
+        ([[1, [True]]], [[1, [1]]], False),
     ],
 )  # fmt: skip
 def test_comparison(value, expected, equal):
@@ -203,8 +207,9 @@ def test_assert_lines(line, read):
 @pytest.mark.parametrize(
     "line",
     [
-        "assert f(x) == 1", "assert f(1) == g(1)", "assert abs(f(1) - 2) < 1e-9", "assert f(1) != 2",
-        "assert f(a=1) == 1", "assert len(f(1)) == 2", "assert f(*[1]) == 1", "f(1) == 2", "assert", "",
+        "assert f(x) == 1", "assert f(1) == g(1)", "assert abs(f(1) - 2) < 1e-9",
+        "assert f(1) != 2", "assert f(a=1) == 1", "assert len(f(1)) == 2", "assert f(*[1]) == 1",
+        "f(1) == 2", "assert", "",
         "assert f(1) == 1 == 1", "assert f(1) == 1; import os", "assert f(" + "(" * 5000 + ") == 1",
         "assert f(1) == 1\nassert f(2) == 2", "\0", "assert a.f(1) == 2",
     ],
@@ -253,7 +258,8 @@ def test_mistakes_are_config_errors_with_their_place():
 
 def test_a_row_of_a_file_may_be_broken(sandbox):
     lines = [json.dumps({"task": "code", "completion": "", **row}) for row in (
-        {"problem": 99}, {"problem": [1]}, {"tests": [3]}, {"entry_point": 5}, {"entry_point": "f", "tests": "no"}, {},
+        {"problem": 99}, {"problem": [1]}, {"tests": [3]}, {"entry_point": 5},
+        {"entry_point": "f", "tests": "no"}, {},
     )]  # fmt: skip
     graded = [
         json.loads(line) for line in grade_file(lines, config.load_config(None), sandbox, None)

@@ -249,7 +249,10 @@ def test_no_text_breaks_the_reader(text, expected):
 # ------------------------------------------------------------ linear time
 
 MODULES = [
-    *(importlib.import_module(f"sandbox.conclusions.{name}") for _, name, _ in pkgutil.iter_modules(conclusions.__path__)),
+    *(
+        importlib.import_module(f"sandbox.conclusions.{name}")
+        for _, name, _ in pkgutil.iter_modules(conclusions.__path__)
+    ),
     conclusions, reasoning, jsonl, verifier,
 ]  # fmt: skip
 PATTERNS = {

@@ -1,4 +1,7 @@
-"""The container itself, in a real engine, on the CPU: skipped where there is no engine or no image."""
+"""The container itself, in a real engine, on the CPU.
+
+These tests are skipped where there is no engine or no image.
+"""
 
 import os
 import shutil

@@ -92,9 +92,13 @@ def test_without_an_answer_nothing_is_claimed(capsys):
 
 
 def test_the_seed_configuration(sandbox, tmp_path):
-    question = "If all roses are flowers and some flowers fade quickly, can we conclude that some roses fade quickly?"
+    question = (
+        "If all roses are flowers and some flowers fade quickly, "
+        "can we conclude that some roses fade quickly?"
+    )
     (tmp_path / "seed.yaml").write_text(
-        "task:\n  type: reasoning\n  prompt_template: |\n    Think step-by-step to answer: {question}\n"
+        "task:\n  type: reasoning\n"
+        "  prompt_template: |\n    Think step-by-step to answer: {question}\n"
         f'  problems:\n    - "{question}"\n'
     )
     job = config.load_config(tmp_path / "seed.yaml")

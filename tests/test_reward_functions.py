@@ -147,7 +147,8 @@ def test_equal_texts_of_different_rows_are_both_graded(grader):
 def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_path):
     (tmp_path / "echo_task.py").write_text(
         "from sandbox import Status\nfrom tasks import Grade\nREWARDS = ['function_works']\n"
-        "def grade(text, row, *rest): return Grade(Status.OK if row['wanted'] == text else Status.CRASH)\n"
+        "def grade(text, row, *rest):\n"
+        "    return Grade(Status.OK if row['wanted'] == text else Status.CRASH)\n"
     )
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     monkeypatch.setattr(
@@ -162,8 +163,9 @@ def test_in_a_mixture_each_function_judges_its_own_tasks_rows(monkeypatch, tmp_p
     works, correct = mixture.reward_functions()
     metrics = {}
     batch = dict(
-        completions=[completion(text) for text in "abc"], prompts=[[]] * 3, log_metric=metrics.__setitem__,
-        task=["matmul", "echo_task", "echo_task"], wanted=[None, "b", "x"],
+        completions=[completion(text) for text in "abc"], prompts=[[]] * 3,
+        log_metric=metrics.__setitem__, task=["matmul", "echo_task", "echo_task"],
+        wanted=[None, "b", "x"],
     )  # fmt: skip
     assert works(**batch) == [1.0, 1.0, -0.5]
     assert correct(**batch) == [10.0, None, None]

@@ -13,7 +13,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 600  # what the scripts do takes a second; a busy machine may need much more
-TOOLS = "bash cat mkdir mktemp rm stat dirname basename id grep cut sha256sum flock touch sleep tar cp git"
+TOOLS = (
+    "bash cat mkdir mktemp rm stat dirname basename id grep cut sha256sum flock touch sleep "
+    "tar cp git"
+)
 
 # Logs its arguments, one a line, a blank line after each call. FAKE lists what is wrong with this
 # machine.
@@ -34,7 +37,9 @@ case $1 in
     info) [[ $FAKE != *rootless* ]] || echo "[name=seccomp name=rootless]" ;;
     import) cat >/dev/null ;;
     build)
-        for word; do case $word in id=pip,src=*) cat "${word#id=pip,src=}" >"$LOG.pip.conf" ;; esac; done ;;
+        for word; do
+            case $word in id=pip,src=*) cat "${word#id=pip,src=}" >"$LOG.pip.conf" ;; esac
+        done ;;
     run)
         if [[ -n $probe ]]; then
             case $FAKE in
@@ -62,7 +67,11 @@ case "$*" in
     "-c import ensurepip"*) [[ $FAKE != *no-venv* ]] ;;
     "-c import pip") ;;
     -V) echo "Python 3.12.0" ;;
-    "-m venv --clear .venv") echo venv >>"$LOG"; rm -rf .venv; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+    "-m venv --clear .venv")
+        echo venv >>"$LOG"
+        rm -rf .venv
+        mkdir -p .venv/bin
+        cp "$0" .venv/bin/python ;;
     "-m pip freeze") [[ $FAKE != *cpu-torch* ]] || echo "torch==2.13.0+cpu" ;;
     "-m pip uninstall"*) echo "$*" >>"$LOG" ;;
     "-m pip install"*)
@@ -151,7 +160,7 @@ def bind(source: object, target: object, mode: str = "") -> str:
     return f'type=bind,"source={source}","target={target}"{mode}'
 
 
-# --- refusals -----------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("script", ["train.sh", "build.sh"])
@@ -242,7 +251,7 @@ def test_wrong_usage_is_one_line_and_asks_nobody(machine: Machine, arguments, te
     assert text in done.stderr and not machine.calls()
 
 
-# --- the container ------------------------------------------------------------------------------------------
+# --- the container --------------------------------------------------------------------------------
 
 
 def test_the_container_gets_the_arguments_as_they_were_written(machine: Machine):
@@ -356,7 +365,7 @@ def test_docker_takes_the_place_of_the_script_and_its_exit_status(machine: Machi
     assert (out, process.returncode) == (f"pid {process.pid}\n", 3)
 
 
-# --- without Docker -----------------------------------------------------------------------------------------
+# --- without Docker -------------------------------------------------------------------------------
 
 
 def test_smoke_trains_the_tiny_model_in_a_fresh_environment(machine: Machine):
@@ -389,7 +398,10 @@ def test_local_uses_the_gpu_set_where_there_is_a_gpu(machine: Machine):
 
 
 @pytest.mark.parametrize("env, status, text", [
-    ({"FAKE": "old-python", "PYTHON": "python3"}, 2, "found no Python 3.11 or newer (tried: python3)"),
+    (
+        {"FAKE": "old-python", "PYTHON": "python3"}, 2,
+        "found no Python 3.11 or newer (tried: python3)",
+    ),
     ({"FAKE": "no-venv"}, 2, "sudo apt-get install python3-venv"),
     ({"FAKE": "pip-fails"}, 1, "the installation of requirements.txt failed"),
     ({"MIN_FREE_GB": "99999999"}, 4, "this needs about 99999999 GB"),
@@ -455,7 +467,7 @@ def test_two_at_once_install_once(machine: Machine):
     assert [first.returncode, second.returncode] == [0, 0] and len(machine.pip_calls()) == 1
 
 
-# --- the image ----------------------------------------------------------------------------------------------
+# --- the image ------------------------------------------------------------------------------------
 
 
 def test_build_for_gpus(machine: Machine):
@@ -515,7 +527,7 @@ def test_build_with_buildx(machine: Machine):
     assert call[:3] == ["buildx", "build", "--load"]
 
 
-# --- the pins -----------------------------------------------------------------------------------------------
+# --- the pins -------------------------------------------------------------------------------------
 
 
 def test_every_requirement_is_pinned_once():

@@ -115,7 +115,10 @@ def test_threads_share_the_workers():
 
 
 def test_a_worker_ends_with_its_owner():
-    code = "import os; from sandbox import verifier; print(verifier.Worker(1.0).process.pid, flush=True); os._exit(0)"
+    code = (
+        "import os; from sandbox import verifier; "
+        "print(verifier.Worker(1.0).process.pid, flush=True); os._exit(0)"
+    )
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -144,7 +147,10 @@ def test_packages_on_pythonpath_reach_the_worker(tmp_path):
     (tmp_path / "math_verify.py").write_text(
         "def parse(text, **kwargs): return [42]\ndef verify(one, other, **kwargs): return True\n"
     )
-    code = "from sandbox import verifier; print(verifier.Verifier(1).all_hold((verifier.Ask('equal', '1', '2'),)))"
+    code = (
+        "from sandbox import verifier; "
+        "print(verifier.Verifier(1).all_hold((verifier.Ask('equal', '1', '2'),)))"
+    )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     run = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True

@@ -83,8 +83,8 @@ def build_tokenizer(rows: list[corpus.Example]) -> PreTrainedTokenizerFast:
     def wrap(core: Tokenizer) -> PreTrainedTokenizerFast:
         return PreTrainedTokenizerFast(
             tokenizer_object=core, chat_template=gptoss_chat_template, model_max_length=1024,
-            extra_special_tokens=SPECIAL_TOKENS, clean_up_tokenization_spaces=False, padding_side="left",
-            **names,
+            extra_special_tokens=SPECIAL_TOKENS, clean_up_tokenization_spaces=False,
+            padding_side="left", **names,
         )  # fmt: skip
 
     blank = wrap(Tokenizer(models.BPE()))  # renders the template, encodes nothing
@@ -135,9 +135,9 @@ def collate(groups: list[Group], pad_token_id: int) -> dict[str, Any]:
             part[row, here] = number
             if number:
                 labels[row, here] = input_ids[row, here]
-            if (
-                number > 1
-            ):  # the token before it is another completion's last; all start with the same token anyway
+            if number > 1:
+                # The token before it is the last of another completion. Nothing is lost, because
+                # all completions start with the same token.
                 labels[row, end] = IGNORED
             end += len(tokens)
     query, key = part[:, :, None], part[:, None, :]

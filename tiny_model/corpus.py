@@ -559,9 +559,10 @@ REASONING_PROBLEMS: dict[str, tuple[str, str, list[str]]] = {
     "What is 15 * 23?": (
         "1. 15 * 20 = 300\n2. 15 * 3 = 45\n3. 300 + 45 = {}\n", "345", ["335", "355"],
     ),
-    "If all roses are flowers and some flowers fade quickly, can we conclude that some roses fade quickly?": (
-        "1. All roses are flowers.\n2. The flowers that fade may be others.\n3. So the conclusion = {}\n",
-        "no", ["yes"],
+    "If all roses are flowers and some flowers fade quickly, "
+    "can we conclude that some roses fade quickly?": (
+        "1. All roses are flowers.\n2. The flowers that fade may be others.\n"
+        "3. So the conclusion = {}\n", "no", ["yes"],
     ),
     "What is 1/3 + 1/6, as a fraction?": (
         "1. 1/3 = 2/6\n2. 2/6 + 1/6 = 3/6\n3. 3/6 = {}\n", "1/2", ["1/3", "2/9"],

@@ -28,8 +28,8 @@ PROSE_END = re.compile(
     r"(?:\b(?:is|are|equals|be|by|get|gives|obtain|have|as)\b|:)\s{1,3}", re.IGNORECASE
 )
 FUNCTIONS = frozenset(
-    listed("""sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt pi infty inf
-    infinity max min gcd lcm mod det and or text for all real numbers where pmatrix bmatrix
+    listed("""sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln log exp sqrt pi infty
+    inf infinity max min gcd lcm mod det and or text for all real numbers where pmatrix bmatrix
     matrix vmatrix begin end""")
 )
 PROSE_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,40}")

@@ -217,15 +217,15 @@ WORD = re.compile(r"[A-Za-z\u00c0-\u024f']++")
 LONG_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,40}")  # prose rather than algebra
 # A sentence with one of these does not state the number that stands in it.
 DENIALS = frozenset(
-    listed("""not no never nor neither none cannot wrong incorrect false untrue unlikely impossible unsure
-    unknown except unless without too""")
+    listed("""not no never nor neither none cannot wrong incorrect false untrue unlikely
+    impossible unsure unknown except unless without too""")
 )
 OTHER_NUMBERS = frozenset(
-    listed("""minus plus negative times divided multiplied squared cubed factorial root log half halves
-    twice double triple thrice quarter quarters third thirds fifth fifths tenth tenths hundredth
-    hundredths thousandth thousandths dozen dozens zero two three four five six seven eight nine ten
-    eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty
-    fifty sixty seventy eighty ninety mod modulo cube inverse reciprocal""")
+    listed("""minus plus negative times divided multiplied squared cubed factorial root log half
+    halves twice double triple thrice quarter quarters third thirds fifth fifths tenth tenths
+    hundredth hundredths thousandth thousandths dozen dozens zero two three four five six seven
+    eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen
+    twenty thirty forty fifty sixty seventy eighty ninety mod modulo cube inverse reciprocal""")
 )
 BOUNDS = frozenset(
     listed("""from over under above below beyond exceeding exceeds between than within besides but
