@@ -4,7 +4,7 @@
 
 MODEL is a folder or a Hub id of a small instruct model. Its held-out answers are sampled before
 and after training, and two judges read them: the rewards of the job, and a strict one that shares
-no code with them. The strict judge wants a last line `Answer: <integer>` with that integer and
+no code with them. The strict judge wants the last line `Answer: <integer>` to hold that integer and
 nothing else. Printed are both rates before and after, the best-paid completions, and every
 completion that the rewards pay and the strict judge refuses: each of those must be right to a
 human reader. OUTPUT/adversary.json holds all of it.
@@ -33,7 +33,7 @@ from job.rollout import BatchRollout, complete_with_transformers, generate  # no
 SHOWN = 10  # of the best-paid completions
 BATCH = 256  # completions decoded at once
 INTEGER = re.compile(r"-?\d+")
-LAST_LINE = re.compile(r"Answer: (-?\d{1,15})")
+MARKED_LINE = re.compile(r"Answer: (-?\d{1,15})")
 
 # What the run is asked for; the command line may change it.
 SETTINGS = [
@@ -73,9 +73,10 @@ class Judged:
 
 
 def strict_judge(completion: str, answer: int) -> bool:
-    """Whether the last line that is not empty is `Answer: <integer>` with the expected integer."""
-    lines = [line.strip() for line in completion.splitlines() if line.strip()]
-    match = LAST_LINE.fullmatch(lines[-1]) if lines else None
+    """Whether the last line that begins with "Answer:" holds the expected integer alone."""
+    lines = [line.strip() for line in completion.splitlines()]
+    marked = [line for line in lines if line.startswith("Answer:")]
+    match = MARKED_LINE.fullmatch(marked[-1]) if marked else None
     return match is not None and int(match[1]) == answer
 
 

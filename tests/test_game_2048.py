@@ -478,7 +478,6 @@ def test_the_config(sandbox, tmp_path):
     config.save(job, tmp_path / "resolved.yaml")
     assert config.load_config(tmp_path / "resolved.yaml").tasks == (task,)
     assert task.games * task.game_cpu_s + job.sandbox.call_cpu_s <= job.sandbox.cpu_s
-    assert "honest ones earn 22" in check_rewards(task, sandbox)[1]
 
 
 def kinds_of(options):

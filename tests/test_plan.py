@@ -165,7 +165,7 @@ def test_a_dry_run_for_processes_that_nobody_started(processes, run_job, monkeyp
     )
     assert "was changed to" not in run.stderr
     run = run_job("--config", TINY, *batch, f"grpo.num_generations={processes}")
-    assert run.returncode == 2 and "there is no RANK: start it by torchrun" in run.stderr
+    assert run.returncode == 2 and "RANK is not set: start the job with torchrun" in run.stderr
 
 
 def test_a_template_variable_that_nothing_reads_is_named(run_job):

@@ -1184,6 +1184,4 @@ def test_random_starts_the_same_in_every_program(box):
 
 
 def test_the_layers_are_known_by_name_to_the_config():
-    import jail
-
     assert list(jail.LAYERS) == room.LAYERS

@@ -184,7 +184,7 @@ def check_behaviour(tokenizer, model, sandbox):
     for task, low, high in (
         ("matmul", 0.15, 0.50),
         ("game_2048", 0.08, 0.45),
-        ("code", 0.12, 0.50),
+        ("code", 0.08, 0.50),
     ):
         share = shares(tokenizer, model, sandbox, task)
         assert low <= share["grades/correct"] <= high, task

@@ -314,6 +314,9 @@ def test_loops_are_repetitive(text):
     assert repetitive_share([text]) == 1.0 and repetitive_share([text, "x = 1"]) == 0.5
 
 
+HONEST_KINDS = ("legit", "honest_wrong", "honest_slow", "honest")
+
+
 def test_honest_answers_are_not_repetitive():
     texts = []
     for path in sorted((ROOT / "tests" / "data").glob("completions*.jsonl")):
@@ -321,7 +324,7 @@ def test_honest_answers_are_not_repetitive():
         texts += [
             row["completion"]
             for row in rows
-            if row["category"] in ("legit", "honest_wrong", "honest_slow")
+            if row.get("category", row.get("kind")) in HONEST_KINDS
         ]
     for task in map(tasks.load, tasks.names()):
         texts += [task.REFERENCE, *task.SLOWER, *task.WRONG]

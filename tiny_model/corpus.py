@@ -226,6 +226,7 @@ Output your new short function in backticks using the format below:
 def strategy(board):
     return "W"
 ```
+A move may take 1 s of CPU time, all moves of one game together 3 s.
 All helper functions go inside def strategy. Only output the short function `strategy`."""
 
 # All four moves in turns win 6 x 6 to 2048; chance wins it sometimes, and one move never does.
@@ -562,7 +563,7 @@ REASONING_PROBLEMS: dict[str, tuple[str, str, list[str]]] = {
     "If all roses are flowers and some flowers fade quickly, "
     "can we conclude that some roses fade quickly?": (
         "1. All roses are flowers.\n2. The flowers that fade may be others.\n"
-        "3. So the conclusion = {}\n", "no", ["yes"],
+        "3. Whether some roses fade quickly = {}\n", "no", ["yes"],
     ),
     "What is 1/3 + 1/6, as a fraction?": (
         "1. 1/3 = 2/6\n2. 2/6 + 1/6 = 3/6\n3. 3/6 = {}\n", "1/2", ["1/3", "2/9"],

@@ -101,6 +101,7 @@ UNIT = re.compile(
     r"|cu)\.? )?(?P<first>[A-Za-zµ]{1,15})(?:\^ ?\{?(?P<power>-?[1-3])\}?)?"
     r"(?: ?(?:/|per ) ?(?P<second>[A-Za-zµ]{1,15})(?:\^ ?\{?(?P<power2>[1-3])\}?)?)?"
 )
+VARIABLES = "AFJKN"  # units that are a variable where they touch the number: 44A
 PREFIXES = {"square": "2", "sq": "2", "cubic": "3", "cu": "3"}
 
 
@@ -115,7 +116,7 @@ def read_unit(text: str, position: int) -> tuple[str, int]:
     if second:
         known = all(name in UNITS or len(name) > 1 and not attached for name in (first, second))
     else:
-        known = first in UNITS
+        known = first in UNITS and not (attached and first in VARIABLES)
     if not known:
         return "", position
     unit = UNITS.get(first, first) + (match["power"] or PREFIXES.get(match["prefix"], ""))
