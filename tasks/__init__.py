@@ -98,7 +98,7 @@ class Grade:
         unclosed        bool, any program: nothing closed its code block
         outcome         text, game_2048 and prompt_injection: how it ended
         loaded          bool, game_2048: there was a function to call
-        win_rate, best_tile, mean_score, moves, size, target
+        win_rate, best_tile, mean_best_tile, mean_score, moves, size, target
                         numbers, game_2048: how the games went, and on which board
         reply           text, prompt_injection: what the opponent said
         tests           int, code: how many tests the problem has

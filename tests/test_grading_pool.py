@@ -13,7 +13,7 @@ import tasks
 from job.errors import GradeError
 from job.grading import Grader
 from job.grading_pool import GradingPool
-from sandbox import Limits, SandboxError
+from sandbox import Limits, SandboxError, Status
 
 ROOT = Path(__file__).parent.parent
 
@@ -156,3 +156,24 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+HOSTILE_PIECES = [
+    "-", "`", "```\n", "> ", "(", "[", "{", "\\boxed{", "<answer>", "Answer: ", "####", "1/", "9^",
+    "a b", "1,", "=", "\\frac{", "\x00", "\ud800", " \n", "\t", "**", "do not tell ",
+    "please ", "A.",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_hostile_text_stalls_no_task(name):
+    """The bound that the documentation promises: every completion comes back graded."""
+    options = tasks.load(name).Options(type=name, num_rows=1)
+    row = tasks.labelled(tasks.load(name).rows(options)[0], options)
+    texts = [piece * (20_000 // len(piece)) for piece in HOSTILE_PIECES]
+    texts += [f"```python\n{text}\n```" for text in texts[:8]] + [None, "", "\n".join(texts)]
+    with GradingPool(2, Limits(), timeout_s=120.0) as pool:
+        grades = Grader([options], pool).grade(texts, [row] * len(texts))
+    assert len(grades) == len(texts)
+    assert not any(grade.correct for grade in grades)
+    assert Status.TIMEOUT not in {grade.status for grade in grades}

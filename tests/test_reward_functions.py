@@ -1,6 +1,8 @@
 """reward_functions.py: grades to numbers, and the user's own functions kept honest."""
 
+import inspect
 import itertools
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -314,3 +316,12 @@ def test_resolve_finds_functions_elsewhere_and_refuses_the_rest(tmp_path, monkey
         resolve("mine_rewards:bad")
     with pytest.raises(ValueError, match="no function 'nothing'"):
         resolve("mine_rewards:nothing")
+
+
+def test_what_reward_functions_read_of_a_grade_is_documented():
+    """A misspelt name of `Grade.data` would score 0 for every completion."""
+    source = inspect.getsource(reward_functions)
+    read = set(re.findall(r'data(?:\.get\(|\[)"(\w+)"', source))
+    assert len(read) >= 10
+    documented = set(re.findall(r"\w+", Grade.__doc__))
+    assert read <= documented

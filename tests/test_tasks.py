@@ -59,12 +59,13 @@ class TestEveryTask:
 
     def test_reference_earns_full_marks_and_nothing_else_does(self, name, sandbox):
         task = tasks.load(name)
-        (reference, *others), grades = totals(
-            task,
-            task.Options(type=name),
-            sandbox,
-            [task.REFERENCE, "", "no code here", None, *task.WRONG, *task.CHEAT],
-        )
+        options = task.Options(type=name)
+        row = tasks.labelled(task.rows(options)[0], options)
+        known = tasks.known_answers(task, row, options)
+        texts = [text for kind, text in known if kind == "reference"][:1]
+        texts += ["", "no code here", None]
+        texts += [text for kind, text in known if kind in ("wrong", "cheat")]
+        (reference, *others), grades = totals(task, options, sandbox, texts)
         assert grades[0].correct and not grades[0].cheating, grades[0].detail
         assert max(others) < reference
         assert not any(grade.correct and not grade.cheating for grade in grades[1:])
