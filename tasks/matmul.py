@@ -279,8 +279,11 @@ def draw_inputs(rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]
     inputs.append((draw_integers(rng, (2, 2)), draw_floats(rng, (2, 2))))
     inputs.append((draw_floats(rng, (4, 4)), draw_integers(rng, (4, 4))))
     inputs.append((draw_floats(rng, (8, 8)), draw_floats(rng, (8, 8))))
-    equal, twice = draw_floats(rng, (3, 3)), draw_integers(rng, (m, m))
-    inputs += [(equal, equal.copy()), (twice, twice)]
+    equal = draw_floats(rng, (3, 3))
+    inputs.append((equal, equal.copy()))
+    for size in (m, m + 1):  # odd and even
+        twice = draw_integers(rng, (size, size))
+        inputs.append((twice, twice))
     # a pair, and the same pair with one other number
     a, b = draw_floats(rng, (n, n + 1)), draw_floats(rng, (n + 1, n + 3))
     twin = a.copy()
