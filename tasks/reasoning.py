@@ -109,7 +109,7 @@ class Options(SharedOptions):
 def read_problem(problem: Any) -> tuple[str, str | None]:
     """(question, answer). Raises ValueError, which says what is wrong."""
     if isinstance(problem, str):
-        problem = {"question": problem}
+        return problem, None
     if not isinstance(problem, Mapping) or not isinstance(problem.get("question"), str):
         raise ValueError(
             f"must be a question or a mapping with question and answer, not {problem!r}"
@@ -125,8 +125,10 @@ def read_answer(answer: Any) -> str | None:
     or no text."""
     if answer is None:
         return None
-    if isinstance(answer, bool):
-        return "yes" if answer else "no"
+    if answer is True:
+        return "yes"
+    if answer is False:
+        return "no"
     if not isinstance(answer, str | int | float) or not str(answer).strip():
         raise ValueError(f"answer must be a number or text, not {answer!r}")
     return str(answer)
@@ -146,9 +148,12 @@ def answer_mistakes(options: Options) -> Iterator[str]:
 
 
 def unreadable_problems(options: Options) -> Iterator[str]:
-    for key, problems in (("problems", options.problems), ("eval_problems", options.eval_problems)):
-        for i, problem in enumerate(problems):
-            if why := unreadable(read_problem(problem)[1]):
+    """The place of each problem whose answer cannot be read, and why."""
+    for key in ("problems", "eval_problems"):
+        for i, problem in enumerate(getattr(options, key)):
+            _, answer = read_problem(problem)
+            why = unreadable(answer)
+            if why:
                 yield f"{key}[{i}]: the answer cannot be read: {why}"
 
 
@@ -197,9 +202,9 @@ def grade(
     except ValueError as error:
         return Grade(Status.BAD_ROW, detail=str(error))
     question = row.get("question")
-    return judge(
-        completion, answer, options.free_characters, question if isinstance(question, str) else ""
-    )
+    if not isinstance(question, str):
+        question = ""
+    return judge(completion, answer, options.free_characters, question)
 
 
 def judge(
@@ -219,23 +224,38 @@ def judge(
         whether the prompt asked for a marker, so that a last line without one is no conclusion.
     """
     text = completion if isinstance(completion, str) else ""
+
+    # Is the conclusion right?
     found = conclusions.find(text, marked)
-    status, correct, detail = compare(answer, found, question, conclusions.repeats(question, text))
+    repeated = conclusions.repeats(question, text)
+    status, correct, detail = compare(answer, found, question, repeated)
+
+    # Is the way there laid out? Steps that lead to a wrong answer are not consistent.
     known_wrong = answer is not None and not correct
+    agreement = 0.0
+    if not known_wrong:
+        agreement = consistency(found.lines, answer or found.text)
     data = {
         "answered": answer is not None,
         "step_by_step": step_by_step(found.lines),
-        "consistency": 0.0 if known_wrong else consistency(found.lines, answer or found.text),
+        "consistency": agreement,
         "clarity": clarity(text, found.text),
-        "length_penalty": -round(min(max(len(text) / free_characters - 1.0, 0.0), 1.0), 3),
+        "length_penalty": length_penalty(text, free_characters),
     }
     return Grade(status, correct=correct, passed=float(correct), detail=detail, data=data)
+
+
+def length_penalty(text: str, free_characters: int) -> float:
+    """0 up to `free_characters`, then falling to -1 at twice as many."""
+    excess = len(text) / free_characters - 1.0
+    return -round(min(max(excess, 0.0), 1.0), 3)
 
 
 def compare(
     answer: str | None, found: conclusions.Conclusion, question: str, repeated: bool
 ) -> tuple[Status, bool, str]:
     """(status, whether the conclusion is the answer, why not)."""
+    # Is there something to compare?
     if not found.text:
         return Status.OK, False, "no conclusion"
     if repeated:
@@ -246,12 +266,16 @@ def compare(
         expected = conclusions.read_expected(answer)
     except conclusions.Unreadable as error:
         return Status.BAD_ROW, False, f"the answer cannot be read: {error}"
+
+    # Compare it.
     if any(conclusions.contradicts(expected, other) for other in found.others):
         return Status.OK, False, "two conclusions that differ"
     verdict = verifier.shared().agree(expected, found.text, question)
     if verdict is None:
         return Status.TIMEOUT, False, "the conclusion could not be compared in time"
-    return Status.OK, verdict, "" if verdict else f"the conclusion is not {expected}"
+    if not verdict:
+        return Status.OK, False, f"the conclusion is not {expected}"
+    return Status.OK, True, ""
 
 
 # Every pattern is linear in the length of the text: repetition is bounded or possessive.
@@ -269,11 +293,12 @@ def step_by_step(lines: Sequence[str]) -> float:
     """0 to 1: a third for each distinct line, up to three, that begins as a step does (a number, a
     bullet, First, Then, ...) and says something (three words or an equation). More steps earn
     nothing more."""
-    found = {
-        line.casefold().lstrip("0123456789.:) ")
-        for line in lines
-        if (NUMBERED.match(line) or LISTED.match(line)) and (len(line.split()) > 3 or "=" in line)
-    }
+    found = set()
+    for line in lines:
+        begins_as_step = NUMBERED.match(line) or LISTED.match(line)
+        says_something = len(line.split()) > 3 or "=" in line
+        if begins_as_step and says_something:
+            found.add(line.casefold().lstrip("0123456789.:) "))
     return round(min(len(found), 3) / 3, 3)
 
 
@@ -288,8 +313,11 @@ def consistency(lines: Sequence[str], value: str) -> float:
         value = conclusions.read_expected(value)
     except conclusions.Unreadable:
         return 0.0
-    result = NUMBER_OF_STEP.sub("", lines[-1].rpartition("=")[2].strip(), count=1)
-    return float(bool(result) and verifier.shared().agree(value, result) is True)
+    result = lines[-1].rpartition("=")[2].strip()
+    result = NUMBER_OF_STEP.sub("", result, count=1)
+    if not result:
+        return 0.0
+    return float(verifier.shared().agree(value, result) is True)
 
 
 def clarity(text: str, conclusion: str) -> float:
@@ -297,10 +325,17 @@ def clarity(text: str, conclusion: str) -> float:
     than 40 words; and at least 7 of 10 runs of three words occur for the first time, in a text of
     ten words or more."""
     words = text.casefold().split()
+    # A conclusion that can be seen at a glance.
+    brief = 0 < len(conclusion) <= 100
+
+    # Sentences that can be followed.
+    longest = max(len(sentence.split()) for sentence in SENTENCE_END.split(text))
+    short = bool(words) and longest <= 40
+
+    # No padding with the same words.
     runs = list(zip(words, words[1:], words[2:], strict=False))
-    short = max((len(sentence.split()) for sentence in SENTENCE_END.split(text)), default=0) <= 40
     fresh = len(words) >= 10 and len(set(runs)) >= 0.7 * len(runs)
-    return round(((0 < len(conclusion) <= 100) + (bool(words) and short) + fresh) / 3, 3)
+    return round((brief + short + fresh) / 3, 3)
 
 
 SOLUTION = """\
@@ -317,12 +352,21 @@ def known_answers(
     """(kind, completion) for check.py, whatever the first question is. `marked` as in `judge`."""
     answer = row.get("answer")
     if answer is None:
-        cheat = [("cheat", "1. Think.\n" * 300), ("cheat", str(row.get("question", "")))]
-        return [("unverified", SOLUTION.format("42") + "Answer: 42"), *cheat, ("wrong", "Answer:")]
+        return [
+            ("unverified", SOLUTION.format("42") + "Answer: 42"),
+            ("cheat", "1. Think.\n" * 300),
+            ("cheat", str(row.get("question", ""))),
+            ("wrong", "Answer:"),
+        ]
+
+    # Right and wrong conclusions.
     answer = conclusions.read_expected(answer)
-    other = {"yes": "no", "no": "yes", "true": "false", "false": "true"}.get(
-        answer.casefold(), "-98765.4321"
-    )
+    opposites = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
+    other = opposites.get(answer.casefold(), "-98765.4321")
+    right = [
+        ("reference", SOLUTION.format(answer) + f"Answer: {answer}"),
+        ("slower", f"Answer: {answer}"),
+    ]
     wrong = [
         SOLUTION.format(answer) + f"Answer: {other}",
         SOLUTION.format(other) + f"Answer: {other}",
@@ -331,6 +375,8 @@ def known_answers(
     ]
     if marked:
         wrong.append(SOLUTION.format(answer))
+
+    # Attempts at a reward without an answer.
     cheat = [
         f"Answer: {answer}\n" + f"Answer: {other}\n" * 50,
         "1. Think it through once more.\n" * 40 + f"Answer: {other}",
@@ -342,22 +388,25 @@ def known_answers(
         f"The answer is not {answer}.",
         *echoes(row, answer),
     ]
-    right = [
-        ("reference", SOLUTION.format(answer) + f"Answer: {answer}"),
-        ("slower", f"Answer: {answer}"),
-    ]
     return right + [("wrong", text) for text in wrong] + [("cheat", text) for text in cheat]
 
 
 def echoes(row: Mapping[str, Any], answer: str) -> Iterator[str]:
     """Completions that repeat what was asked: the prompt, the question, its expressions."""
-    messages = row.get("prompt") or []
-    texts = [message["content"] for message in messages if message.get("role") == "user"]
+    texts = []
+    for message in row.get("prompt") or []:
+        if message.get("role") == "user":
+            texts.append(message["content"])
     texts.append(row.get("question") or "")
+
+    # The prompt may be the question.
     for text in filter(None, dict.fromkeys(texts)):
         yield text
         yield f"Answer: {text}"
         for match in EXPRESSION.finditer(text):
-            if not match[0].replace(".", "").isdigit() and match[0] != answer:
-                yield f"Answer: {match[0]}"
-                yield match[0]
+            expression = match[0]
+            is_number = expression.replace(".", "").isdigit()
+            if is_number or expression == answer:
+                continue
+            yield f"Answer: {expression}"
+            yield expression

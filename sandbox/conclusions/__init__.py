@@ -50,7 +50,7 @@ CHEMICAL = re.compile(r"(?:[A-Z][a-z]?[0-9]{0,3}){1,12}")
 def kind_of(said: str) -> str:
     """yes_no, letter, letters, text, number, words or formula. `said` is an answer as `plain`
     leaves it."""
-    bare = said.replace("$", "").strip(" .")
+    bare = bare_answer(said)
     if words.words_of(bare) in words.TRUTH:
         return "yes_no"
     if words.LETTER.fullmatch(bare) and not bare.islower():
@@ -61,9 +61,16 @@ def kind_of(said: str) -> str:
         return "text"
     if numbers.read_expected(said):
         return "number"
-    if formulas.has_prose(bare) or (CHEMICAL.fullmatch(bare) and len(bare) > 1):
+    if formulas.has_prose(bare):
+        return "words"
+    if len(bare) > 1 and CHEMICAL.fullmatch(bare):
         return "words"
     return "formula"
+
+
+def bare_answer(said: str) -> str:
+    """An answer without dollar signs, spaces around it and a full stop."""
+    return said.replace("$", "").strip(" .")
 
 
 def compare(expected: str, text: str, question: str = "") -> Verdict:
@@ -71,7 +78,9 @@ def compare(expected: str, text: str, question: str = "") -> Verdict:
     said = plain(expected)
     kind = kind_of(said)
     given = plain(text[:MAX_CHARACTERS]).replace("$", "")
-    bare = said.replace("$", "").strip(" .")
+    bare = bare_answer(said)
+
+    # Answers in words: the beginning of the conclusion is enough.
     if kind == "yes_no":
         return Verdict(words.read_yes_no(given) == words.TRUTH[words.words_of(bare)])
     if kind == "letter":
@@ -80,6 +89,8 @@ def compare(expected: str, text: str, question: str = "") -> Verdict:
         return Verdict(words.read_letters(given) == words.read_letters(bare))
     if kind == "words":
         return Verdict(words.states_words(bare, given))
+
+    # Values: the whole conclusion counts, and the question's own expressions are no answers.
     if len(text) > MAX_CHARACTERS or not text.strip():
         return NO
     if squeeze(given) == squeeze(said):
@@ -95,15 +106,17 @@ def compare(expected: str, text: str, question: str = "") -> Verdict:
 
 def contradicts(expected: str, text: str) -> bool:
     """Whether `text` plainly states another value of the kind of `expected`."""
-    said, given = plain(expected), plain(text[:MAX_CHARACTERS]).replace("$", "")
-    bare = said.replace("$", "").strip(" .")
+    text = text[:MAX_CHARACTERS]
+    said = plain(expected)
+    given = plain(text).replace("$", "")
+    bare = bare_answer(said)
     kind = kind_of(said)
     if kind == "yes_no":
         return words.read_yes_no(given) not in (None, words.TRUTH[words.words_of(bare)])
     if kind == "letter":
         return words.read_letter(given) not in (None, words.read_letter(bare))
     if kind == "number":
-        return numbers.contradicts(numbers.read_expected(said), text[:MAX_CHARACTERS])
+        return numbers.contradicts(numbers.read_expected(said), text)
     return False
 
 
@@ -140,30 +153,46 @@ def squeeze_expression(text: str) -> str:
 def echoes(question: str, text: str) -> bool:
     """Whether the conclusion is an expression that stands in the question: repeating it answers
     nothing."""
-    said = squeeze_expression(cut_reasons(text))
-    if not question or not OPERATORS.search(said.lstrip("-+")):
+    if not question:
         return False
-    asked, place = squeeze_expression(question), -1
+    said = squeeze_expression(cut_reasons(text))
+    if not OPERATORS.search(said.lstrip("-+")):  # a number alone may well be the answer
+        return False
+
+    # Look for a place where no digit goes on before or behind it.
+    asked = squeeze_expression(question)
+    place = -1
     for _ in range(MAX_PLACES):
         place = asked.find(said, place + 1)
         if place < 0:
             return False
         end = place + len(said)
-        if not digits_go_on(asked[:place][-1:] + said[:1]) and not digits_go_on(
-            said[-1:] + asked[end : end + 1]
-        ):
+        cut_before = digits_go_on(asked[:place][-1:] + said[:1])
+        cut_behind = digits_go_on(said[-1:] + asked[end : end + 1])
+        if not cut_before and not cut_behind:
             return True
     return False
 
 
 def repeats(question: str, text: str) -> bool:
     """Whether a whole text is a piece of the question of more than one line, or all of it."""
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
-    asked = {line.strip() for line in question.split("\n") if line.strip()}
-    return bool(lines) and asked.issuperset(lines) and (len(lines) > 1 or len(asked) == 1)
+    lines = filled_lines(text)
+    asked = set(filled_lines(question))
+    if not lines or not asked.issuperset(lines):
+        return False
+    return len(lines) > 1 or len(asked) == 1
+
+
+def filled_lines(text: str) -> list[str]:
+    """The lines of `text` that are not empty, without the spaces around them."""
+    stripped = [line.strip() for line in text.split("\n")]
+    return list(filter(None, stripped))
 
 
 def digits_go_on(pair: str) -> bool:
     """Whether two neighbouring characters belong to one number, so that the find is only a piece of
     it."""
-    return len(pair) == 2 and all(character.isdigit() or character == "." for character in pair)
+    if len(pair) != 2:
+        return False
+    digits = pair.replace(".", "")
+    return not digits or digits.isdigit()

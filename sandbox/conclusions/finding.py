@@ -106,34 +106,52 @@ class Unreadable(ValueError):
 def find(text: str, marked: bool = True) -> Conclusion:
     """The conclusion of a text. `marked`: the prompt asked for a marker, so a last line without one
     does not count."""
-    text = without_comments(text.rpartition(THINK_END)[2].replace("\r", "\n"))
-    lines = [
-        line.strip()
-        for line in text.split("\n")
-        if line.strip() and not line.lstrip().startswith("%")
-    ]
+    lines = read_lines(text)
     if not lines:
         return Conclusion()
-    places = [place for place in (find_box(lines), find_tag(lines), find_marker(lines)) if place]
+
+    # The first place counts; the further ones are kept.
+    places = []
+    for place in (find_box(lines), find_tag(lines), find_marker(lines)):
+        if place:
+            places.append(place)
     places += find_phrases(lines)
     if not places and not marked:
         places = find_last_line(lines)
     if not places:
         return Conclusion("", (), tuple(lines))
     before, concluded = places[0]
-    return Conclusion(concluded, tuple(other for _, other in places[1:]), tuple(lines[:before]))
+    others = tuple(other for _, other in places[1:])
+    return Conclusion(concluded, others, tuple(lines[:before]))
+
+
+def read_lines(text: str) -> list[str]:
+    """The lines behind the thinking, without empty ones and comments, also those of LaTeX."""
+    text = text.rpartition(THINK_END)[2].replace("\r", "\n")
+    lines = []
+    for line in without_comments(text).split("\n"):
+        line = line.strip()
+        if line and not line.startswith("%"):
+            lines.append(line)
+    return lines
 
 
 def without_comments(text: str) -> str:
     """`text` without <!-- comments -->; one that is never closed hides the rest."""
-    pieces, position, hidden = [], 0, False
+    pieces = []
+    position = 0
+    hidden = False
     for match in COMMENT.finditer(text):
-        if match[0] == "<!--" and not hidden:
+        opens = match[0] == "<!--"
+        if opens and not hidden:
             pieces.append(text[position : match.start()])
             hidden = True
-        elif match[0] == "-->" and hidden:
-            position, hidden = match.end(), False
-    return "".join(pieces) + ("" if hidden else text[position:])
+        elif hidden and not opens:
+            position = match.end()
+            hidden = False
+    if not hidden:
+        pieces.append(text[position:])
+    return "".join(pieces)
 
 
 # ------------------------------------------------------------ the places
@@ -146,22 +164,28 @@ def find_box(lines: list[str]) -> tuple[int, str] | None:
     boxes = [box for box in read_boxes(text) if text[box[1] : box[2]].strip()]
     if not boxes:
         return None
+
+    # Read the last box, and those before it that are joined to it.
     opened, start, end = boxes[-1]
     contents = [text[start:end].strip()]
     for earlier in reversed(boxes[:-1]):
-        if not JOINED.fullmatch(text, earlier[2] + 1, opened) or len(contents) > 8:
+        joined = JOINED.fullmatch(text, earlier[2] + 1, opened)
+        if not joined or len(contents) > 8:
             break
         opened = earlier[0]
         contents.insert(0, text[earlier[1] : earlier[2]].strip())
-    line_start = text.rfind("\n", 0, opened) + 1
-    line_end = text.find("\n", end)
-    behind = text[end + 1 : line_end if line_end >= 0 else len(text)]
     concluded = ", ".join(contents)
+
+    # Read what stands around them on their line.
+    line_start = text.rfind("\n", 0, opened) + 1
+    before = text[max(line_start, opened - 40) : opened]
+    line_end = text.find("\n", end)
+    if line_end < 0:
+        line_end = len(text)
+    behind = text[end + 1 : line_end]
     if OR_BEHIND.match(behind):
         concluded += behind
-    if DENIED_BOX.search(text[max(line_start, opened - 40) : opened]) or DENIED_BEHIND.match(
-        behind
-    ):
+    if DENIED_BOX.search(before) or DENIED_BEHIND.match(behind):
         concluded = "not " + concluded
     return text.count("\n", 0, opened) + 1, concluded
 
@@ -172,36 +196,52 @@ def read_boxes(text: str) -> list[tuple[int, int, int]]:
     boxes: list[tuple[int, int, int]] = []
     opened: list[tuple[int, int] | None] = []  # None: a brace that belongs to no box
     for match in BRACES.finditer(text):
-        if match[0] in ("\\{", "\\}"):
+        brace = match[0]
+        if brace in ("\\{", "\\}"):
             continue
-        if match[0] == "}":
-            box = opened.pop() if opened else None
+        if brace == "{":
+            opened.append(None)
+        elif brace != "}":
+            opened.append(match.span())
+        elif opened:
+            box = opened.pop()
             if box:
-                while boxes and boxes[-1][0] > box[0]:
-                    boxes.pop()
-                boxes.append((*box, match.start()))
-        else:
-            opened.append((match.start(), match.end()) if match[0] != "{" else None)
-    if not boxes:
-        boxes = [(match.start(), match.start(1), match.end(1)) for match in BARE_BOX.finditer(text)]
-    return boxes
+                close_box(boxes, box, match.start())
+    if boxes:
+        return boxes
+    return [(match.start(), *match.span(1)) for match in BARE_BOX.finditer(text)]
+
+
+def close_box(boxes: list[tuple[int, int, int]], box: tuple[int, int], end: int) -> None:
+    """Add a box that ends at `end`, and take out those that stand in it."""
+    while boxes and boxes[-1][0] > box[0]:
+        boxes.pop()
+    boxes.append((*box, end))
 
 
 def find_tag(lines: list[str]) -> tuple[int, str] | None:
     """The content of the last closed <answer>."""
     text = "\n".join(lines)
-    opened, found = None, None
+    start = 0
+    content = ""
+    opened = None
     for match in TAG.finditer(text):
         if not match[1]:
             opened = match
         elif opened:
-            found = (opened.start(), text[opened.end() : match.start()].strip())
+            start = opened.start()
+            content = text[opened.end() : match.start()].strip()
             opened = None
-    if not found or not found[1]:
+    if not content:
         return None
-    inside = [line.strip() for line in found[1].split("\n")]
+
+    # A marker inside counts as one in the text does.
+    number = text.count("\n", 0, start)
+    inside = [line.strip() for line in content.split("\n")]
     marker = find_marker(inside)
-    return text.count("\n", 0, found[0]), marker[1] if marker else " ".join(inside)
+    if marker:
+        return number, marker[1]
+    return number, " ".join(inside)
 
 
 def find_marker(lines: list[str]) -> tuple[int, str] | None:
@@ -212,10 +252,18 @@ def find_marker(lines: list[str]) -> tuple[int, str] | None:
         if rest is None:
             continue
         rest = without_loose_marks(rest)
+        following = lines[number + 1 : number + 1 + MAX_VALUE_LINES]
+
+        # The value stands on the line; a line "or ..." below it goes on with it.
         if rest and not DISPLAY_START.match(rest):
-            following = lines[number + 1] if number + 1 < len(lines) else ""
-            return number, f"{rest} {following}" if OR_LINE.match(following) else rest
-        below = value_below(lines[number + 1 :] if not rest else [rest, *lines[number + 1 :]])
+            if following and OR_LINE.match(following[0]):
+                rest = f"{rest} {following[0]}"
+            return number, rest
+
+        # The value stands below, perhaps in a display formula that begins on the line.
+        if rest:
+            following.insert(0, rest)
+        below = value_below(following)
         if below:
             return number, below
     return None
@@ -229,9 +277,10 @@ def without_loose_marks(text: str) -> str:
     72**"."""
     text = text.strip()
     for mark in ("**", "__"):
-        if text.count(mark) % 2 and text.startswith(mark):
+        odd = text.count(mark) % 2 == 1
+        if odd and text.startswith(mark):
             text = text.removeprefix(mark)
-        elif text.count(mark) % 2:
+        elif odd:
             text = LOOSE.sub("", text, count=1)
     if text.count("*") % 2:
         text = LOOSE.sub("", text.removeprefix("* "), count=1)
@@ -241,19 +290,35 @@ def without_loose_marks(text: str) -> str:
 def after_marker(line: str, last: bool) -> str | None:
     """What follows a marker on its line; None if none stands there. #### also marks a heading of
     Markdown: before the `last` line it counts only with a value behind it."""
+    # A keyword, behind decoration and the number of a step.
     bare = line.lstrip(DECORATION)
-    bare = bare[len(number[0]) :].lstrip(DECORATION) if (number := NUMBERING.match(bare)) else bare
+    number = NUMBERING.match(bare)
+    if number:
+        bare = bare[number.end() :].lstrip(DECORATION)
     keyword = KEYWORD.match(bare)
     if keyword:
-        rest = bare[keyword.end() :]
-        if sign := AFTER_KEYWORD.match(rest):
-            return rest[sign.end() :]
-        return "" if HEADING_END.match(rest) else None
+        return after_keyword(bare[keyword.end() :])
+
+    # The four signs of GSM8K.
     hashes = HASHES.match(line)
-    if hashes and (
-        last and not HEADING.match(line) or HASH_VALUE.match(line[hashes.end() :].strip(" *"))
-    ):
-        return line[hashes.end() :]
+    if not hashes:
+        return None
+    rest = line[hashes.end() :]
+    if last and not HEADING.match(line):
+        return rest
+    if HASH_VALUE.match(rest.strip(" *")):
+        return rest
+    return None
+
+
+def after_keyword(rest: str) -> str | None:
+    """What follows the sign behind a keyword; empty if the keyword ends the line as a heading
+    does; None if it is a word of a sentence."""
+    sign = AFTER_KEYWORD.match(rest)
+    if sign:
+        return rest[sign.end() :]
+    if HEADING_END.match(rest):
+        return ""
     return None
 
 
@@ -263,8 +328,11 @@ def value_below(lines: list[str]) -> str:
     lines = [line for line in lines[:MAX_VALUE_LINES] if not RULE.fullmatch(line)]
     if not lines:
         return ""
-    if not DISPLAY_START.match(lines[0]):
-        return lines[0] if len(lines[0].split()) <= MAX_HEADED_WORDS else ""
+    first = lines[0]
+    if not DISPLAY_START.match(first):
+        if len(first.split()) > MAX_HEADED_WORDS:
+            return ""
+        return first
     inside = []
     for line in lines[1:]:
         if DISPLAY_END.match(line):
@@ -277,24 +345,38 @@ def find_phrases(lines: list[str]) -> list[tuple[int, str]]:
     """What follows "the answer is" in the last sentence, then in those before it on its line. A
     sentence behind others may also begin with a marker: "6 * 7 = 42. Answer: 42."."""
     number = last_line(lines)
-    sentences = [
-        sentence for sentence in SENTENCE.split(lines[number]) if not says_nothing(sentence)
-    ]
     found = []
     concludes = False  # whether the last sentence does
-    for place, sentence in enumerate(sentences):
-        marked = after_marker(sentence, last=False) if place else None
-        concludes = bool(marked) or PHRASE.search(sentence) is not None
-        if marked:
-            found.append((number, without_loose_marks(marked).strip("` ")))
+    is_first = True
+    for sentence in SENTENCE.split(lines[number]):
+        if says_nothing(sentence):
             continue
-        for match in PHRASE.finditer(sentence):
-            text = without_loose_marks(sentence[match.end() :].strip(" :"))
-            denied = DENIED_PHRASE.search(sentence[max(match.start() - 40, 0) : match.start()])
-            found.append((number, f"not {text}" if denied else text))
-    if not found or not concludes:
+        marked = None
+        if not is_first:
+            marked = after_marker(sentence, last=False)
+        is_first = False
+        if marked:
+            found.append(without_loose_marks(marked).strip("` "))
+            concludes = True
+        else:
+            phrases = read_phrases(sentence)
+            found += phrases
+            concludes = bool(phrases)
+    if not concludes:
         return []
-    return found[:-MAX_PHRASES:-1]
+    return [(number, text) for text in found[:-MAX_PHRASES:-1]]
+
+
+def read_phrases(sentence: str) -> list[str]:
+    """What follows each "the answer is" of a sentence, behind "not" where it is denied."""
+    found = []
+    for match in PHRASE.finditer(sentence):
+        text = without_loose_marks(sentence[match.end() :].strip(" :"))
+        before = sentence[max(match.start() - 40, 0) : match.start()]
+        if DENIED_PHRASE.search(before):
+            text = f"not {text}"
+        found.append(text)
+    return found
 
 
 def last_line(lines: list[str]) -> int:
@@ -326,8 +408,11 @@ def find_last_line(lines: list[str]) -> list[tuple[int, str]]:
 
 def ends_in_number(line: str) -> bool:
     """Whether at most a few words (a unit) follow the last number of a line."""
-    digits = [position for position, character in enumerate(line) if character.isdigit()]
-    return bool(digits) and len(WORD.findall(line[digits[-1] + 1 :])) <= MAX_TAIL_WORDS
+    for position in reversed(range(len(line))):
+        if line[position].isdigit():
+            words = WORD.findall(line[position + 1 :])
+            return len(words) <= MAX_TAIL_WORDS
+    return False
 
 
 # ------------------------------------------------------------ a data set's column

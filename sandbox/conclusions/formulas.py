@@ -8,10 +8,10 @@ expected one is, and factored where that is.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from .asks import NO, YES, Ask, Verdict
+from .asks import NO, Ask, Verdict
 from .literals import EMPHASIS, UNITS, listed, plain, read_values
 from .numbers import is_name, names_differ, without_name
 from .reasons import cut_reasons
@@ -62,11 +62,19 @@ def compare(expected: str, text: str, compare_part: Callable[[str, str], Verdict
     given_text = formula_of(cut_reasons(text))
     if given_text is None or len(given_text) > MAX_CHARACTERS:
         return NO
-    wanted, given = read_formula(formula_of(expected) or expected), read_formula(given_text)
-    if names_differ(wanted.name, given.name) or unfinished(
-        wanted.text, given.parts[-1] if given.parts else given.text
-    ):
+    wanted = read_formula(formula_of(expected) or expected)
+    given = read_formula(given_text)
+
+    # It must be about the same symbol, and worked out.
+    if names_differ(wanted.name, given.name):
         return NO
+    last = given.text
+    if given.parts:
+        last = given.parts[-1]
+    if unfinished(wanted.text, last):
+        return NO
+
+    # Several elements are compared one by one.
     if wanted.kind in ("tuple", "matrix") and given.kind in ("tuple", "matrix", "list"):
         return compare_in_order(wanted, given, compare_part)
     names = element_names(wanted)
@@ -74,6 +82,8 @@ def compare(expected: str, text: str, compare_part: Callable[[str, str], Verdict
         return compare_by_name(wanted, given, names, compare_part)
     if wanted.kind in ("set", "list"):
         return compare_collections(wanted, given)
+
+    # Everything else is compared as a whole.
     if given.kind not in ALLOWED[wanted.kind]:
         return NO
     if wanted.kind == "expression":
@@ -104,26 +114,38 @@ def formula_of(text: str) -> str | None:
     if denies(text) or text.endswith("?"):
         return None
     if has_prose(text):
-        start = 0
-        for match in PROSE_END.finditer(text):
-            start = match.end()
-        text = text[start:].strip()
+        text = behind_prose(text)
     text = ALL.sub("", text, count=1)
-    unit = UNIT_BEHIND.search(plain(text))
-    if unit and unit[1] in UNITS and unit[1] not in "mgshtdlLNJWVAKCF":
-        text = (
-            text[: text.rfind(unit[1])]
-            .rstrip()
-            .removesuffix("\\text{")
-            .removesuffix("\\mathrm{")
-            .strip()
-        )
-    return None if has_prose(text) or not text else text
+    text = without_unit(text)
+    if not text or has_prose(text):
+        return None
+    return text
+
+
+def behind_prose(text: str) -> str:
+    """What follows the last verb or colon of a text; the text itself if it has none."""
+    start = 0
+    for match in PROSE_END.finditer(text):
+        start = match.end()
+    return text[start:].strip()
+
+
+def without_unit(text: str) -> str:
+    """A formula without the unit at its end, unless that may be a variable."""
+    match = UNIT_BEHIND.search(plain(text))
+    if not match:
+        return text
+    unit = match[1]
+    if unit not in UNITS or unit in "mgshtdlLNJWVAKCF":
+        return text
+    text = text[: text.rfind(unit)].rstrip()
+    return text.removesuffix("\\text{").removesuffix("\\mathrm{").strip()
 
 
 def has_prose(text: str) -> bool:
     """Whether words stand in the text that are neither names of functions nor part of LaTeX."""
-    return any(word.casefold() not in FUNCTIONS for word in PROSE_WORD.findall(plain(text)))
+    words = PROSE_WORD.findall(plain(text))
+    return not FUNCTIONS.issuperset(map(str.casefold, words))
 
 
 def split_top(text: str, separator: str) -> list[str]:
@@ -145,54 +167,77 @@ def read_formula(text: str) -> Formula:
     """Take a formula apart."""
     flat = LEFT_RIGHT.sub("", text).strip()
     name, rest = without_name(flat)
-    if member := MEMBER.match(rest):
+    member = MEMBER.match(rest)
+    if member:
         rest = rest[member.end() :].strip()
+
+    # What brackets enclose, and unions of such.
     matrix = MATRIX.fullmatch(rest)
     if matrix:
-        rows = [
-            [cell.strip() for cell in row.split("&")]
-            for row in matrix[2].strip().removesuffix("\\\\").split("\\\\")
-        ]
-        cells = tuple(cell for row in rows for cell in row)
-        return Formula("matrix", rest, name, f"{[len(row) for row in rows]}", cells)
-    elements = CONJUNCTION.sub(",", rest)
+        shape, cells = read_cells(matrix[2])
+        return Formula("matrix", rest, name, shape, cells)
     if "\\cup" in rest or "∪" in rest:
         return Formula("union", rest, name)
-    if inner := enclosed(rest, r"\{", r"\}") or enclosed(rest, "{", "}"):
+    inner = enclosed(rest, r"\{", r"\}") or enclosed(rest, "{", "}")
+    if inner:
         return Formula("set", rest, name, "", tuple(split_top(inner, ",")))
-    if rest[:1] in ("(", "[") and rest[-1:] in (")", "]") and "," in rest and closes_at_end(rest):
-        return Formula("tuple", rest, name, rest[0] + rest[-1], tuple(split_top(rest[1:-1], ",")))
-    parts = tuple(split_top(elements, ","))
+    if is_tuple(rest):
+        brackets = rest[0] + rest[-1]
+        return Formula("tuple", rest, name, brackets, tuple(split_top(rest[1:-1], ",")))
+
+    # What signs and commas join.
     if RELATION.search(rest):
         return Formula("relation", OR.sub(" , ", text), name)
-    if len(parts) > 1:
-        return Formula("list", elements, "", "", split_names(flat, parts))
+    elements = CONJUNCTION.sub(",", rest)
+    if len(split_top(elements, ",")) > 1:
+        named = CONJUNCTION.sub(",", flat)  # "x = 5 or x = -5": each has its name
+        return Formula("list", elements, "", "", tuple(split_top(named, ",")))
     if "±" in rest or "\\pm" in rest:
         return Formula("list", rest, name, "", (rest,))
+
+    # One expression, or a chain of equal ones.
     sides = tuple(side.strip() for side in CHAIN.split(rest))
-    return Formula("equation" if len(sides) > 1 else "expression", rest, name, "", sides)
+    if len(sides) > 1:
+        return Formula("equation", rest, name, "", sides)
+    return Formula("expression", rest, name, "", sides)
 
 
-def split_names(flat: str, parts: tuple[str, ...]) -> tuple[str, ...]:
-    """The elements of "x = 5 or x = -5", with their names."""
-    return tuple(split_top(CONJUNCTION.sub(",", flat), ",")) if len(parts) > 1 else parts
+def read_cells(text: str) -> tuple[str, tuple[str, ...]]:
+    r"""(shape, cells row by row) of what stands between \begin{matrix} and \end{matrix}. The shape
+    is the list of the lengths of the rows, as text."""
+    lengths = []
+    cells = []
+    for row in text.strip().removesuffix("\\\\").split("\\\\"):
+        row_cells = row.split("&")
+        lengths.append(len(row_cells))
+        cells += map(str.strip, row_cells)
+    return str(lengths), tuple(cells)
+
+
+def is_tuple(text: str) -> bool:
+    """Whether one pair of parentheses or square brackets encloses elements."""
+    if not text.startswith(("(", "[")) or not text.endswith((")", "]")):
+        return False
+    return "," in text and closes_at_end(text)
 
 
 def enclosed(text: str, opening: str, closing: str) -> str:
-    if (
-        text.startswith(opening)
-        and text.endswith(closing)
-        and len(text) > len(opening) + len(closing)
-    ):
-        return text[len(opening) : -len(closing)].strip()
-    return ""
+    """What stands between `opening` and `closing`; empty if they do not enclose the text."""
+    if not text.startswith(opening) or not text.endswith(closing):
+        return ""
+    if len(text) <= len(opening) + len(closing):
+        return ""
+    return text[len(opening) : -len(closing)].strip()
 
 
 def closes_at_end(text: str) -> bool:
     """Whether the first bracket is closed by the last character."""
     depth = 0
     for position, character in enumerate(text):
-        depth += (character in "([{") - (character in ")]}")
+        if character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
         if depth == 0:
             return position == len(text) - 1
     return False
@@ -202,6 +247,7 @@ def closes_at_end(text: str) -> bool:
 
 
 def ask(wanted: Formula, given: Formula) -> Verdict:
+    """Leave two whole formulas to computer algebra."""
     return Verdict(True, (Ask("equal", wanted.text, given.text),))
 
 
@@ -210,18 +256,12 @@ def compare_in_order(
 ) -> Verdict:
     """Tuples, intervals and matrices: the same brackets or shape, and equal elements. "x = 5, y =
     3" is (5, 3)."""
-    parts = given.parts
     if given.kind == "list":
-        split = [without_name(part) for part in parts]
-        if (
-            wanted.brackets != "()"
-            or not all(name for name, _ in split)
-            or len({name for name, _ in split}) < len(split)
-        ):
-            return NO
-        parts = tuple(rest for _, rest in split)
+        parts = values_in_order(wanted, given)
     elif wanted.kind != given.kind or wanted.brackets != given.brackets:
         return NO
+    else:
+        parts = given.parts
     if len(parts) != len(wanted.parts) or len(parts) > MAX_ELEMENTS:
         return NO
     asks: list[Ask] = []
@@ -233,88 +273,144 @@ def compare_in_order(
     return Verdict(True, tuple(asks))
 
 
+def values_in_order(wanted: Formula, given: Formula) -> tuple[str, ...]:
+    """The values of a list that stands for a tuple; none where it cannot: each needs a name of its
+    own."""
+    if wanted.brackets != "()":
+        return ()
+    names = set()
+    values = []
+    for part in given.parts:
+        name, value = without_name(part)
+        if not name or name in names:
+            return ()
+        names.add(name)
+        values.append(value)
+    return tuple(values)
+
+
 def element_names(formula: Formula) -> list[str]:
     """The names of the elements of a list, where each has one: "x = 2, y = 3"."""
-    names = [without_name(part)[0] for part in formula.parts if formula.kind == "list"]
-    return names if all(names) else []
+    if formula.kind != "list":
+        return []
+    names = [without_name(part)[0] for part in formula.parts]
+    if not all(names):
+        return []
+    return names
+
+
+def element_texts(parts: Iterable[str]) -> list[str]:
+    """Elements without their names."""
+    return [without_name(part)[1] for part in parts]
 
 
 def compare_by_name(
     wanted: Formula, given: Formula, names: list[str], compare_part: Callable[[str, str], Verdict]
 ) -> Verdict:
     """The values of several symbols, by their names, or in order as (2, 3)."""
-    values = [without_name(part)[1] for part in given.parts]
+    values = element_texts(given.parts)
+    brackets = given.brackets
     if given.kind == "list":
         named = dict(zip(element_names(given), values, strict=False))
         if set(named) != set(names):
             return NO
         values = [named[name] for name in names]
-    expected = tuple(without_name(part)[1] for part in wanted.parts)
-    pair = Formula("tuple", wanted.text, "", "()", expected)
-    brackets = "()" if given.kind == "list" else given.brackets
-    return compare_in_order(
-        pair, Formula("tuple", given.text, "", brackets, tuple(values)), compare_part
-    )
+        brackets = "()"
+
+    # In the same order they are two tuples.
+    expected = tuple(element_texts(wanted.parts))
+    one = Formula("tuple", wanted.text, "", "()", expected)
+    other = Formula("tuple", given.text, "", brackets, tuple(values))
+    return compare_in_order(one, other, compare_part)
 
 
 def compare_collections(wanted: Formula, given: Formula) -> Verdict:
     """Sets and lists: the same elements in any order, each in final form."""
     if given.kind not in ("set", "list", "expression"):
         return NO
-    if len(given.parts) > MAX_ELEMENTS or (given.kind == "expression" and len(wanted.parts) > 1):
+    if given.kind == "expression" and len(wanted.parts) > 1:
         return NO
-    names = {wanted.name} - {""}
-    elements = []
-    for part in given.parts:
-        name, rest = without_name(part)
-        names |= {name.partition("_")[0]} - {""}  # x_1 and x_2 are values of x
-        elements.append(rest)
-    wanted_elements = [without_name(part)[1] for part in wanted.parts]
-    values, wanted_values = element_values(elements), element_values(wanted_elements)
+    if len(given.parts) > MAX_ELEMENTS:
+        return NO
+    one_symbol = len(symbols_of(wanted, given)) <= 1
+
+    # Literals are compared here, everything else by computer algebra.
+    elements = element_texts(given.parts)
+    wanted_elements = element_texts(wanted.parts)
+    values = element_values(elements)
+    wanted_values = element_values(wanted_elements)
     if values is not None and wanted_values is not None:
-        return YES if len(names) <= 1 and values == wanted_values else NO
-    if len(names) > 1:
+        return Verdict(one_symbol and values == wanted_values)
+    if not one_symbol:
         return ask(wanted, given)
     return Verdict(True, (Ask("equal", ", ".join(wanted_elements), ", ".join(elements)),))
 
 
+def symbols_of(wanted: Formula, given: Formula) -> set[str]:
+    """The symbols whose values two collections are; x_1 and x_2 are values of x."""
+    symbols = {wanted.name}
+    for part in given.parts:
+        name, _ = without_name(part)
+        symbols.add(name.partition("_")[0])
+    return symbols - {""}
+
+
 def element_values(elements: list[str]) -> list | None:
     """The sorted values of elements that are all literals in final form, else None."""
-    values = []
+    values = set()
     for element in elements:
         read = read_values(plain(element))
-        if not read or len(read) > 1 or not read[0].final:
+        if not read or len(read) > 1:
             return None
-        values.append(read[0].value)
-    return sorted(set(values))
+        literal = read[0]
+        if not literal.final:
+            return None
+        values.add(literal.value)
+    return sorted(values)
 
 
 def compare_expressions(wanted: Formula, given: Formula) -> Verdict:
     """A closed form or polynomial. Of a chain the last side counts, if the others equal it."""
     last = given.parts[-1]
-    if unfinished(wanted.text, last) or not same_structure(wanted.text, last):
+    if not same_form(wanted.text, last):
         return NO
-    asks = [Ask("equal", wanted.text, last)]
-    for side in given.parts[:-1]:
-        if not is_name(side):
-            asks.append(
-                rounding(side, last)
-                if "≈" in given.text or "\\approx" in given.text
-                else Ask("equal", side, last)
-            )
-    if ("≈" in given.text or "\\approx" in given.text) and len(given.parts) == 2:
-        first = given.parts[0]
-        if unfinished(wanted.text, first) or not same_structure(wanted.text, first):
+    rounded = "≈" in given.text or "\\approx" in given.text
+
+    # "√2 ≈ 1.41" states √2; in any other chain the last side is the answer.
+    stated = last
+    if rounded and len(given.parts) == 2:
+        stated = given.parts[0]
+        if not same_form(wanted.text, stated):
             return NO
-        asks[0] = Ask("equal", wanted.text, first)
+    asks = [Ask("equal", wanted.text, stated)]
+
+    # The other sides must equal the last one or round to it; a name is a side of no value.
+    for side in given.parts[:-1]:
+        if is_name(side):
+            continue
+        if rounded:
+            asks.append(rounding(side, last))
+        else:
+            asks.append(Ask("equal", side, last))
     return Verdict(True, tuple(asks))
 
 
+def same_form(expected: str, given: str) -> bool:
+    """Whether an expression is worked out as far as the expected one."""
+    if unfinished(expected, given):
+        return False
+    return same_structure(expected, given)
+
+
 def rounding(side: str, last: str) -> Ask:
+    """Does a side round to the last one? Are they equal, where that shows no digits to round to?"""
     values = read_values(plain(last))
-    if values and len(values) == 1 and values[0].step:
-        return Ask("rounds", side, f"{values[0].value};{values[0].step / 2}")
-    return Ask("equal", side, last)
+    if not values or len(values) > 1:
+        return Ask("equal", side, last)
+    literal = values[0]
+    if literal.step is None:
+        return Ask("equal", side, last)
+    return Ask("rounds", side, f"{literal.value};{literal.step / 2}")
 
 
 # ------------------------------------------------------------ final form
@@ -349,20 +445,30 @@ SPACE = re.compile(r"\s++")
 
 def unfinished(expected: str, given: str) -> bool:
     """Whether an operation is left in `given` that `expected` does not have."""
-    wanted = {match[0] for match in UNEVALUATED.finditer(plain(expected))}
-    left = {match[0] for match in UNEVALUATED.finditer(without_name(plain(given))[1])}
-    if left - wanted:
+    expected = plain(expected)
+    given = plain(given)
+    _, bare = without_name(given)
+    if matches(UNEVALUATED, bare) - matches(UNEVALUATED, expected):
         return True
-    given, expected = plain(given).replace("**", "^"), plain(expected).replace("**", "^")
-    return any(
-        operation.search(given) and not operation.search(expected) for operation in ARITHMETIC
-    )
+    expected = expected.replace("**", "^")
+    given = given.replace("**", "^")
+    for operation in ARITHMETIC:
+        if operation.search(given) and not operation.search(expected):
+            return True
+    return False
+
+
+def matches(pattern: re.Pattern, text: str) -> set[str]:
+    """The different matches of a pattern in `text`."""
+    return {match[0] for match in pattern.finditer(text)}
 
 
 def same_structure(expected: str, given: str) -> bool:
     """Whether two expressions are worked out to the same degree."""
-    expected, given = plain(expected), plain(given)
-    if is_constant(expected) and names(FUNCTION, given) - names(FUNCTION, expected):
+    expected = plain(expected)
+    given = plain(given)
+    further = names(FUNCTION, given) - names(FUNCTION, expected)
+    if further and is_constant(expected):
         return False  # arctan(1) for π/4
     if uncollected(given) and not uncollected(expected):
         return False
@@ -370,23 +476,31 @@ def same_structure(expected: str, given: str) -> bool:
 
 
 def names(pattern: re.Pattern, text: str) -> set[str]:
+    """The different matches of a pattern in `text`, without the backslash of a command."""
     return {match[0].lstrip("\\") for match in pattern.finditer(text)}
 
 
 def is_constant(text: str) -> bool:
-    return not VARIABLE.search(COMMAND.sub(" ", FUNCTION.sub(" ", text)).replace("pi", ""))
+    """Whether no variable stands in `text`."""
+    text = COMMAND.sub(" ", FUNCTION.sub(" ", text)).replace("pi", "")
+    return not VARIABLE.search(text)
 
 
 def uncollected(text: str) -> bool:
     """Whether two terms of a sum differ by their numbers only: x + x, 3 + 2 + x."""
-    kinds = [COEFFICIENT.sub("", SPACE.sub(" ", term), count=1).strip() for term in terms(text)]
-    return len(set(kinds)) < len(kinds)
+    kinds = set()
+    for term in terms(text):
+        kind = COEFFICIENT.sub("", SPACE.sub(" ", term), count=1).strip()
+        if kind in kinds:
+            return True
+        kinds.add(kind)
+    return False
 
 
 def terms(text: str) -> list[str]:
     """The terms of a sum that stand in no brackets."""
     found = split_top(text.replace("-", "+"), "+")
-    return [term for term in found if term]
+    return list(filter(None, found))
 
 
 def factors(text: str) -> int:
@@ -394,18 +508,24 @@ def factors(text: str) -> int:
     stands."""
     count = 0
     for match in SUM_IN_PARENTHESES.finditer(text):
-        before, after = text[: match.start()].rstrip()[-1:], text[match.end() :].lstrip()[:2]
-        power = after[1:].strip("{") if after.startswith("^") else ""
-        multiplied = (
-            before.isalnum()
-            or before in ("*", ")", "}", "·")
-            or after[:1] in ("(", "*", "·")
-            or after[:1].isalnum()
-        )
-        if power:
-            count += int(power) if power.isdigit() else 1
-        elif multiplied and not FUNCTION.search(
-            text[max(match.start() - 8, 0) : match.start()] + "("
-        ):
+        behind = text[match.end() :].lstrip()[:2]
+        power = ""
+        if behind.startswith("^"):
+            power = behind[1:].strip("{")
+        if power.isdigit():
+            count += int(power)
+        elif power or is_multiplied(text, match):
             count += 1
     return count
+
+
+def is_multiplied(text: str, match: re.Match) -> bool:
+    """Whether a sum in parentheses is multiplied, and is no argument of a function."""
+    before = text[max(match.start() - 8, 0) : match.start()]
+    if FUNCTION.search(before + "("):
+        return False
+    left = text[: match.start()].rstrip()[-1:]
+    right = text[match.end() :].lstrip()[:1]
+    if left.isalnum() or right.isalnum():
+        return True
+    return left in ("*", ")", "}", "·") or right in ("(", "*", "·")

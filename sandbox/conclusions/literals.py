@@ -111,18 +111,31 @@ def read_unit(text: str, position: int) -> tuple[str, int]:
     match = UNIT.match(text, position)
     if not match:
         return "", position
-    first, second = match["first"], match["second"]
     attached = text[position] != " "
-    if second:
-        known = all(name in UNITS or len(name) > 1 and not attached for name in (first, second))
-    else:
-        known = first in UNITS and not (attached and first in VARIABLES)
-    if not known:
+    if not is_unit(match["first"], match["second"], attached):
         return "", position
-    unit = UNITS.get(first, first) + (match["power"] or PREFIXES.get(match["prefix"], ""))
+
+    first = match["first"]
+    power = match["power"] or PREFIXES.get(match["prefix"], "")
+    unit = UNITS.get(first, first) + power
+    second = match["second"]
     if second:
         unit += "/" + UNITS.get(second, second) + (match["power2"] or "")
     return unit, match.end()
+
+
+def is_unit(first: str, second: str | None, attached: bool) -> bool:
+    """Whether `first`, or first/second, is a unit. `attached`: it touches the number, as a variable
+    does."""
+    if not second:
+        if attached and first in VARIABLES:
+            return False
+        return first in UNITS
+    for name in (first, second):
+        is_word = len(name) > 1 and not attached
+        if name not in UNITS and not is_word:
+            return False
+    return True
 
 
 # ------------------------------------------------------------ numbers
@@ -176,38 +189,54 @@ class Literal:
 def read_number(match: re.Match, text: str) -> Literal | None:
     """The literal of a match of NUMBER; None where it has no value (a zero below, too large an
     exponent)."""
-    digits = {
-        name: (value or "").replace(",", "").replace(" ", "")
-        for name, value in match.groupdict().items()
-    }
-    top = digits["top"] or digits["top1"] or digits["top2"]
-    final, step = True, None
-    if top:
-        bottom = int(digits["bottom"] or digits["bottom1"] or digits["bottom2"])
-        if bottom == 0:
-            return None
-        value = Fraction(int(top), bottom)
-        final = value.denominator == bottom > 1
-        whole = digits["whole"] or digits["whole2"]
-        if whole:
-            final = final and value < 1
-            value += int(whole)
-        if digits["minus"]:
-            value = -value
-    else:
-        exponent = int(digits["exponent"] or digits["power"] or 0)
-        if abs(exponent) > MAX_EXPONENT:
-            return None
-        scale = Fraction(10) ** exponent
-        value = Fraction(digits["decimal"]) * scale
-        step = Fraction(1, 10 ** len(digits["decimal"].partition(".")[2])) * scale
-    scale = (
-        Fraction(1, 100) if digits["percent"] else Fraction(10) ** POWERS.get(digits["scale"], 0)
-    )
+    digits = {}
+    for name, group in match.groupdict().items():
+        digits[name] = (group or "").replace(",", "").replace(" ", "")
+
+    number = read_decimal(digits) if digits["decimal"] else read_fraction(digits)
+    if number is None:
+        return None
+    value, step, final = number
+
+    # What stands behind and before the digits: percent, million, a unit, a sign.
+    scale = Fraction(10) ** POWERS.get(digits["scale"], 0)
+    if digits["percent"]:
+        scale = Fraction(1, 100)
+    if step is not None:
+        step *= scale
     if digits["sign"] == "-":
         value = -value
     unit, end = read_unit(text, match.end())
-    return Literal(value * scale, step and step * scale, final, unit, match.start(), end)
+    return Literal(value * scale, step, final, unit, match.start(), end)
+
+
+def read_fraction(digits: dict[str, str]) -> tuple[Fraction, None, bool] | None:
+    """(value, no step, whether it is final) of a fraction or mixed number; None where the
+    denominator is zero."""
+    top = digits["top"] or digits["top1"] or digits["top2"]
+    bottom = int(digits["bottom"] or digits["bottom1"] or digits["bottom2"])
+    if bottom == 0:
+        return None
+    value = Fraction(int(top), bottom)
+    final = value.denominator == bottom > 1
+    whole = digits["whole"] or digits["whole2"]
+    if whole:
+        final = final and value < 1
+        value += int(whole)
+    if digits["minus"]:
+        value = -value
+    return value, None, final
+
+
+def read_decimal(digits: dict[str, str]) -> tuple[Fraction, Fraction, bool] | None:
+    """(value, step, whether it is final) of an integer or decimal; None where the exponent is too
+    large."""
+    exponent = int(digits["exponent"] or digits["power"] or 0)
+    if abs(exponent) > MAX_EXPONENT:
+        return None
+    scale = Fraction(10) ** exponent
+    places = len(digits["decimal"].partition(".")[2])
+    return Fraction(digits["decimal"]) * scale, Fraction(1, 10**places) * scale, True
 
 
 # ------------------------------------------------------------ sentences that hold a number
@@ -245,7 +274,11 @@ def read_values(text: str) -> list[Literal] | None:
     operator, a variable, a denial, a bound, digits that are no literal), or it is too long. `text`
     is as `plain` leaves it."""
     text = CURRENCY.sub(" ", text).strip(" ")
-    found, rest, position = [], [], 0
+
+    # Take the numbers out.
+    found = []
+    rest = []
+    position = 0
     for match in NUMBER.finditer(text):
         if match.start() < position:  # the power of a unit: cm^{2}
             continue
@@ -257,8 +290,14 @@ def read_values(text: str) -> list[Literal] | None:
         position = literal.end
         if text[position : position + 1].isalpha():  # 5x, 345k, 2nd
             return None
+    if not found:
+        return None
+
+    # What is left must be words that leave them as they are.
     rest.append(text[position:])
-    if not found or not all(harmless(piece) for piece in rest) or not one_sentence(rest, text):
+    if not all(map(harmless, rest)):
+        return None
+    if not one_sentence(rest, text):
         return None
     return found
 
@@ -269,22 +308,32 @@ def harmless(piece: str) -> bool:
     if not WORDS.fullmatch(bare):
         return False
     words = [word.casefold() for word in WORD.findall(bare)]
-    for word, following in zip(words, [*words[1:], ""], strict=False):
-        if (
-            len(word) == 1 and word not in "ai" and following not in ("is", "equals", "was")
-        ):  # a variable
-            return False
-    if words and words[-1] in BOUNDS:
+    if not words:
+        return True
+    if words[-1] in BOUNDS:
         return False
-    return not any(
-        word in DENIALS or word in OTHER_NUMBERS or word.endswith("n't") for word in words
-    )
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word in DENIALS or word in OTHER_NUMBERS or word.endswith("n't"):
+            return False
+        names_a_value = following in ("is", "equals", "was")
+        if is_variable(word) and not names_a_value:
+            return False
+    return True
+
+
+def is_variable(word: str) -> bool:
+    """Whether a word is a letter other than the words "a" and "I"."""
+    return len(word) == 1 and word not in "ai"
 
 
 def one_sentence(rest: list[str], text: str) -> bool:
     """Whether the words around the numbers are few, name no bound, and no factorial is meant by an
     exclamation."""
     words = " ".join(rest)
-    if len(words.split()) > MAX_WORDS or BOUND_PHRASES.search(text):
+    if len(words.split()) > MAX_WORDS:
         return False
-    return bool(WORD.search(rest[0])) or "!" not in words
+    if BOUND_PHRASES.search(text):
+        return False
+    if WORD.search(rest[0]):
+        return True
+    return "!" not in words

@@ -53,11 +53,10 @@ def read_expected(said: str) -> Literal | None:
     behind it."""
     rest = APPROXIMATELY.sub("", without_name(said)[1], count=1)
     values = read_values(rest)
-    if (
-        not values
-        or len(values) > 1
-        or LONG_WORD.search(CURRENCY.sub(" ", rest).strip(" ")[: values[0].start])
-    ):
+    if not values or len(values) > 1:
+        return None
+    before = CURRENCY.sub(" ", rest).strip(" ")[: values[0].start]
+    if LONG_WORD.search(before):
         return None
     return values[0]
 
@@ -66,38 +65,50 @@ def without_name(text: str) -> tuple[str, str]:
     """(name, the rest) of "v = 80" or "f'(x) = 2x"; no name where no lone symbol stands on the
     left."""
     left, _, right = text.partition("=")
-    if right and is_name(left) and not right.startswith("="):
-        return left.strip(" $"), right.strip()
-    return "", text
+    if not right or right.startswith("="):
+        return "", text
+    if not is_name(left):
+        return "", text
+    return left.strip(" $"), right.strip()
 
 
 def names_differ(wanted: str, given: str) -> bool:
     """Whether two lone symbols name different things: x = 5 is no answer for y = 5. f(x) may stand
     for y."""
-    return len(wanted) == 1 and len(given) == 1 and wanted != given
+    both_lone = len(wanted) == len(given) == 1
+    return both_lone and wanted != given
 
 
 def is_name(text: str) -> bool:
+    """Whether `text` is a lone symbol, a function of one, or a derivative."""
     text = text.replace("$", "")
-    if not text.strip() or NO_NAME.search(text) and not DERIVATIVE.fullmatch(text):
+    if not text.strip():
         return False
-    return bool(NAME.fullmatch(text) or DERIVATIVE.fullmatch(text))
+    if DERIVATIVE.fullmatch(text):
+        return True
+    if NO_NAME.search(text):
+        return False
+    return NAME.fullmatch(text) is not None
 
 
 def compare(said: str, text: str) -> Verdict:
     """Whether the conclusion `text` states the number that the answer `said` is."""
     expected = read_expected(said)
     given = first_sentence(plain(cut_reasons(text)))
-    if (
-        given.endswith("?")
-        or denies(given)
-        or names_differ(without_name(said)[0], without_name(given)[0])
-    ):
+    if given.endswith("?") or denies(given):
         return NO
+    wanted_name, _ = without_name(said)
+    given_name, _ = without_name(given)
+    if names_differ(wanted_name, given_name):
+        return NO
+
+    # Sides and signs take turns. Nothing stands before the sign of "= 345" and "≈ 80 km/h".
     parts = CHAIN.split(given)
-    if not parts[0].strip(" $") and len(parts) > 1:  # "= 345", "≈ 80 km/h"
+    begins_with_sign = len(parts) > 1 and not parts[0].strip(" $")
+    if begins_with_sign:
         parts = parts[2:]
-    sides, signs = parts[::2], parts[1::2]
+    sides = parts[::2]
+    signs = parts[1::2]
     if len(sides) > MAX_SIDES:
         return NO
     if signs:
@@ -110,58 +121,91 @@ def first_sentence(text: str) -> str:
     end = SENTENCE_END.search(text)
     if not end:
         return text
+    first = text[: end.start()]
     rest = text[end.end() :]
-    if EXPLANATION.match(rest) or not (DIGIT.search(rest) or TURN.match(rest)):
-        return text[: end.start()]
-    return text
+    if EXPLANATION.match(rest):
+        return first
+    if DIGIT.search(rest) or TURN.match(rest):
+        return text
+    return first
 
 
 def states(expected: Literal, values: list[Literal] | None) -> bool:
     """Whether all numbers of a sentence are final and have the expected value, and no unit
     contradicts."""
-    return bool(values) and all(value.final and same_number(expected, value) for value in values)
+    if not values:
+        return False
+    return all(states_one(expected, value) for value in values)
+
+
+def states_one(expected: Literal, given: Literal) -> bool:
+    """Whether one number is final and the expected one."""
+    return given.final and same_number(expected, given)
 
 
 def same_number(expected: Literal, given: Literal) -> bool:
-    if expected.unit and given.unit and expected.unit != given.unit:
+    """Whether two numbers have the same value and no different units. A fraction may be given as a
+    decimal with enough places."""
+    units_differ = expected.unit != given.unit
+    if units_differ and expected.unit and given.unit:
         return False
     if expected.value == given.value:
         return True
-    endless = (
-        expected.step is None
-        and given.step is not None
-        and given.step <= Fraction(1, 10**MIN_DECIMALS)
-    )
-    return endless and given.rounds(expected.value)
+    if expected.step is not None or given.step is None:
+        return False
+    if given.step > Fraction(1, 10**MIN_DECIMALS):
+        return False
+    return given.rounds(expected.value)
 
 
 def compare_chain(expected: Literal, sides: list[str], signs: list[str]) -> Verdict:
     """The last side counts if each other side is equal to it, or before ≈ rounds to it."""
+    # Leave out what only names the value, and the words before the first expression.
     while len(sides) > 1 and is_label(sides[0]):
         sides, signs = sides[1:], signs[1:]
     if signs:
         sides = [without_prose(sides[0]), *sides[1:]]
+
     last = one_literal(sides[-1])
     if last is None:
         return NO
     if not signs:
         return Verdict(states(expected, read_values(sides[-1])))
+
+    # Compare each other side with the last one. Before ≈ it may itself be the answer.
     rounded = any(sign != "=" for sign in signs)
     stated = [last]
     asks = []
     for side in sides[:-1]:
-        literal = None if JOINS.search(side) else one_literal(side)
+        literal = lone_literal(side)
         if literal is None:
             ask = ask_about(side, last, rounded)
             if ask is None:
                 return NO
             asks.append(ask)
-        elif literal.value != last.value and not (rounded and last.rounds(literal.value)):
+            continue
+        if not goes_with(literal, last, rounded):
             return NO
-        elif rounded:
+        if rounded:
             stated.append(literal)
-    agrees = any(value.final and same_number(expected, value) for value in stated)
-    return Verdict(True, tuple(asks)) if agrees else NO
+
+    if not any(states_one(expected, value) for value in stated):
+        return NO
+    return Verdict(True, tuple(asks))
+
+
+def goes_with(literal: Literal, last: Literal, rounded: bool) -> bool:
+    """Whether a side is equal to the last one, or in a chain with ≈ rounds to it."""
+    if literal.value == last.value:
+        return True
+    return rounded and last.rounds(literal.value)
+
+
+def lone_literal(side: str) -> Literal | None:
+    """The one value of a side that joins no two."""
+    if JOINS.search(side):
+        return None
+    return one_literal(side)
 
 
 def is_label(side: str) -> bool:
@@ -185,15 +229,19 @@ def without_prose(side: str) -> str:
 def one_literal(side: str) -> Literal | None:
     """The one value of a side of a chain."""
     values = read_values(side)
-    if not values or any(value.value != values[0].value for value in values):
+    if not values:
         return None
-    return values[0]
+    first = values[0]
+    if any(value.value != first.value for value in values):
+        return None
+    return first
 
 
 def ask_about(side: str, last: Literal, rounded: bool) -> Ask | None:
     """Is a side that is no literal equal to the last one? None where it is no arithmetic."""
-    side = UNITS.sub("", CURRENCY.sub(" ", OF.sub(" * ", side))).strip()
-    if not side or ARITHMETIC.sub("", side) or not DIGIT.search(side):
+    side = OF.sub(" * ", side)
+    side = UNITS.sub("", CURRENCY.sub(" ", side)).strip()
+    if not DIGIT.search(side) or ARITHMETIC.sub("", side):
         return None
     if rounded and last.step:
         return Ask("rounds", side, f"{last.value};{last.step / 2}")

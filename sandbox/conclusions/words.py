@@ -31,12 +31,33 @@ UNSURE = frozenset(
 
 
 def denies(text: str) -> bool:
-    return any(word in DENIALS or word.endswith("n't") for word in words_of(text).split())
+    """Whether a word of `text` denies: "not", "never", "isn't"."""
+    words = words_of(text).split()
+    if not DENIALS.isdisjoint(words):
+        return True
+    return any(word.endswith("n't") for word in words)
 
 
 def unsure(text: str) -> bool:
     """Whether what follows `text` is denied or left open."""
-    return denies(text) or not UNSURE.isdisjoint(words_of(text).split())
+    if denies(text):
+        return True
+    words = words_of(text).split()
+    return not UNSURE.isdisjoint(words)
+
+
+def leaves_open(sentence: str, start: int) -> bool:
+    """Whether a sentence denies, doubts or asks what it says from `start` on."""
+    if sentence.endswith("?"):
+        return True
+    return unsure(sentence[:start])
+
+
+def only_one(found: set[str]) -> str | None:
+    """The element of a set of one; None for any other set."""
+    if len(found) != 1:
+        return None
+    return found.pop()
 
 
 # ------------------------------------------------------------ yes or no
@@ -63,23 +84,25 @@ TURNS = {  # the other verdict, behind the first
 
 def read_yes_no(text: str) -> str | None:
     """yes, no, or None where neither is plainly said."""
+    # At the beginning it must be a clause of its own.
     opening = OPENING.match(text)
     if opening:
-        said, rest = TRUTH[opening[1].casefold()], text[opening.end() :]
-        turns = TURNS[said].search(rest)
-        return said if FOLLOWING.match(rest) and not turns else None
+        said = TRUTH[opening[1].casefold()]
+        rest = text[opening.end() :]
+        if not FOLLOWING.match(rest) or TURNS[said].search(rest):
+            return None
+        return said
+
+    # Elsewhere it must stand behind "is", and every such place must say the same.
     found = set()
     for sentence in SENTENCE.split(text):
         for match in IS_TRUE.finditer(sentence):
             said = TRUTH[match[1].casefold()]
-            if (
-                unsure(sentence[: match.start()])
-                or sentence.endswith("?")
-                or TURNS[said].search(sentence[match.end() :])
-            ):
+            rest = sentence[match.end() :]
+            if leaves_open(sentence, match.start()) or TURNS[said].search(rest):
                 return None
             found.add(said)
-    return found.pop() if len(found) == 1 else None
+    return only_one(found)
 
 
 # ------------------------------------------------------------ a letter of a choice
@@ -114,34 +137,48 @@ DENIED_LETTER = re.compile(
 
 def read_letter(text: str) -> str | None:
     """The one letter of a choice that `text` states, as a capital, or None."""
+    # At the beginning it must be the whole text, or a capital with a clause of its own.
     opening = OPENING_LETTER.match(text)
     if opening:
-        said, rest = opening[1], text[opening.end() :]
-        if rest.strip(" .") == "":
+        said = opening[1]
+        rest = text[opening.end() :]
+        if not rest.strip(" ."):
             return said.upper()
-        labelled = ")" in opening[2] or "]" in opening[2]
-        if said.isupper() and (labelled or AFTER_LETTER.match(rest)):
-            return None if DENIED_LETTER.match(rest) or offers_other(rest, said) else said
+        if begins_with_letter(opening, rest):
+            if DENIED_LETTER.match(rest) or offers_other(rest, said):
+                return None
+            return said
+
+    # Elsewhere it must stand behind "is", and every such place must say the same.
     found = set()
     for sentence in SENTENCE.split(text):
         for match in IS_LETTER.finditer(sentence):
             said = match[1] or match[2]
             rest = sentence[match.end() :]
-            if (
-                unsure(sentence[: match.start()])
-                or sentence.endswith("?")
-                or offers_other(rest, said)
-            ):
+            if leaves_open(sentence, match.start()) or offers_other(rest, said):
                 return None
             found.add(said)
-    return found.pop() if len(found) == 1 else None
+    return only_one(found)
+
+
+def begins_with_letter(opening: re.Match, rest: str) -> bool:
+    """Whether the letter that a text begins with is that of a choice: a capital with a bracket, or
+    with the end of a clause behind it."""
+    if not opening[1].isupper():
+        return False
+    bracket = opening[2]
+    if ")" in bracket or "]" in bracket:
+        return True
+    return bool(AFTER_LETTER.match(rest))
 
 
 def offers_other(rest: str, said: str) -> bool:
     """Whether a second letter is offered behind the first."""
     rest = cut_reasons("1" + rest)[1:]  # the letter stands for a value that may be explained
-    matches = (OTHER_LETTER.match(rest), HEDGED_LETTER.search(rest))
-    return any(match is not None and match[1] != said for match in matches)
+    for match in (OTHER_LETTER.match(rest), HEDGED_LETTER.search(rest)):
+        if match is not None and match[1] != said:
+            return True
+    return False
 
 
 # ------------------------------------------------------------ several letters
@@ -154,10 +191,11 @@ def read_letters(text: str) -> list[str] | None:
     """The letters, sorted, of a text that states nothing else ("A, C", "The answers are A and C"),
     or None."""
     for verb in (" is ", " are ", ": "):
-        text = text.rpartition(verb)[2] if not denies(text) else text
+        if not denies(text):
+            text = text.rpartition(verb)[2]
     if not LETTERS_ONLY.fullmatch(text):
         return None
-    return sorted(letter for letter in text if letter.isupper())
+    return sorted(filter(str.isupper, text))
 
 
 # ------------------------------------------------------------ names and other words
@@ -177,25 +215,37 @@ DENIED_WORD = re.compile(
 def states_words(wanted: str, text: str) -> bool:
     """Whether `text` is the wanted words, begins with them, or says them after "is"."""
     words = WORD.findall(ARTICLE.sub("", wanted, count=1))
+    if not words:
+        return False
+
+    # The words alone.
     text = text.strip(" \"'([")
-    if not words or words_of(ARTICLE.sub("", text, count=1)) == " ".join(words).casefold():
-        return bool(words)
+    if words_of(ARTICLE.sub("", text, count=1)) == " ".join(words).casefold():
+        return True
+
+    # At the beginning, with the end of a clause behind them.
     phrase = r"\W{1,3}".join(map(re.escape, words)) + r"(?!\w)"
     opening = re.match(rf"(?:(?:the|an|a)\s)?{phrase}", text, re.IGNORECASE)
     if opening:
         return ends_there(text[opening.end() :])
+
+    # Behind "is", in the first sentence that does not leave them open.
     said = re.compile(rf"{IS}{ADVERBS}(?:(?:the|an|a)\s)?[\"']?{phrase}", re.IGNORECASE)
     for sentence in SENTENCE.split(text):
         match = said.search(sentence)
-        if match and not unsure(sentence[: match.start()]) and not sentence.endswith("?"):
+        if match and not leaves_open(sentence, match.start()):
             return ends_there(sentence[match.end() :])
     return False
 
 
 def ends_there(rest: str) -> bool:
-    first = SENTENCE.split(rest.strip())[0] if rest.strip() else ""
-    denied = denies(first) and not first.startswith(",") or bool(DENIED_WORD.match(rest))
-    return bool(AFTER_WORD.match(rest)) and not denied
+    """Whether the words before `rest` are a whole clause, and `rest` does not deny them."""
+    if not AFTER_WORD.match(rest) or DENIED_WORD.match(rest):
+        return False
+    first = SENTENCE.split(rest.strip())[0]
+    if first.startswith(","):  # a remark on them may hold a "not"
+        return True
+    return not denies(first)
 
 
 # ------------------------------------------------------------ texts such as dates and ratios
@@ -221,18 +271,30 @@ DIGIT = re.compile(r"[0-9]")
 
 def same_text(said: str, text: str) -> bool:
     """Whether `text` holds the expected text and no other digits; dates are compared as dates."""
-    if (day := read_date(said)) and (other := read_date(text)):
-        return day == other
-    wanted, given = (AROUND_SIGNS.sub(r"\1", TO.sub(":", bare_text(part))) for part in (said, text))
-    before, found, after = given.casefold().partition(wanted.casefold())
-    if (
-        not found
-        or DIGIT.search(before + after)
-        or denies(before + after)
-        or text.rstrip().endswith("?")
-    ):
+    day = read_date(said)
+    other_day = read_date(text)
+    if day and other_day:
+        return day == other_day
+
+    # What stands around the text must be words that do not deny it.
+    wanted = even_text(said).casefold()
+    before, found, after = even_text(text).casefold().partition(wanted)
+    if not found or text.rstrip().endswith("?"):
         return False
-    return not before[-1:].strip(" (\"'") and not after[:1].strip(" .,;!)\"'")
+    around = before + after
+    if DIGIT.search(around) or denies(around):
+        return False
+
+    # It must not be a piece of a longer word.
+    begins = not before[-1:].strip(" (\"'")
+    ends = not after[:1].strip(" .,;!)\"'")
+    return begins and ends
+
+
+def even_text(text: str) -> str:
+    """`text` with the same spelling for "3 to 4", "3 : 4" and "3:4"."""
+    text = TO.sub(":", bare_text(text))
+    return AROUND_SIGNS.sub(r"\1", text)
 
 
 NOON = re.compile(r" ?([ap])\.? ?m\b\.?", re.IGNORECASE)
@@ -246,16 +308,19 @@ def bare_text(text: str) -> str:
 def read_date(text: str) -> tuple[int, int, int] | None:
     """(year, month, day) of the one date in a text."""
     found = list(DATE.finditer(text))
-    if (
-        len(found) != 1
-        or DIGIT.search(text[: found[0].start()] + text[found[0].end() :])
-        or denies(text)
-    ):
+    if len(found) != 1:
         return None
-    parts = found[0].groupdict()
-    year, day = (parts[name] or parts[name + "2"] or parts[name + "3"] for name in ("year", "day"))
-    name = (parts["name2"] or parts["name3"] or "").casefold()[:3]
-    if not parts["month"] and name not in MONTHS:
+    match = found[0]
+    around = text[: match.start()] + text[match.end() :]
+    if DIGIT.search(around) or denies(text):
         return None
-    month = int(parts["month"]) if parts["month"] else MONTHS.index(name) + 1
-    return int(year), month, int(day)
+
+    # Only the groups of the form that matched hold something.
+    year = match["year"] or match["year2"] or match["year3"]
+    day = match["day"] or match["day2"] or match["day3"]
+    if match["month"]:
+        return int(year), int(match["month"]), int(day)
+    name = (match["name2"] or match["name3"]).casefold()[:3]
+    if name not in MONTHS:
+        return None
+    return int(year), MONTHS.index(name) + 1, int(day)
