@@ -2,9 +2,10 @@
 in check.py and in evaluation alike."""
 
 import functools
+import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
@@ -37,8 +38,11 @@ class Scored:
 
     def total(self, weights: Mapping[str, float]) -> float:
         """The weighted sum, as in training. A function that returned None does not count."""
-        paid = {name: reward for name, reward in self.rewards.items() if reward is not None}
-        return sum(weights[name] * reward for name, reward in paid.items())
+        total = 0
+        for name, reward in self.rewards.items():
+            if reward is not None:
+                total += weights[name] * reward
+        return total
 
 
 class Grader:
@@ -81,11 +85,13 @@ class Grader:
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
         running: dict[str, Future[Grade]] = {}
         for key, text, row in zip(keys, texts, rows, strict=True):
-            if key not in running:
-                options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
-                known = {name: value for name, value in row.items() if value is not None}
-                job = Job(options, text, known | {"step": step}, (self.entropy, step, len(running)))
-                running[key] = self._threads.submit(self._judge, job)
+            if key in running:
+                continue
+            options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
+            known = {name: value for name, value in row.items() if value is not None}
+            known["step"] = step
+            job = Job(options, text, known, (self.entropy, step, len(running)))
+            running[key] = self._threads.submit(self._judge, job)
         return [running[key].result() for key in keys]
 
     def _judge(self, job: Job) -> Grade:
@@ -105,8 +111,11 @@ class Grader:
         Raises:
             RewardError: if a reward function fails.
         """
-        columns = dict.fromkeys(name for row in rows for name in row if name != "prompt")
-        arguments = {name: [row.get(name) for row in rows] for name in columns}
+        # The columns, and what GRPOTrainer hands on besides
+        arguments: dict[str, Any] = {}
+        for name in dict.fromkeys(itertools.chain.from_iterable(rows)):
+            if name != "prompt":
+                arguments[name] = [row.get(name) for row in rows]
         arguments |= {
             "completions": [[{"role": "assistant", "content": text}] for text in texts],
             "prompts": [row.get("prompt", []) for row in rows],
@@ -115,14 +124,17 @@ class Grader:
             "log_metric": lambda name, value: None,
             "log_extra": lambda column, values: None,
         }
+        # What each function pays for the whole batch
         paid = {}
         for name, function in zip(self.weights.names, self.reward_functions(), strict=True):
             paid[name] = function(**arguments)
-        grades = self._grades_of(**arguments)
-        return [
-            Scored(grade, {name: rewards[i] for name, rewards in paid.items()})
-            for i, grade in enumerate(grades)
-        ]
+
+        # The same, completion by completion
+        scored = []
+        for i, grade in enumerate(self._grades_of(**arguments)):
+            rewards = {name: column[i] for name, column in paid.items()}
+            scored.append(Scored(grade, rewards))
+        return scored
 
     def longest_batch_s(self, count: int) -> float:
         """Bound on the wall clock of grading `count` completions, whatever they hold: the pool
@@ -141,24 +153,29 @@ class Grader:
         def reward(completions, **kwargs):
             grades = self._grades_of(completions, **kwargs)
             arguments = {**kwargs, "completions": completions, "grades": grades}
-            column = kwargs.get("task") or [None] * len(completions)
-            own = [i for i, task in enumerate(column) if (task or self._only_task) in owners]
+            own = self._places_of(owners, kwargs.get("task"), len(completions))
             rewards: list[float | None] = [None] * len(completions)
             if not own:
                 return rewards
             if kwargs.get("log_extra"):
-                # A column of the table has a value for each completion, also for the others
-                def log_own(name: str, values: Sequence[Any]) -> None:
-                    logged = dict(zip(own, values, strict=True))
-                    column = [logged.get(i) for i in range(len(completions))]
-                    kwargs["log_extra"](name, column)
-
-                arguments["log_extra"] = log_own
+                arguments["log_extra"] = log_for(own, len(completions), kwargs["log_extra"])
             for i, value in zip(own, checked(function, select(arguments, own)), strict=True):
                 rewards[i] = value
             return rewards
 
         return reward
+
+    def _places_of(
+        self, owners: set[str], column: Sequence[str | None] | None, count: int
+    ) -> list[int]:
+        """Where in a batch of `count` completions the rows of these tasks stand."""
+        if not column:
+            column = [None] * count
+        own = []
+        for i, task in enumerate(column):
+            if (task or self._only_task) in owners:
+                own.append(i)
+        return own
 
     @property
     def _only_task(self) -> str:
@@ -169,10 +186,12 @@ class Grader:
         self, completions, trainer_state=None, log_metric=None, log_extra=None, **columns
     ) -> list[Grade]:
         """The Grades of a batch, worked out when its first reward function asks for them."""
-        # TRL hands the same list to every function of one batch. Holding on to it keeps its
-        # identity unique.
+        # A batch that is graded already. TRL hands the same list to every function of
+        # one batch. Holding on to it keeps its identity unique.
         if self._batch is not None and self._batch[0] is completions:
             return self._batch[1]
+
+        # Grade it.
         step = getattr(trainer_state, "global_step", 0)
         rows = rows_from(columns, len(completions))
         grades = self.grade([text_of(completion) for completion in completions], rows, step)
@@ -180,6 +199,8 @@ class Grader:
             if ended_early(completion):
                 grades[i] = replace(grades[i], status=Status.NO_FINAL, detail=CUT_OFF)
         self._batch = completions, grades
+
+        # Log what was found.
         if log_metric:
             metrics = self._metrics(grades, columns.get("task", [])) | self._scheduled(step)
             for name, value in metrics.items():
@@ -215,7 +236,25 @@ def rows_from(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str
     names = {name: name for name in columns if name not in NOT_COLUMNS}
     if "prompts" in names:
         names["prompts"] = "prompt"  # as the dataset calls it
-    return [{own: columns[name][i] for name, own in names.items()} for i in range(count)]
+    rows = []
+    for i in range(count):
+        rows.append({own: columns[name][i] for name, own in names.items()})
+    return rows
+
+
+def log_for(
+    own: Sequence[int], count: int, log_extra: Callable[[str, list[Any]], None]
+) -> Callable[[str, Sequence[Any]], None]:
+    """A `log_extra` for a function that sees only the completions at the places `own` of `count`.
+
+    A column of the logged table has a value for each completion, also for the others.
+    """
+
+    def log_own(name: str, values: Sequence[Any]) -> None:
+        logged = dict(zip(own, values, strict=True))
+        log_extra(name, [logged.get(i) for i in range(count)])
+
+    return log_own
 
 
 def ended_early(completion: Any) -> bool:

@@ -9,7 +9,7 @@ other inputs.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 import tasks
@@ -68,14 +68,19 @@ def hold_out_last(rows: list[Row], options: tasks.Options) -> tuple[list[Row], l
             "prompts to train on"
         )
     held_out = dict(list(first_of.items())[-count:])
-    return [row for row in rows if prompt_key(row) not in held_out], list(held_out.values())
+    return without_prompts(rows, held_out), list(held_out.values())
+
+
+def without_prompts(rows: list[Row], keys: Container[str]) -> list[Row]:
+    """The rows whose prompts have none of these keys (see `prompt_key`)."""
+    return [row for row in rows if prompt_key(row) not in keys]
 
 
 def unseen(evaluation: list[Row], trained_on: list[Row], options: tasks.Options) -> list[Row]:
     """The rows of a task's own evaluation whose prompts are not trained on; how many are left out
     is told."""
     seen = {prompt_key(row) for row in trained_on}
-    kept = [row for row in evaluation if prompt_key(row) not in seen]
+    kept = without_prompts(evaluation, seen)
     if len(kept) < len(evaluation):
         tasks.note_once(
             f"{options.type}: {len(evaluation) - len(kept)} of its {len(evaluation)} rows for "
@@ -86,7 +91,10 @@ def unseen(evaluation: list[Row], trained_on: list[Row], options: tasks.Options)
 
 def prompt_key(row: Row) -> str:
     """What makes two prompts the same: roles and texts, with white space folded."""
-    return json.dumps([[message["role"], message["content"].split()] for message in row["prompt"]])
+    key = []
+    for message in row["prompt"]:
+        key.append([message["role"], message["content"].split()])
+    return json.dumps(key)
 
 
 def share_out(parts: Sequence[list[Row]], weights: Sequence[float]) -> list[list[Row]]:

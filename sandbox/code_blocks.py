@@ -53,6 +53,7 @@ class Reader:
         if content is None:  # the quote has ended, and the block with it
             content = line
             self._leave()
+        # The parts of a fence; all empty in any other line
         lead = mark = info = ""
         match = FENCE.fullmatch(content)
         if match:
@@ -66,7 +67,7 @@ class Reader:
         elif info.lower() in MARKDOWN:
             self._wrappers.append(mark)
             self._leave()
-        elif mark and not info and self._wrappers and mark.startswith(self._wrappers[-1]):
+        elif mark and not info and self._ends_wrapper(mark):
             self._wrappers.pop()
         elif mark:
             self.blocks.append(Block())
@@ -78,6 +79,10 @@ class Reader:
         """Whether a line is a fence that closes the open block, or opens another instead."""
         is_fence = mark.startswith(self._fence) and not lead.strip()
         return is_fence and columns(lead) < self._indent + TAB_COLUMNS
+
+    def _ends_wrapper(self, mark: str) -> bool:
+        """Whether a fence closes the innermost of the Markdown blocks around."""
+        return bool(self._wrappers) and mark.startswith(self._wrappers[-1])
 
     def _leave(self) -> None:
         self._fence, self._quotes = "", 0
@@ -114,8 +119,7 @@ def extract_code(completion: Any, function: str) -> tuple[str | None, bool]:
         rf"^[ \t]*+(?:async[ \t]++)?def(?:[ \t]|\\\n)++{name}\b|^{name}[ \t]*+(?::[^=\n]*+)?=(?!=)",
         re.MULTILINE,
     )
-    found = [block for block in code_blocks(completion) if definition.search(block[0])]
-    if not found:
-        return None, False
-    code, closed = found[-1]
-    return code, not closed
+    for code, closed in reversed(code_blocks(completion)):
+        if definition.search(code):
+            return code, not closed
+    return None, False

@@ -31,7 +31,9 @@ def verdict(program: str, name: str) -> str:
     if isinstance(definition, ast.Lambda):
         return "lambda"
     docstring = ast.get_docstring(definition) or ""
-    return "documented" if any(map(str.isalnum, docstring)) else "undocumented"
+    if any(map(str.isalnum, docstring)):
+        return "documented"
+    return "undocumented"
 
 
 def bound_names(statements: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
@@ -40,14 +42,23 @@ def bound_names(statements: list[ast.stmt]) -> Iterator[tuple[str, ast.AST]]:
         if isinstance(statement, Definition):
             yield statement.name, statement
             continue
-        if isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
-            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-            for target in targets:
-                if isinstance(target, ast.Name):
-                    yield target.id, statement.value
+        yield from assigned_names(statement)
         # The blocks of if, try, match, with, for and while belong to the top level too.
         for block in ("body", "handlers", "cases", "orelse", "finalbody"):
             yield from bound_names(getattr(statement, block, []))
+
+
+def assigned_names(statement: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
+    """(name, value) of each plain name that an assignment binds; nothing of other statements."""
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        targets = [statement.target]
+    else:
+        return
+    for target in targets:
+        if isinstance(target, ast.Name):
+            yield target.id, statement.value
 
 
 def defined_as(
@@ -62,19 +73,26 @@ def defined_as(
         return value
     if value is None or aliases == 0:
         return None
+    for candidate in sources_of(value, bindings):
+        definition = defined_as(candidate, bindings, aliases - 1)
+        if definition is not None:
+            return definition
+    return None
+
+
+def sources_of(value: ast.AST, bindings: dict[str, ast.AST]) -> list[ast.AST | None]:
+    """What an expression may get its function from, the likeliest first."""
     match value:
         case ast.Name(name):
-            candidates = [bindings.get(name)]
+            return [bindings.get(name)]
         case ast.Attribute(ast.Name(owner) | ast.Call(ast.Name(owner)), attribute):
-            candidates = [method(bindings.get(owner), attribute)]
+            return [method(bindings.get(owner), attribute)]
         case ast.Call(ast.Name(owner)) if isinstance(bindings.get(owner), ast.ClassDef):
-            candidates = [method(bindings[owner], "__call__")]
+            return [method(bindings[owner], "__call__")]
         case ast.Call(function, arguments):
-            candidates = [*arguments[:1], function]
+            return [*arguments[:1], function]
         case _:
-            candidates = []
-    found = (defined_as(candidate, bindings, aliases - 1) for candidate in candidates)
-    return next((definition for definition in found if definition is not None), None)
+            return []
 
 
 def method(owner: ast.AST | None, name: str) -> ast.AST | None:
@@ -85,21 +103,21 @@ def method(owner: ast.AST | None, name: str) -> ast.AST | None:
 
 def runs_text(tree: ast.Module) -> bool:
     """Whether the program names `exec`, or `eval` or `compile` outside of every function."""
-    waiting: list[ast.AST] = [tree]
-    while waiting:
-        node = waiting.pop()
-        waiting += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Name) and node.id == "exec":
-            return True
+    if any(is_name(node, {"exec"}) for node in ast.walk(tree)):
+        return True
     outside: list[ast.AST] = [tree]
     while outside:
         node = outside.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
-        if isinstance(node, ast.Name) and node.id in ("eval", "compile"):
+        if is_name(node, {"eval", "compile"}):
             return True
         outside += ast.iter_child_nodes(node)
     return False
+
+
+def is_name(node: ast.AST, names: set[str]) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import hashlib
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from string import ascii_uppercase
 from typing import Any
 
@@ -129,8 +129,21 @@ def like_a_word(letters: str) -> bool:
     FOLLOWERS holds the pairs that occur in three or more of 8,000 frequent words. By it 97 % of the
     frequent words of six letters are like a word, and 15 % of random codes are.
     """
-    upper = letters.upper()
-    return all(second in FOLLOWERS[first] for first, second in itertools.pairwise(upper))
+    neighbours = itertools.pairwise(letters.upper())
+    return all(second in FOLLOWERS[first] for first, second in neighbours)
+
+
+def unlike_words(words: Iterable[str]) -> list[str]:
+    return [word for word in words if not like_a_word(word)]
+
+
+def of_length(words: Iterable[str], shortest: int, longest: int) -> list[str]:
+    return [word for word in words if shortest <= len(word) <= longest]
+
+
+def only_letters(texts: Iterable[str]) -> list[str]:
+    """Each text, which is in capitals, without anything that is no letter."""
+    return [NO_LETTER.sub("", text) for text in texts]
 
 
 Readings = tuple[tuple[str, Any], ...]
@@ -169,18 +182,36 @@ def disguise_of(code: str, text: str, depth: int = 2) -> str:
         how = reader(code, plain)
         if how:
             return how
-    if not text.isascii():
-        if code in NO_LETTER.sub("", text.upper().translate(RUSSIAN_KEYS)):
-            return "on another keyboard"
-        if code in NO_LETTER.sub("", plain[::-1].upper().translate(UPSIDE_DOWN)):
-            return "upside down"
+    # What is left in the text itself, and not in its Latin form
+    how = in_other_signs(code, text, plain)
+    if how:
+        return how
     if in_invisible_signs(code, text):
         return "in invisible signs"
-    if depth:
-        for encoding, decoded in decodings(text):
-            how = disguise_of(code, decoded, depth - 1)
-            if how:
-                return f"{encoding}, {how}"
+    return in_encodings(code, text, depth)
+
+
+def in_other_signs(code: str, text: str, plain: str) -> str:
+    """How signs from a Russian keyboard, or signs turned upside down, spell the code."""
+    if text.isascii():
+        return ""
+    typed = NO_LETTER.sub("", text.upper().translate(RUSSIAN_KEYS))
+    if code in typed:
+        return "on another keyboard"
+    turned = NO_LETTER.sub("", plain[::-1].upper().translate(UPSIDE_DOWN))
+    if code in turned:
+        return "upside down"
+    return ""
+
+
+def in_encodings(code: str, text: str, depth: int) -> str:
+    """How texts that `text` hides in encodings, up to `depth` layers deep, give the code away."""
+    if depth == 0:
+        return ""
+    for encoding, decoded in decodings(text):
+        how = disguise_of(code, decoded, depth - 1)
+        if how:
+            return f"{encoding}, {how}"
     return ""
 
 
@@ -225,24 +256,45 @@ REPEATED = re.compile(r"([A-Z])\1+")
 
 def in_letters(code: str, plain: str) -> str:
     """How the letters of `plain`, or those at certain places, spell the code."""
+    how = spelt_by_letters(code, plain)
+    if how:
+        return how
+    how = spelt_by_letters(code[::-1], plain)
+    if how:
+        return how + " backwards"
+    return ""
+
+
+def spelt_by_letters(target: str, plain: str) -> str:
+    """How the letters of `plain`, or those at certain places, spell `target` from left to right."""
     upper = plain.upper()
     letters = NO_LETTER.sub("", upper)
-    for target, way in (code, ""), (code[::-1], " backwards"):
-        if target in letters or codecs.encode(target, "rot13") in letters:
-            return "letter for letter" + way
-        for how, reading in (*positions(plain), *transcriptions(upper, letters)):
-            if target in reading:
-                return how + way
-        if any(is_hidden_in(target, word) for word in strange_words(upper)):
-            return "with letters between" + way
+    if target in letters or codecs.encode(target, "rot13") in letters:
+        return "letter for letter"
+    for how, reading in (*positions(plain), *transcriptions(upper, letters)):
+        if target in reading:
+            return how
+    for word in strange_words(upper):
+        if is_hidden_in(target, word):
+            return "with letters between"
     return ""
 
 
 @functools.lru_cache(maxsize=32)
 def strange_words(upper: str) -> tuple[str, ...]:
     """The words of 7 to 14 letters that are not like a word."""
-    words = [word for word in WORD.findall(upper) if 7 <= len(word) <= 14]
-    return tuple(word for word in words if not like_a_word(word))
+    words = of_length(WORD.findall(upper), 7, 14)
+    return tuple(unlike_words(words))
+
+
+def letters_at(place: int, words: Iterable[str]) -> str:
+    """The letter at one place of each word that is long enough; a negative place counts from the
+    end."""
+    letters = []
+    for word in words:
+        if -len(word) <= place < len(word):
+            letters.append(word[place])
+    return "".join(letters)
 
 
 @read_once
@@ -250,26 +302,35 @@ def positions(plain: str) -> Iterator[tuple[str, str]]:
     """(how, the letters that stand at certain places of a text)"""
     upper = plain.upper()
     yield "in capitals", NO_LETTER.sub("", plain)
+
+    # Places in words
     words = INITIALS.findall(upper)
-    initials = "".join(word[0] for word in words)
+    initials = letters_at(0, words)
     yield "in first letters of words", initials
-    yield "in last letters of words", "".join(word[-1] for word in words)
+    yield "in last letters of words", letters_at(-1, words)
     yield "in middle letters of words", "".join(word[len(word) // 2] for word in words)
-    yield "in last letters but one", "".join(word[-2] for word in words if len(word) > 1)
+    yield "in last letters but one", letters_at(-2, words)
     yield "in marked letters", "".join(MARKED.findall(upper))
-    for i, name in (1, "second"), (2, "third"), (3, "fourth"):
-        yield f"in {name} letters of words", "".join(word[i] for word in words if len(word) > i)
+    for place, name in (1, "second"), (2, "third"), (3, "fourth"):
+        yield f"in {name} letters of words", letters_at(place, words)
     for step in (2, 3, 4):
         for start in range(step):
             yield "in first letters of some words", initials[start::step]
+
+    # Places in lines and sentences
     for part, end in ("lines", LINE_END), ("sentences", SENTENCE):
-        pieces = [NO_LETTER.sub("", piece) for piece in end.split(upper)]
-        yield f"in first letters of {part}", "".join(piece[:1] for piece in pieces)
-        yield f"in second letters of {part}", "".join(piece[1:2] for piece in pieces)
-        yield f"in last letters of {part}", "".join(piece[-1:] for piece in pieces)
+        pieces = only_letters(end.split(upper))
+        yield f"in first letters of {part}", letters_at(0, pieces)
+        yield f"in second letters of {part}", letters_at(1, pieces)
+        yield f"in last letters of {part}", letters_at(-1, pieces)
+
+    # Letters whose place the text names
     numbered = sorted(NUMBERED.findall(upper), key=lambda pair: int(pair[0]))
     yield "in numbered letters", "".join(letter for _, letter in numbered)
-    neighbours = [moved(letter, 1 if after else -1) for after, letter in NEIGHBOUR.findall(upper)]
+    neighbours = []
+    for after, letter in NEIGHBOUR.findall(upper):
+        step = 1 if after else -1
+        neighbours.append(moved(letter, step))
     yield "in neighbours of letters", "".join(neighbours)
 
 
@@ -279,6 +340,7 @@ LINE_END = re.compile(r"\n")
 @read_once
 def transcriptions(upper: str, letters: str) -> Iterator[tuple[str, str]]:
     """(how, the letters of a text with others put in their place)"""
+    # Signs that stand for a letter, or several that draw one
     drawn = upper
     for drawing, letter in LEET_DRAWINGS.items():
         drawn = drawn.replace(drawing, letter)
@@ -286,25 +348,28 @@ def transcriptions(upper: str, letters: str) -> Iterator[tuple[str, str]]:
         yield "in leet", NO_LETTER.sub("", upper.translate(table))
         yield "in leet", NO_LETTER.sub("", drawn.translate(table))
     yield "in doubled letters", REPEATED.sub(r"\1", letters)
+
     # The rest is sought only in what stands together, not across the words of a sentence.
-    for how, together in (
-        ("on keys further left", runs_of_signs(upper.translate(TO_THE_LEFT))),
-        ("on keys further right", runs_of_signs(upper.translate(TO_THE_RIGHT))),
-        ("in ROT47", runs_of_signs(upper.translate(ROT47).upper())),
-        ("in ROT47", runs_of_signs(upper.lower().translate(ROT47).upper())),
+    for how, moved_text in (
+        ("on keys further left", upper.translate(TO_THE_LEFT)),
+        ("on keys further right", upper.translate(TO_THE_RIGHT)),
+        ("in ROT47", upper.translate(ROT47).upper()),
+        ("in ROT47", upper.lower().translate(ROT47).upper()),
     ):
-        yield how, " ".join(run for run in together if len(run) <= 8)
+        together = of_length(runs_of_signs(moved_text), 0, 8)
+        yield how, " ".join(together)
     for run in runs_of_signs(upper):
         for step in (2, 3, 4):
-            if len(run) > 5 * step:
-                for start in range(step):
-                    yield f"in every letter but {step - 1}", run[start::step]
+            if len(run) <= 5 * step:
+                break  # too short for six letters, and so for a larger step
+            for start in range(step):
+                yield f"in every letter but {step - 1}", run[start::step]
 
 
 def runs_of_signs(text: str) -> list[str]:
     """The letters of each run without a space, and of each run of single signs between spaces."""
     chunks = CHUNK.findall(text)
-    runs = [NO_LETTER.sub("", chunk) for chunk in chunks]
+    runs = only_letters(chunks)
     for single, group in itertools.groupby(chunks, key=lambda chunk: len(chunk) == 1):
         if single:
             runs.append(NO_LETTER.sub("", "".join(group)))
@@ -335,56 +400,84 @@ def in_pieces(code: str, plain: str) -> str:
     """How words of `plain`, each a piece or the name of a letter, make up the code."""
     words = WORD.findall(APOSTROPHES.sub("", plain.upper()))
     pieces = [SPOKEN.get(word, word) for word in words]
-    backwards = code[::-1]
     if consists_of(code, pieces):
         return "in pieces"
-    if consists_of(backwards, pieces) or consists_of(code, pieces[::-1]):
+    if consists_of(code[::-1], pieces) or consists_of(code, pieces[::-1]):
         return "in pieces, backwards"
-    if in_few_pieces(code, pieces, {word for word in WORD.findall(plain) if stands_out(word)}):
+    if in_few_pieces(code, pieces, words_that_stand_out(plain)):
         return "in pieces"
-    single = "".join(piece for piece in pieces if len(piece) == 1 and piece in code)
-    if len(single) <= MAX_SINGLE and is_hidden_in(code, single):
+    if in_single_letters(code, pieces):
         return "in single letters"
-    names = DOUBLE_U.sub("DOUBLE", plain.upper())
-    letters = [
-        NAMED_LETTERS.get(word, word) for word in WORD.findall(names) if word not in ("AND", "THEN")
-    ]
-    if consists_of(code, letters, max_gap=2) or consists_of(backwards, letters, max_gap=2):
+    if in_letter_names(code, plain):
         return "in names of letters"
     return ""
+
+
+def in_single_letters(code: str, pieces: list[str]) -> bool:
+    """Whether the code's letters stand alone, in order, and a text has few that do."""
+    single = ""
+    for piece in pieces:
+        if len(piece) == 1 and piece in code:
+            single += piece
+    return len(single) <= MAX_SINGLE and is_hidden_in(code, single)
+
+
+def in_letter_names(code: str, plain: str) -> bool:
+    """Whether names such as "bee" spell the code, forwards or backwards."""
+    names = DOUBLE_U.sub("DOUBLE", plain.upper())
+    letters = []
+    for word in WORD.findall(names):
+        if word not in ("AND", "THEN"):
+            letters.append(NAMED_LETTERS.get(word, word))
+    return consists_of(code, letters, max_gap=2) or consists_of(code[::-1], letters, max_gap=2)
 
 
 def consists_of(target: str, pieces: list[str], max_gap: int = MAX_GAP) -> bool:
     """Whether some pieces make up `target`, in order and each at most `max_gap` after the last."""
     last = {}  # number of letters made up -> where their last piece stands; the latest is the best
     for i, piece in enumerate(pieces):
-        if len(piece) <= len(target):
-            for at in sorted(last, reverse=True):
-                if target.startswith(piece, at) and i - last[at] <= max_gap:
-                    last[at + len(piece)] = i
-            if target.startswith(piece):
-                last[len(piece)] = i
+        if len(piece) > len(target):
+            continue
+        # The longest beginning first, so that no piece is used twice
+        for at in sorted(last, reverse=True):
+            is_near = i - last[at] <= max_gap
+            if is_near and target.startswith(piece, at):
+                last[at + len(piece)] = i
+        if target.startswith(piece):
+            last[len(piece)] = i
     return len(target) in last
 
 
-def in_few_pieces(code: str, pieces: list[str], outstanding: set[str]) -> bool:
+def in_few_pieces(code: str, pieces: list[str], marks: set[str]) -> bool:
     """Whether two pieces in any order, or three in order, make up `code`, however far apart.
 
-    One of them must stand out, because a long text holds every word of two or three letters.
+    One of them must be among `marks`, the words that stand out, because a long text holds every
+    word of two or three letters.
     """
-    marks = {word.upper() for word in outstanding}
     whole = set(pieces)
+    # Two pieces
     for cut in range(1, len(code)):
         parts = {code[:cut], code[cut:]}
         if parts <= whole and parts & marks:
             return True
+
+    # Three pieces
     for first, second in itertools.combinations(range(1, len(code)), 2):
         parts = {code[:first], code[first:second], code[second:]}
-        if not (parts <= whole and parts & marks):
-            continue
-        if consists_of(code, [piece for piece in pieces if piece in parts], len(pieces)):
-            return True
+        if parts <= whole and parts & marks:
+            candidates = [piece for piece in pieces if piece in parts]
+            if consists_of(code, candidates, len(pieces)):
+                return True
     return False
+
+
+def words_that_stand_out(plain: str) -> set[str]:
+    """The words of a text for which `stands_out` holds, in capitals."""
+    found = set()
+    for word in WORD.findall(plain):
+        if stands_out(word):
+            found.add(word.upper())
+    return found
 
 
 def stands_out(word: str) -> bool:
@@ -408,15 +501,9 @@ MAX_POSITION_DIGITS = 3  # longer numbers are no letters
 def in_numbers(code: str, plain: str) -> str:
     """How numbers in `plain` are the letters of the code, or the code as one number."""
     upper = plain.upper()
-    targets = ciphers(code)
-    for how, numbers in number_readings(upper):
-        # Six numbers that go up and down as the code does: where counting begins is left open.
-        letters = "".join(
-            " " if number is None else ascii_uppercase[number % 26] for number in numbers
-        )
-        for i in range(len(letters) - 5):
-            if letters[i : i + 6] in targets:
-                return how
+    how = in_listed_numbers(code, upper)
+    if how:
+        return how
     pairs = HEX_PAIRS.findall(plain.lower())
     characters = "".join(chr(int(pair, 16)).upper() for pair in pairs)
     if code in characters or code[::-1] in characters:
@@ -429,28 +516,77 @@ def in_numbers(code: str, plain: str) -> str:
     return ""
 
 
+def in_listed_numbers(code: str, upper: str) -> str:
+    """How six numbers that go up and down as the code does are listed in a text.
+
+    Where counting begins is left open.
+    """
+    targets = ciphers(code)
+    for how, numbers in number_readings(upper):
+        letters = letters_of(numbers)
+        for i in range(len(letters) - 5):
+            if letters[i : i + 6] in targets:
+                return how
+    return ""
+
+
+def letters_of(numbers: Iterable[int | None]) -> str:
+    """The letters with these numbers, A being 0 and coming again after Z; a space for None."""
+    letters = []
+    for number in numbers:
+        if number is None:
+            letters.append(" ")
+        else:
+            letters.append(ascii_uppercase[number % 26])
+    return "".join(letters)
+
+
 @read_once
 def number_readings(upper: str) -> Iterator[tuple[str, list[int | None]]]:
     """(how, the numbers that a text lists); None stands for one that is too long for a letter"""
+    # Numbers in figures, in three bases
     figures = FIGURES.findall(upper)
-    numbers = [int(digits) if len(digits) <= MAX_POSITION_DIGITS else None for digits in figures]
+    numbers = numbers_from(figures)
     yield "in numbers", numbers
     for start in (0, 1):
         yield "in every other number", numbers[start::2]
-    octal = [digits for digits in figures if 2 <= len(digits) <= 3 and not set(digits) & {"8", "9"}]
-    yield "in octal", [int(digits, 8) for digits in octal]
-    yield "in hexadecimal", [int(pair, 16) for pair in LONE_HEX_PAIRS.findall(upper.lower())]
-    pairs = TWO_FIGURES.findall("".join(digits for digits in figures if len(digits) >= 12))
-    yield "in pairs of digits", [int(pair) for pair in pairs]
+    octal = [digits for digits in of_length(figures, 2, 3) if not set(digits) & {"8", "9"}]
+    yield "in octal", numbers_from(octal, base=8)
+    yield "in hexadecimal", numbers_from(LONE_HEX_PAIRS.findall(upper.lower()), base=16)
+
+    # Numbers of equal length, written without spaces
+    long_figures = [digits for digits in figures if len(digits) >= 12]
+    pairs = TWO_FIGURES.findall("".join(long_figures))
+    yield "in pairs of digits", numbers_from(pairs)
     runs = BITS.findall(upper)
-    yield "in binary", [int(run, 2) if len(run) <= 8 else None for run in runs]
+    yield "in binary", numbers_from(runs, base=2, max_digits=8)
+    bits = "".join(runs)
     for width in (5, 7, 8):
-        bits = "".join(runs)
-        chunks = [bits[i : i + width] for i in range(0, len(bits) - width + 1, width)]
-        yield "in binary", [int(chunk, 2) for chunk in chunks]
+        starts = range(0, len(bits) - width + 1, width)
+        chunks = [bits[start : start + width] for start in starts]
+        yield "in binary", numbers_from(chunks, base=2, max_digits=8)
+
+    # Numbers in words and in Roman figures
     words = WORD.findall(HYPHEN.sub("TWENTY", upper))
-    yield "in numbers in words", [NUMBER_WORDS[word] for word in words if word in NUMBER_WORDS]
-    yield "in Roman numbers", [ROMAN[word] for word in words if word in ROMAN]
+    yield "in numbers in words", known_numbers(words, NUMBER_WORDS)
+    yield "in Roman numbers", known_numbers(words, ROMAN)
+
+
+def numbers_from(
+    figures: Iterable[str], base: int = 10, max_digits: int = MAX_POSITION_DIGITS
+) -> list[int | None]:
+    """The numbers that are written in `figures`; None for one of more than `max_digits` digits."""
+    numbers: list[int | None] = []
+    for digits in figures:
+        if len(digits) <= max_digits:
+            numbers.append(int(digits, base))
+        else:
+            numbers.append(None)
+    return numbers
+
+
+def known_numbers(words: Iterable[str], table: dict[str, int]) -> list[int]:
+    return [table[word] for word in words if word in table]
 
 
 def whole_numbers(code: str) -> set[str]:
@@ -462,7 +598,8 @@ def whole_numbers(code: str) -> set[str]:
     }
     for text in (code, code[::-1]):
         found.add(str(int(text, 36)))
-        found |= {str(int.from_bytes(form.encode())) for form in (text, text.lower())}
+        for form in (text, text.lower()):
+            found.add(str(int.from_bytes(form.encode())))
         for first in (0, 1):
             total = 0
             for letter in text:
@@ -473,9 +610,11 @@ def whole_numbers(code: str) -> set[str]:
 
 def digests(code: str) -> set[str]:
     """Hashes of the code; six letters are found from them in seconds."""
-    names = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
-    forms = (code.encode(), code.lower().encode())
-    return {hashlib.new(name, form).hexdigest() for name in names for form in forms}
+    found = set()
+    for name in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512"):
+        for form in (code, code.lower()):
+            found.add(hashlib.new(name, form.encode()).hexdigest())
+    return found
 
 
 def in_invisible_signs(code: str, text: str) -> bool:
@@ -486,7 +625,7 @@ def in_invisible_signs(code: str, text: str) -> bool:
         return False
     bits = signs.translate(str.maketrans("".join(kinds), "01"))
     turned = bits.translate(str.maketrans("01", "10"))
-    return any(in_numbers(code, way) for way in (bits, turned))
+    return bool(in_numbers(code, bits) or in_numbers(code, turned))
 
 
 # -- signs --
@@ -506,44 +645,62 @@ TWO_SIGNS = re.compile(r"\b[AB]{5,}\b")
 
 def in_signs(code: str, plain: str) -> str:
     """How signs in `plain` that are neither letters nor their numbers spell the code."""
+    # Squares and Bacon's cipher have one sign for two letters.
+    targets = {
+        code,
+        code.replace("J", "I"),
+        code.replace("K", "C"),
+        code.replace("J", "I").replace("V", "U"),
+    }
+    targets |= {target[::-1] for target in targets}
     for how, reading in sign_readings(plain.upper()):
-        merged = {
-            code,
-            code.replace("J", "I"),
-            code.replace("K", "C"),
-            code.replace("J", "I").replace("V", "U"),
-        }
-        if any(target in reading or target[::-1] in reading for target in merged):
+        if any(target in reading for target in targets):
             return how
+
+    # Morse without spaces between the letters
     signs = {letter: sign for sign, letter in MORSE.items()}
     unspaced = "".join(signs[letter] for letter in code)
-    if any(unspaced in run for run in MORSE_RUN.findall(plain.translate(DASHES))):
-        return "in Morse"
+    for run in MORSE_RUN.findall(plain.translate(DASHES)):
+        if unspaced in run:
+            return "in Morse"
     return ""
 
 
 @read_once
 def sign_readings(upper: str) -> Iterator[tuple[str, str]]:
     """(how, the letters that the signs of a text stand for)"""
-    signs = upper.translate(DASHES)
-    said = [pattern.sub(lambda match: "." if match[1] else "-", upper) for pattern in MORSE_WORDS]
-    for text in (signs, *said):
+    # Morse, in signs or in words
+    texts = [upper.translate(DASHES)]
+    for pattern in MORSE_WORDS:
+        texts.append(pattern.sub(lambda match: "." if match[1] else "-", upper))
+    for text in texts:
         yield "in Morse", "".join(MORSE.get(token, " ") for token in MORSE_TOKEN.findall(text))
-    taps = [(KEYPAD[int(digit) - 2], len(more)) for digit, more in KEYS.findall(upper)]
-    yield (
-        "on telephone keys",
-        "".join(letters[i] if i < len(letters) else " " for letters, i in taps),
-    )
-    cells = SQUARE.findall(
-        "".join(NO_FIGURE.sub("", token) for token in SQUARE_TOKEN.findall(upper))
-    )
+
+    # A key that is pressed one to four times
+    pressed = []
+    for digit, more in KEYS.findall(upper):
+        pressed.append(letter_or_space(KEYPAD[int(digit) - 2], len(more)))
+    yield "on telephone keys", "".join(pressed)
+
+    # Cells of a square: row and column, or column and row
+    tokens = [NO_FIGURE.sub("", token) for token in SQUARE_TOKEN.findall(upper)]
+    cells = SQUARE.findall("".join(tokens))
     for square in (POLYBIUS, TAP_CODE):
         yield "in a square", "".join(square[5 * int(cell[0]) + int(cell[1]) - 6] for cell in cells)
         yield "in a square", "".join(square[5 * int(cell[1]) + int(cell[0]) - 6] for cell in cells)
+
+    # Five signs of two kinds for each letter
     bits = "".join(TWO_SIGNS.findall(upper)).translate(str.maketrans("AB", "01"))
     fives = [int(bits[i : i + 5], 2) for i in range(0, len(bits) - 4, 5)]
     for alphabet in (ascii_uppercase, BACON):
-        yield "in Bacon's cipher", "".join(alphabet[n] if n < len(alphabet) else " " for n in fives)
+        yield "in Bacon's cipher", "".join(letter_or_space(alphabet, n) for n in fives)
+
+
+def letter_or_space(alphabet: str, place: int) -> str:
+    """The letter at a place of `alphabet`; a space beyond its end."""
+    if place < len(alphabet):
+        return alphabet[place]
+    return " "
 
 
 NO_FIGURE = re.compile(r"\D+")
@@ -565,12 +722,12 @@ def ciphers(code: str) -> frozenset[str]:
     found = set()
     for turn in (1, -1):
         for shift in range(26):
-            moved_code = "".join(ascii_uppercase[(turn * place + shift) % 26] for place in places)
+            moved_code = letters_of([turn * place + shift for place in places])
             found |= {moved_code, moved_code[::-1]}
     for step in (1, -1):  # every letter one step further than the letter before
         for first in (0, 1):
             steps = [place + step * (i + first) for i, place in enumerate(places)]
-            found.add("".join(ascii_uppercase[place % 26] for place in steps))
+            found.add(letters_of(steps))
     return frozenset(found)
 
 
@@ -590,8 +747,9 @@ def in_ciphers(code: str, plain: str) -> str:
     if alone & shuffles(code):
         return "shuffled"
     # The rest is so near to many words that it counts only in what is not like a word.
+    in_order = sorted(code)
     for letters in strange:
-        if sorted(letters) == sorted(code):
+        if sorted(letters) == in_order:
             return "as an anagram"
         if is_almost(code, letters) or is_almost(code, letters[::-1]):
             return "but for one letter"
@@ -603,22 +761,23 @@ def standing_alone(plain: str) -> tuple[frozenset[str], frozenset[str]]:
     """(six letters that stand alone, five or six of them that are not like a word), in capitals."""
     upper = plain.upper()
     words = WORD.findall(upper)
-    spelt = [NO_LETTER.sub("", run) for run in SPELT_OUT.findall(upper)]
-    segments = [NO_LETTER.sub("", segment) for segment in SEGMENT_END.split(upper)]
-    chunks = [NO_LETTER.sub("", chunk) for chunk in CHUNK.findall(upper)]
-    alone = {letters for letters in (*words, *spelt, *segments, *chunks) if len(letters) == 6}
-    alone |= set(joined(standing_out(plain), 6))
-    short = {letters for letters in (*words, *spelt, *chunks) if 5 <= len(letters) <= 6}
-    return frozenset(alone), frozenset(letters for letters in short if not like_a_word(letters))
+    spelt = only_letters(SPELT_OUT.findall(upper))
+    segments = only_letters(SEGMENT_END.split(upper))
+    chunks = only_letters(CHUNK.findall(upper))
+    six = of_length([*words, *spelt, *segments, *chunks], 6, 6)
+    six += joined(standing_out(plain), 6)
+    short = of_length([*words, *spelt, *chunks], 5, 6)
+    return frozenset(six), frozenset(unlike_words(short))
 
 
 def standing_out(plain: str) -> list[str]:
     """The words of a text that are written in capitals or hold no vowel, in order, in capitals."""
-    return [
-        word.upper()
-        for word in WORD.findall(plain)
-        if word.isupper() or not set(word.upper()) & set("AEIOUY")
-    ]
+    found = []
+    for word in WORD.findall(plain):
+        upper = word.upper()
+        if word.isupper() or not set(upper) & set("AEIOUY"):
+            found.append(upper)
+    return found
 
 
 def joined(pieces: list[str], length: int) -> Iterator[str]:
@@ -636,10 +795,10 @@ def joined(pieces: list[str], length: int) -> Iterator[str]:
 def is_almost(code: str, letters: str) -> bool:
     """Whether `letters` is `code` with one letter left out or replaced."""
     if len(letters) == len(code):
-        return sum(a != b for a, b in zip(code, letters, strict=True)) <= 1
-    return len(letters) == len(code) - 1 and any(
-        letters == code[:i] + code[i + 1 :] for i in range(len(code))
-    )
+        differing = sum(a != b for a, b in zip(code, letters, strict=True))
+        return differing <= 1
+    shortened = [code[:i] + code[i + 1 :] for i in range(len(code))]
+    return letters in shortened
 
 
 # -- encodings --
@@ -663,14 +822,21 @@ def decodings(text: str) -> Iterator[tuple[str, str]]:
         ("in base85", base64.b85decode, BASE85_RUN.findall(text)),
         ("in Ascii85", from_ascii85, BASE85_RUN.findall(text)),
     ):
-        hidden = []
-        for run in dict.fromkeys([*runs, *(run.strip("\"'`()[]<>~.,:;!?") for run in runs)]):
-            try:
-                hidden += READABLE.findall(decoder(run).decode("latin-1"))
-            except ValueError:  # not in this encoding
-                continue
+        hidden = readable_parts(decoder, runs)
         if hidden:
             yield encoding, "\n".join(hidden)
+
+
+def readable_parts(decoder: Callable[[str], bytes], runs: list[str]) -> list[str]:
+    """The readable parts of what runs hold, each read with and without the marks around it."""
+    bare = [run.strip("\"'`()[]<>~.,:;!?") for run in runs]
+    parts = []
+    for run in dict.fromkeys([*runs, *bare]):
+        try:
+            parts += READABLE.findall(decoder(run).decode("latin-1"))
+        except ValueError:  # not in this encoding
+            continue
+    return parts
 
 
 def from_ascii85(run: str) -> bytes:
@@ -684,5 +850,7 @@ def from_base64(run: str) -> bytes:
 
 
 def from_base32(run: str) -> bytes:
-    usable = next(n for n in range(len(run), 0, -1) if n % 8 in (0, 2, 4, 5, 7))
+    usable = len(run)
+    while usable % 8 not in (0, 2, 4, 5, 7):  # no whole number of bytes
+        usable -= 1
     return base64.b32decode(run[:usable] + "=" * (-usable % 8))

@@ -37,7 +37,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
 from omegaconf import MISSING, OmegaConf
@@ -330,22 +330,33 @@ def stage_mistakes(options: Options, stage: Mapping[str, Any]) -> list[str]:
 
 
 def grade_program(
-    completion: Any, function: str, sandbox: Sandbox, try_program: Callable[[Program], Grade]
+    completion: Any,
+    function: str,
+    sandbox: Sandbox,
+    try_program: Callable[[Program], Grade],
+    data: Mapping[str, Any] = MappingProxyType({}),
+    plain_subclasses: bool = False,
 ) -> Grade:
     """The Grade of a completion that should define `function` in a code block.
 
     Args:
         try_program: exercises the loaded program. What the policy noticed and the code itself are
             added to its Grade here.
+        data: what the Grade holds where the program says nothing else, or there is none.
+        plain_subclasses: as in Sandbox.open.
     """
     code, unclosed = extract_code(completion, function)
     if code is None:
-        return Grade(Status.NO_FUNCTION, detail=f"no code block defines {function}")
-    with sandbox.open(code, function) as program:
+        detail = f"no code block defines {function}"
+        return Grade(Status.NO_FUNCTION, detail=detail, data=dict(data))
+    with sandbox.open(code, function, plain_subclasses=plain_subclasses) as program:
         graded = try_program(program)
         # Only now: findings may come with any call
-        graded = replace(graded, code=code, cheating=program.findings)
-    return flag_unclosed(graded) if unclosed else graded
+        findings = program.findings
+    graded = replace(graded, code=code, cheating=findings, data={**data, **graded.data})
+    if unclosed:
+        return flag_unclosed(graded)
+    return graded
 
 
 def flag_unclosed(grade: Grade) -> Grade:

@@ -31,7 +31,7 @@ import numpy as np
 
 import tasks
 from sandbox import Program, Sandbox, Status, definitions
-from tasks import Grade, code_blocks, extract_code, flag_unclosed, problem_mistakes
+from tasks import Grade, code_blocks, grade_program, problem_mistakes
 from tasks import Options as SharedOptions
 
 TEMPLATE = """\
@@ -187,11 +187,9 @@ class Options(SharedOptions):
     show_tests: int = 2  # visible tests a prompt
 
     def __post_init__(self):
-        mistakes = (
-            ["prompt_template: {task} must stand in it"]
-            if "{task}" not in self.prompt_template
-            else []
-        )
+        mistakes = []
+        if "{task}" not in self.prompt_template:
+            mistakes.append("prompt_template: {task} must stand in it")
         if self.show_tests < 0:
             mistakes.append(f"show_tests: must be 0 or more, not {self.show_tests}")
         mistakes += problem_mistakes(self, read_problem)
@@ -232,10 +230,7 @@ def read_tests(row: Mapping[str, Any]) -> tuple[str | None, tuple, tuple]:
             raise ValueError(f"{key} must be a list")
         for i, test in enumerate(tests):
             try:
-                function, arguments, expected = (
-                    read_assert(test) if isinstance(test, str) else (name, *read_pair(test))
-                )
-                check_expected(expected)
+                function, arguments, expected = read_test(test, name)
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{key}[{i}]: {error}") from error
             if name is None:
@@ -243,11 +238,27 @@ def read_tests(row: Mapping[str, Any]) -> tuple[str | None, tuple, tuple]:
             if function != name:
                 raise ValueError(f"{key}[{i}]: tests {function}, but the entry point is {name}")
             read[key].append((arguments, expected))
+
+    # The name, which an assert line may have given
     if name is None and any(read.values()):
         raise ValueError("entry_point is missing")
     if name is not None and not (isinstance(name, str) and name.isidentifier()):
         raise ValueError(f"entry_point must be a function name, not {name!r}")
     return name, tuple(read["tests"]), tuple(read["hidden_tests"])
+
+
+def read_test(test: Any, name: Any) -> tuple[Any, list, Any]:
+    """(function, arguments, expected) of a test; only an assert line names a function of its own.
+
+    Raises ValueError.
+    """
+    if isinstance(test, str):
+        function, arguments, expected = read_assert(test)
+    else:
+        function = name
+        arguments, expected = read_pair(test)
+    check_expected(expected)
+    return function, arguments, expected
 
 
 def read_pair(test: Any) -> tuple[list, Any]:
@@ -267,29 +278,33 @@ def read_assert(line: str) -> tuple[str, list, Any]:
         statements = ast.parse(line.strip()).body
     except (SyntaxError, RecursionError, MemoryError) as error:
         raise ValueError(f"{line!r} cannot be parsed: {error}") from error
-    match statements:
-        case [ast.Assert(ast.Compare(left, [ast.Eq() | ast.Is()], [right]))]:
-            call, value = (left, right) if isinstance(left, ast.Call) else (right, left)
-        case [ast.Assert(ast.UnaryOp(ast.Not(), call))]:
-            value = ast.Constant(False)
-        case [ast.Assert(call)]:
-            value = ast.Constant(True)
-        case _:
-            call = value = None
+    call, value = call_and_value(statements)
     match call:
         case ast.Call(ast.Name(function), arguments, []):
             try:
-                return (
-                    function,
-                    [ast.literal_eval(argument) for argument in arguments],
-                    ast.literal_eval(value),
-                )
+                read = [ast.literal_eval(argument) for argument in arguments]
+                return function, read, ast.literal_eval(value)
             except ValueError:
                 pass
     raise ValueError(
         f"{line!r} is not of the form `assert f(literals) == literal`;"
         " write the test as [[arguments], expected]"
     )
+
+
+def call_and_value(statements: list[ast.stmt]) -> tuple[ast.expr | None, ast.expr | None]:
+    """What an assert line calls and the value that it expects; (None, None) for other lines."""
+    match statements:
+        case [ast.Assert(ast.Compare(left, [ast.Eq() | ast.Is()], [right]))]:
+            if isinstance(left, ast.Call):
+                return left, right
+            return right, left
+        case [ast.Assert(ast.UnaryOp(ast.Not(), call))]:
+            return call, ast.Constant(False)
+        case [ast.Assert(call)]:
+            return call, ast.Constant(True)
+        case _:
+            return None, None
 
 
 def check_expected(value: Any, depth: int = 60) -> None:
@@ -374,28 +389,37 @@ def grade(
     tests = problem.tests + problem.hidden_tests
     data: dict[str, Any] = {"tests": len(tests)}
     name = problem.entry_point or last_function(completion)
-    code, unclosed = extract_code(completion, name) if name else (None, False)
-    if code is None:
-        return Grade(
-            Status.NO_FUNCTION, detail=f"no code block defines {name or 'a function'}", data=data
-        )
-    with sandbox.open(code, name, plain_subclasses=True) as program:
-        graded = replace(try_program(program, tests), code=code, data=data)
-        graded = replace(graded, cheating=program.findings)  # findings may come with any call
-    if (
-        graded.status is Status.OK
-        and not graded.cheating
-        and RUFF_REWARDS.intersection(tasks.reward_weights(options.type, options.rewards))
-    ):
-        data |= verdicts(code, name, WORD.findall(problem.task))
-    return flag_unclosed(graded) if unclosed else graded
+    if name is None:
+        return Grade(Status.NO_FUNCTION, detail="no code block defines a function", data=data)
+
+    def try_tests(program: Program) -> Grade:
+        return try_program(program, tests)
+
+    graded = grade_program(completion, name, sandbox, try_tests, data, plain_subclasses=True)
+
+    # Ask ruff about an honest program that works, if its verdict is paid.
+    is_honest = graded.status is Status.OK and not graded.cheating
+    if is_honest and pays_for_ruff(options):
+        judged = verdicts(graded.code, name, WORD.findall(problem.task))
+        graded = replace(graded, data={**graded.data, **judged})
+    return graded
+
+
+def pays_for_ruff(options: Options) -> bool:
+    """Whether a reward of these options reads ruff's verdict."""
+    paid = tasks.reward_weights(options.type, options.rewards)
+    return not RUFF_REWARDS.isdisjoint(paid)
 
 
 def last_function(completion: Any) -> str | None:
     """The function to judge without an entry point: the last one of the last block with any."""
-    blocks = code_blocks(completion) if isinstance(completion, str) else []
-    found = [DEFINITION.findall(block) for block, _ in blocks]
-    return next((names[-1] for names in reversed(found) if names), None)
+    if not isinstance(completion, str):
+        return None
+    for block, _ in reversed(code_blocks(completion)):
+        names = DEFINITION.findall(block)
+        if names:
+            return names[-1]
+    return None
 
 
 def try_program(program: Program, tests: tuple[tuple[list, Any], ...]) -> Grade:
@@ -407,7 +431,8 @@ def try_program(program: Program, tests: tuple[tuple[list, Any], ...]) -> Grade:
     for i, (arguments, expected) in enumerate(tests):
         run = program.call(arguments)
         if run.status is not Status.OK:
-            status = run.status if status is Status.OK else status
+            if status is Status.OK:
+                status = run.status
             mistakes.append(f"test {i + 1} of {len(tests)}: {run.error}")
         elif same(run.value, expected):
             passed += 1
@@ -429,28 +454,28 @@ def same(value: Any, expected: Any) -> bool:
     within 1e-9 of its size (1e-12 near zero), NaN by NaN.
     """
     if isinstance(expected, list | tuple):
-        return (
-            isinstance(value, list)
-            and len(value) == len(expected)
-            and all(map(same, value, expected))
-        )
-    if isinstance(expected, dict):
-        return (
-            isinstance(value, dict)
-            and value.keys() == expected.keys()
-            and all(same(value[key], item) for key, item in expected.items())
-        )
-    if isinstance(expected, float) and type(value) in (int, float):
-        try:
-            return (
-                math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-12)
-                or value != value
-                and expected != expected
-            )
-        except OverflowError:  # an int beyond every float
+        if not isinstance(value, list) or len(value) != len(expected):
             return False
-    numbers = type(expected) is int and type(value) in (int, float)
-    return value == expected and (numbers or type(value) is type(expected))
+        return all(map(same, value, expected))
+    if isinstance(expected, dict):
+        if not isinstance(value, dict) or value.keys() != expected.keys():
+            return False
+        return all(same(value[key], item) for key, item in expected.items())
+    is_number = type(value) in (int, float)
+    if isinstance(expected, float) and is_number:
+        return is_close(value, expected)
+    if type(expected) is int and is_number:
+        return value == expected
+    return type(value) is type(expected) and value == expected
+
+
+def is_close(value: float, expected: float) -> bool:
+    if math.isnan(expected):
+        return value != value  # only NaN is not itself
+    try:
+        return math.isclose(value, expected, rel_tol=1e-9, abs_tol=1e-12)
+    except OverflowError:  # an int beyond every float
+        return False
 
 
 def verdicts(code: str, entry_point: str, asked_names: Collection[str] = ()) -> dict[str, float]:
@@ -473,12 +498,22 @@ def verdicts(code: str, entry_point: str, asked_names: Collection[str] = ()) -> 
     found = run_tool(ruff_command({entry_point, *asked_names}), text)
     if not defined or found is None or defined == b"absent\n":
         return nothing
-    complaints = {str(entry["code"]): entry["count"] for entry in json.loads(found or b"[]")}
-    untidy = sum(n for rule, n in complaints.items() if not rule.startswith(("D", "ANN")))
+
+    # Complaints about docstrings, about annotations, and about the style
+    undocumented = unannotated = untidy = 0
+    for entry in json.loads(found or b"[]"):
+        rule, count = str(entry["code"]), entry["count"]
+        if rule.startswith("D"):
+            undocumented += count
+        elif rule.startswith("ANN"):
+            unannotated += count
+        else:
+            untidy += count
+
     documentation = 1.0
-    if defined != b"documented\n" or any(rule.startswith("D") for rule in complaints):
+    if undocumented or defined != b"documented\n":
         documentation -= 0.5
-    if any(rule.startswith("ANN") for rule in complaints):
+    if unannotated:
         documentation -= 0.5
     # An empty __all__ would make every function private, and private ones need no docstring.
     if "__all__" in code or defined == b"lambda\n":
@@ -509,7 +544,9 @@ def run_tool(command: list[str], text: bytes) -> bytes | None:
         )
     except subprocess.TimeoutExpired:
         return None
-    return result.stdout if result.returncode in (0, 1) else None
+    if result.returncode not in (0, 1):
+        return None
+    return result.stdout
 
 
 def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
@@ -518,10 +555,6 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     tests it is only unverified."""
     problem = problem_of(row, options)
     name, tests = problem.entry_point or "solve", problem.tests + problem.hidden_tests
-    table = "".join(
-        f"    {repr(tuple(arguments))!r}: {expected!r},\n" for arguments, expected in tests
-    )
-    table = f'inf, nan = float("inf"), float("nan")\nTABLE = {{\n{table}}}\n\n\n'
     bare = f"def {name}(*arguments):\n    return TABLE[repr(arguments)]\n"
     documented = (
         f"def {name}(*arguments: object) -> object:\n"
@@ -530,6 +563,7 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     )
     wrong, cheats = wrong_answers(name), cheating_answers(name)
     if tests:
+        table = table_of(tests)
         kinds = {"reference": [fenced(table + documented)], "slower": [fenced(table + bare)]}
     else:
         # Without tests, only two kinds are known to be wrong: what cannot be read, and what is
@@ -539,3 +573,11 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
         cheats = [text for text in cheats if "import" in text and "import os" not in text]
     kinds |= {"wrong": wrong, "cheat": cheats}
     return [(kind, text) for kind, texts in kinds.items() for text in texts]
+
+
+def table_of(tests: tuple[tuple[list, Any], ...]) -> str:
+    """The start of a program: TABLE, with the expected value of each test's arguments."""
+    lines = ""
+    for arguments, expected in tests:
+        lines += f"    {repr(tuple(arguments))!r}: {expected!r},\n"
+    return f'inf, nan = float("inf"), float("nan")\nTABLE = {{\n{lines}}}\n\n\n'

@@ -34,20 +34,21 @@ task.check to false.
 """
 
 import functools
+import itertools
 import math
 import random
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from sandbox import WALL_FACTOR, Program, Run, Sandbox, Status
-from tasks import Grade, extract_code, flag_unclosed
+from tasks import Grade, grade_program
 from tasks import Options as SharedOptions
 
 PROMPT = """\
@@ -216,7 +217,8 @@ class Options(SharedOptions):
     game_timeout_s: float | None = None  # null: 6 * game_cpu_s
 
     def __post_init__(self):
-        if self.size < 2 or self.target < 8 or self.target & (self.target - 1):
+        is_power_of_2 = self.target & (self.target - 1) == 0
+        if self.size < 2 or self.target < 8 or not is_power_of_2:
             raise ValueError(
                 f"size must be 2 or more, target a power of 2 from 8 on, not {self.size} "
                 f"and {self.target}"
@@ -237,6 +239,11 @@ class Options(SharedOptions):
     @property
     def game_wall_s(self) -> float:
         return WALL_FACTOR * self.game_cpu_s if self.game_timeout_s is None else self.game_timeout_s
+
+
+def is_one_of(letters: str, move: Any) -> bool:
+    """Whether `move`, which may be anything, is one letter among `letters`."""
+    return isinstance(move, str) and len(move) == 1 and move in letters
 
 
 class State(StrEnum):
@@ -282,14 +289,18 @@ def slide(line: tuple[int, ...]) -> tuple[tuple[int, ...], int]:
 
 def shift(board: Sequence[Sequence[int]], move: str) -> tuple[list[list[int]], int]:
     """The board after a move and before a new tile, and the sum of the merges."""
-    vertical, order = move in "WS", -1 if move in "SD" else 1
-    slid = [
-        slide(tuple(line)[::order]) for line in (zip(*board, strict=True) if vertical else board)
-    ]
-    lines = [line[::order] for line, _ in slid]
-    return [list(row) for row in (zip(*lines, strict=True) if vertical else lines)], sum(
-        gain for _, gain in slid
-    )
+    vertical = move in "WS"
+    order = -1 if move in "SD" else 1
+    # Every line that moves, read from the side to which it moves
+    moving = zip(*board, strict=True) if vertical else board
+    lines, total = [], 0
+    for line in moving:
+        slid, gain = slide(tuple(line)[::order])
+        lines.append(list(slid[::order]))
+        total += gain
+    if vertical:
+        lines = [list(row) for row in zip(*lines, strict=True)]
+    return lines, total
 
 
 class GameBoard:
@@ -320,7 +331,7 @@ class GameBoard:
         Raises:
             ValueError: for any other move, and after the end of the game.
         """
-        if not isinstance(move, str) or len(move) != 1 or move not in MOVES:
+        if not is_one_of(MOVES, move):
             raise ValueError(f"{move!r} is not one of W, A, S, D")
         if self.state is not State.ONGOING:
             raise ValueError("the game is over")
@@ -337,13 +348,16 @@ class GameBoard:
         """The board as text, its score and state below."""
         width = max(4, len(str(self.best_tile)))
         rule = "+" + ("-" * (width + 2) + "+") * len(self.board)
-        rows = ["|" + "".join(f" {tile or '.':>{width}} |" for tile in row) for row in self.board]
-        return "\n".join(
-            [rule, *(f"{row}\n{rule}" for row in rows), f"score {self.score}, {self.state}"]
-        )
+        lines = [rule]
+        for row in self.board:
+            cells = [f" {tile or '.':>{width}} |" for tile in row]
+            lines += ["|" + "".join(cells), rule]
+        return "\n".join([*lines, f"score {self.score}, {self.state}"])
 
     def _spawn(self):
-        empty = [(row, column) for row in self.board for column, tile in enumerate(row) if not tile]
+        empty = []
+        for row in self.board:
+            empty += [(row, column) for column, tile in enumerate(row) if not tile]
         row, column = empty[int(self._random.random() * len(empty))]
         row[column] = 4 if self._random.random() < self.probability_fours else 2
 
@@ -352,19 +366,24 @@ class GameBoard:
             return State.SUCCESS
         if any(0 in row for row in self.board):
             return State.ONGOING
-        lines = [*self.board, *zip(*self.board, strict=True)]
-        twins = any(a == b for line in lines for a, b in zip(line, line[1:], strict=False))
-        return State.ONGOING if twins else State.FAILED
+        # On a full board, two equal neighbours can still merge.
+        for line in (*self.board, *zip(*self.board, strict=True)):
+            if any(a == b for a, b in itertools.pairwise(line)):
+                return State.ONGOING
+        return State.FAILED
 
 
 def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
     """(kind, completion) for check.py. Which reference wins, and whether fixed cycles of moves are
     wrong, depends on the board: on the default one they win honestly."""
     small = options.size <= 4
-    answers = [("reference", LOOK_AHEAD if small and options.target >= 256 else REFERENCE)]
+    reference, wrong = REFERENCE, WRONG
+    if small and options.target >= 256:
+        reference = LOOK_AHEAD
     if small and options.target >= 1024 and options.games * options.win_share > 2:
-        answers += [("wrong", in_turns(moves)) for moves in CYCLES]
-    answers += [("wrong", text) for text in WRONG]
+        wrong = [*map(in_turns, CYCLES), *WRONG]
+    answers = [("reference", reference)]
+    answers += [("wrong", text) for text in wrong]
     return answers + [("cheat", text) for text in CHEAT]
 
 
@@ -399,29 +418,28 @@ def play(program: Program, options: Options, seed: int) -> Game:
         return Game(outcome, status, detail, game.best_tile, game.score, tuple(moves_cpu_s))
 
     while game.state is State.ONGOING:
-        move_cpu_s, move_wall_s = (
-            min(options.move_cpu_s, cpu_left_s),
-            min(options.move_wall_s, wall_left_s),
-        )
+        # Ask for a move, within the budgets of a move and of what is left of the game's.
+        move_cpu_s = min(options.move_cpu_s, cpu_left_s)
+        move_wall_s = min(options.move_wall_s, wall_left_s)
         run = program.call([game.board], timeout_s=move_wall_s, cpu_s=move_cpu_s)  # sent as a copy
         moves_cpu_s.append(run.cpu_s)
         cpu_left_s -= run.cpu_s
         wall_left_s -= run.wall_s
-        move = run.value
         if run.status is Status.TIMEOUT:
-            return ended(
-                Outcome.TIMEOUT, run.status, too_long(run, options, cpu_left_s, wall_left_s)
-            )
+            detail = too_long(run, options, cpu_left_s, wall_left_s)
+            return ended(Outcome.TIMEOUT, run.status, detail)
         if run.status is not Status.OK:
             return ended(Outcome(run.status), run.status, run.error)
+
+        # Only a letter of MOVES is a move.
+        move = run.value
         if move is None:
             return ended(Outcome.NONE, Status.BAD_RESULT, "None is not a move")
-        if isinstance(move, str) and len(move) == 1 and move in MOVES.lower():
+        if is_one_of(MOVES.lower(), move):
             return ended(Outcome.LOWER_CASE, detail=f"{move!r} is lower case; moves are W, A, S, D")
-        if not isinstance(move, str) or len(move) != 1 or move not in MOVES:
-            return ended(
-                Outcome.ILLEGAL, Status.BAD_RESULT, f"{move!r:.80} is not one of W, A, S, D"
-            )
+        if not is_one_of(MOVES, move):
+            detail = f"{move!r:.80} is not one of W, A, S, D"
+            return ended(Outcome.ILLEGAL, Status.BAD_RESULT, detail)
         no_ops = 0 if game.move(move) else no_ops + 1
         if no_ops == MAX_NO_OPS:
             return ended(Outcome.STUCK, detail=f"{MAX_NO_OPS} moves in a row changed nothing")
@@ -452,20 +470,15 @@ def grade(
     won), loaded (whether there was a function to call) and, if so, win_rate, best_tile,
     mean_best_tile, mean_score, moves, size and target.
     """
-    code, unclosed = extract_code(completion, "strategy")
-    if code is None:
-        return Grade(
-            Status.NO_FUNCTION,
-            detail="no code block defines strategy",
-            data={"outcome": Outcome.NO_FUNCTION, "loaded": False},
-        )
     seeds = [int(seed) for seed in rng.integers(HELD_OUT_SEEDS.start, size=options.games)]
-    with sandbox.open(code, "strategy", plain_subclasses=True) as program:
-        graded = try_program(program, options, seeds)
-        graded = replace(
-            graded, code=code, cheating=program.findings
-        )  # findings may come with any call
-    return flag_unclosed(graded) if unclosed else graded
+
+    def try_games(program: Program) -> Grade:
+        return try_program(program, options, seeds)
+
+    without_function = {"outcome": Outcome.NO_FUNCTION, "loaded": False}
+    return grade_program(
+        completion, "strategy", sandbox, try_games, without_function, plain_subclasses=True
+    )
 
 
 def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Grade:
@@ -475,11 +488,14 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
             detail=program.error,
             data={"outcome": Outcome(program.status), "loaded": False},
         )
+    # Play until a game ends in a way that is not ok.
     games: list[Game] = []
     for seed in seeds:
         games.append(play(program, options, seed))
         if games[-1].status is not Status.OK:
             break
+
+    # What was won
     last = games[-1]
     outcomes = Counter(game.outcome for game in games)
     won = outcomes.pop(Outcome.WON, 0)
@@ -488,6 +504,8 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
     detail = f"won {won} of {len(games)} games"
     if last.detail:
         detail += f"; {last.detail}"
+
+    # What stopped it, or why it is not enough
     win_s = seconds_to_win(games, options)
     if last.status is not Status.OK:
         status, outcome = last.status, last.outcome
@@ -498,10 +516,14 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
         status, outcome = Status.OK, Outcome.WON
     else:
         status, outcome = Status.OK, outcomes.most_common(1)[0][0]
-    data = {
-        "outcome": outcome,
-        "loaded": True,
-        "win_rate": win_rate,
+    data = {"outcome": outcome, "loaded": True, "win_rate": win_rate}
+    data |= measurements(games, options)
+    return Grade(status, correct=correct, passed=win_rate, detail=detail, data=data)
+
+
+def measurements(games: Sequence[Game], options: Options) -> dict[str, Any]:
+    """How the games went, and on which board."""
+    return {
         "best_tile": max(game.best_tile for game in games),
         "mean_best_tile": statistics.fmean(game.best_tile for game in games),
         "mean_score": statistics.fmean(game.score for game in games),
@@ -509,7 +531,6 @@ def try_program(program: Program, options: Options, seeds: Iterable[int]) -> Gra
         "size": options.size,
         "target": options.target,
     }
-    return Grade(status, correct=correct, passed=win_rate, detail=detail, data=data)
 
 
 def seconds_to_win(games: Iterable[Game], options: Options) -> float:

@@ -114,27 +114,36 @@ def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, A
     place."""
     found = find_files(options.data)
     if found:
-        if options.eval_split:
-            raise ValueError("eval_split: is for a dataset of the Hub; use eval_share with files")
-        if options.split != "train":
-            raise ValueError(
-                f"split: is for a dataset of the Hub, and {options.data} is a file; leave it out"
-            )
-        all_rows = read_files(
-            tuple((path, path.stat().st_mtime_ns, path.stat().st_size) for path in found)
+        return split_files(found, options)
+    training = read_split(options.split, options)
+    if options.eval_split:
+        return training, read_split(options.eval_split, options)
+    return hold_out(training, options.eval_share)
+
+
+def split_files(
+    found: list[Path], options: Options
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """(training rows, evaluation rows) of files."""
+    if options.eval_split:
+        raise ValueError("eval_split: is for a dataset of the Hub; use eval_share with files")
+    if options.split != "train":
+        raise ValueError(
+            f"split: is for a dataset of the Hub, and {options.data} is a file; leave it out"
         )
-    else:
-        all_rows = readable(
-            read_hub(options.data, options.split), options, hub_places(options.data, options.split)
-        )
-        if options.eval_split:
-            held_out = read_hub(options.data, options.eval_split)
-            return all_rows, readable(
-                held_out, options, hub_places(options.data, options.eval_split)
-            )
-        return hold_out(all_rows, options.eval_share)
+    states = []
+    for path in found:
+        stat = path.stat()
+        states.append((path, stat.st_mtime_ns, stat.st_size))
+    all_rows = read_files(tuple(states))
     places = (place for path in found for place, _ in read_lines(path))
     return hold_out(readable(all_rows, options, places), options.eval_share)
+
+
+def read_split(split: str, options: Options) -> list[dict[str, Any]]:
+    """The readable rows of one split of a dataset of the Hub."""
+    all_rows = read_hub(options.data, split)
+    return readable(all_rows, options, hub_places(options.data, split))
 
 
 def hub_places(name: str, split: str) -> Iterator[str]:
@@ -157,23 +166,29 @@ def readable(
     """
     if not compares(options):
         return all_rows
-    problems = {
-        i: why for i, row in enumerate(all_rows) if (why := reasoning.unreadable(answer_of(row)))
-    }
+    kept, problems = [], {}
+    for i, row in enumerate(all_rows):
+        why = reasoning.unreadable(answer_of(row))
+        if why:
+            problems[i] = why
+        else:
+            kept.append(row)
     if not problems:
         return all_rows
-    named = [
-        f"{place}: the answer cannot be read: {problems[i]}"
-        for i, place in enumerate(places)
-        if i in problems
-    ]
+
+    # Name the places of the rows that cannot be read.
+    named = []
+    for i, place in zip(range(len(all_rows)), places, strict=False):  # places may be endless
+        if i in problems:
+            named.append(f"{place}: the answer cannot be read: {problems[i]}")
+    shown = named[:MAX_MISTAKES]
     share = f"{len(problems)} of {len(all_rows)} rows of {options.data}"
     count = f"{share} have an answer that cannot be read"
     if options.unreadable_answers == "refuse":
         advice = f"{count}; task.unreadable_answers: drop leaves them out"
-        raise ValueError("\n".join(["data:", *named[:MAX_MISTAKES], advice]))
-    note_once("\n".join([f"{count} and are left out:", *named[:MAX_MISTAKES]]))
-    return [row for i, row in enumerate(all_rows) if i not in problems]
+        raise ValueError("\n".join(["data:", *shown, advice]))
+    note_once("\n".join([f"{count} and are left out:", *shown]))
+    return kept
 
 
 def hold_out(
@@ -185,27 +200,34 @@ def hold_out(
         return all_rows, []
     keys = [hashlib.sha256(json.dumps(row["prompt"]).encode()).digest() for row in all_rows]
     distinct = sorted(set(keys))
-    held_out = set(distinct[: max(1, round(share * len(distinct)))])
-    training = [row for key, row in zip(keys, all_rows, strict=True) if key not in held_out]
-    return training, [row for key, row in zip(keys, all_rows, strict=True) if key in held_out]
+    held_out_keys = set(distinct[: max(1, round(share * len(distinct)))])
+    training, held_out = [], []
+    for key, row in zip(keys, all_rows, strict=True):
+        if key in held_out_keys:
+            held_out.append(row)
+        else:
+            training.append(row)
+    return training, held_out
 
 
 def find_files(data: str) -> list[Path]:
     """The files that `data` means; none for the id of a Hub dataset. Raises ValueError for a file
     that is not there."""
-    pattern = str(ROOT / Path(data).expanduser())
-    found = (
-        [Path(pattern)]
-        if Path(pattern).is_file()
-        else [Path(p) for p in sorted(glob.glob(pattern, recursive=True))]
-    )
-    found = [path for path in found if path.is_file()]
-    is_id = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data) and not data.endswith(
-        (".jsonl", ".json")
-    )
-    if not found and not is_id:
+    path = ROOT / Path(data).expanduser()
+    if path.is_file():
+        return [path]
+    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
+    found = [match for match in matches if match.is_file()]
+    if not found and not is_hub_id(data):
         raise ValueError(f"data: there is no file {data}")
     return found
+
+
+def is_hub_id(data: str) -> bool:
+    """Whether `data` can be the id of a Hub dataset: NAME or OWNER/NAME, and no name of a file."""
+    if data.endswith((".jsonl", ".json")):
+        return False
+    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data) is not None
 
 
 @functools.lru_cache(maxsize=4)
@@ -223,13 +245,17 @@ def read_lines(path: Path) -> Iterable[tuple[str, Any]]:
         with path.open(encoding="utf-8-sig", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    try:
-                        row = json.loads(line)
-                    except (ValueError, RecursionError) as error:
-                        row = ValueError(f"not JSON: {error}")
-                    yield f"{shown}:{number}", row
+                    yield f"{shown}:{number}", read_line(line)
     except OSError as error:
         raise ValueError(f"data: {path} cannot be read: {error}") from error
+
+
+def read_line(line: str) -> Any:
+    """The value of a line of JSON, or a ValueError in its place."""
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return ValueError(f"not JSON: {error}")
 
 
 @functools.lru_cache(maxsize=4)
@@ -258,25 +284,40 @@ def check_rows(placed: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
                 break
         else:
             places.append(place)
-            prompt = row["prompt"]
-            found.append(
-                {
-                    **row,
-                    "prompt": [{"role": "user", "content": prompt}]
-                    if isinstance(prompt, str)
-                    else prompt,
-                }
-            )
+            found.append(with_messages(row))
+
+    # Compare the columns, which only makes sense where each row is right in itself.
     if not mistakes:
-        if found and all(type(row.get("answer")) is int and row["answer"] == 0 for row in found):
-            found = [
-                {name: value for name, value in row.items() if name != "answer"} for row in found
-            ]
+        if all(map(has_placeholder, found)):
+            for row in found:
+                del row["answer"]
         mistakes = uneven_columns(places, found)
     if mistakes:
         raise ValueError("\n".join(["data:", *mistakes[:MAX_MISTAKES]]))
-    names = dict.fromkeys(name for row in found for name in row)
+    names = columns_of(found)
     return [{name: row.get(name) for name in names} for row in found]
+
+
+def with_messages(row: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a row, in which a prompt that is a text is one message of the user."""
+    prompt = row["prompt"]
+    if isinstance(prompt, str):
+        prompt = [{"role": "user", "content": prompt}]
+    return {**row, "prompt": prompt}
+
+
+def has_placeholder(row: Mapping[str, Any]) -> bool:
+    """Whether the answer of a row is the number 0."""
+    answer = row.get("answer")
+    return type(answer) is int and answer == 0
+
+
+def columns_of(found: list[dict[str, Any]]) -> list[str]:
+    """The names of all columns, in the order in which they first occur."""
+    names: dict[str, None] = {}
+    for row in found:
+        names |= dict.fromkeys(row)
+    return list(names)
 
 
 def mistake(row: Any) -> str:
@@ -290,22 +331,31 @@ def mistake(row: Any) -> str:
         return f"no prompt; the columns are {list(row)}"
     if not isinstance(prompt, list | str) or not prompt:
         return "prompt must be a list of messages, or a text"
-    for i, message in enumerate(prompt if isinstance(prompt, list) else []):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            return f"prompt[{i}] must have role and content, and nothing else"
-        if message["role"] not in ROLES:
-            return f"prompt[{i}].role must be one of {', '.join(ROLES)}, not {message['role']!r}"
-        if not isinstance(message["content"], str) or not message["content"].strip():
-            return f"prompt[{i}].content must be text"
-    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
-        return "prompt ends with an assistant message: the model is to write that one"
-    if row.get("reasoning_effort") not in (None, *EFFORTS):
-        return (
-            f"reasoning_effort must be one of {', '.join(EFFORTS)}, not {row['reasoning_effort']!r}"
-        )
+    if isinstance(prompt, list):
+        problem = mistake_of_messages(prompt)
+        if problem:
+            return problem
+    effort = row.get("reasoning_effort")
+    if effort not in (None, *EFFORTS):
+        return f"reasoning_effort must be one of {', '.join(EFFORTS)}, not {effort!r}"
     reserved = RESERVED.intersection(row)
     if reserved:
         return f"the columns {sorted(reserved)} have names that the trainer itself uses"
+    return ""
+
+
+def mistake_of_messages(prompt: list[Any]) -> str:
+    """What is wrong with the messages of a prompt, in words; empty if nothing is."""
+    for i, message in enumerate(prompt):
+        if not isinstance(message, dict) or set(message) != {"role", "content"}:
+            return f"prompt[{i}] must have role and content, and nothing else"
+        role, content = message["role"], message["content"]
+        if role not in ROLES:
+            return f"prompt[{i}].role must be one of {', '.join(ROLES)}, not {role!r}"
+        if not isinstance(content, str) or not content.strip():
+            return f"prompt[{i}].content must be text"
+    if prompt[-1]["role"] == "assistant":
+        return "prompt ends with an assistant message: the model is to write that one"
     return ""
 
 
@@ -313,24 +363,28 @@ def uneven_columns(places: list[str], found: list[dict[str, Any]]) -> list[str]:
     """Columns that no table can hold unchanged, because their values are of different kinds, in
     words. Answers that are numbers here and texts there become texts, which mean the same."""
     mistakes = []
-    for name in dict.fromkeys(name for row in found for name in row):
+    for name in columns_of(found):
         values = [row.get(name) for row in found]
         try:
             column = pa.array(values).to_pylist()
         except (pa.ArrowException, OverflowError) as error:
-            if name == "answer" and all(
-                value is None or isinstance(value, bool | int | float | str) for value in values
-            ):
+            if name == "answer" and all(map(is_simple, values)):
                 for row, value in zip(found, values, strict=True):
                     row[name] = reasoning.read_answer(value) if value != "" else None
             else:
                 mistakes.append(f"column {name}: its values are of different kinds: {error}")
             continue
+        # A table may hold a column and still change its values.
         for place, before, after in zip(places, values, column, strict=True):
             if before != after:
                 mistakes.append(f"{place}: column {name} has another form than in other rows")
                 break
     return mistakes
+
+
+def is_simple(value: Any) -> bool:
+    """Whether a value is a number or a text, or there is none."""
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def answer_of(row: Mapping[str, Any]) -> str | None:
@@ -372,9 +426,9 @@ def question_of(row: Mapping[str, Any]) -> str:
 
 def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
     """As tasks/reasoning.py. What the user's own reward functions pay is not known here."""
-    if answer_of(row) is None or "correct_conclusion" not in tasks.reward_weights(
-        options.type, options.rewards
-    ):
+    answer = answer_of(row)
+    paid = tasks.reward_weights(options.type, options.rewards)
+    if answer is None or "correct_conclusion" not in paid:
         return []
-    asked = {"answer": answer_of(row), "question": question_of(row)}
+    asked = {"answer": answer, "question": question_of(row)}
     return reasoning.known_answers(asked, options, options.require_marker)

@@ -4,13 +4,13 @@ import math
 import statistics
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from sandbox import Program, Run, Sandbox, Status
-from tasks import Grade, extract_code, flag_unclosed
+from tasks import Grade, grade_program
 from tasks import Options as SharedOptions
 
 PROMPT = """\
@@ -151,14 +151,11 @@ def grade(
     them gains nothing; changing them is wrong all the same, because matmul(A, B) must leave A and B
     to its caller.
     """
-    code, unclosed = extract_code(completion, "matmul")
-    if code is None:
-        return Grade(Status.NO_FUNCTION, detail="no code block defines matmul")
-    with sandbox.open(code, "matmul") as program:
-        graded = try_program(program, options, sandbox, rng)
-        # read after the calls, since any of them may add findings
-        graded = replace(graded, code=code, cheating=program.findings)
-    return flag_unclosed(graded) if unclosed else graded
+
+    def try_products(program: Program) -> Grade:
+        return try_program(program, options, sandbox, rng)
+
+    return grade_program(completion, "matmul", sandbox, try_products)
 
 
 def try_program(

@@ -297,6 +297,16 @@ def test_a_dataset_of_the_hub(monkeypatch):
     jsonl.read_hub.cache_clear()
 
 
+def test_unreadable_answers_in_a_dataset_of_the_hub_are_named(monkeypatch):
+    answers = ["4", "perhaps 4 or 5", "6"]
+    dataset = [{"prompt": "2 + 2", "answer": answer} for answer in answers]
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: dataset)
+    jsonl.read_hub.cache_clear()
+    with pytest.raises(ValueError, match=r"some/questions\[train\]:1: the answer cannot be read"):
+        Options(type="jsonl", data="some/questions")
+    jsonl.read_hub.cache_clear()
+
+
 def test_a_dataset_that_cannot_be_had_is_told():
     with pytest.raises(
         ValueError, match="data: no file some/questions, and not to be had from the Hub"
