@@ -267,7 +267,7 @@ def read_hub(name: str, split: str) -> list[dict[str, Any]]:
         dataset = load_dataset(name, split=split)
     except Exception as error:  # of many kinds: no such id, split or network, no access
         raise ValueError(
-            f"data: no file {name}, and not to be had from the Hub (split {split!r}): {error}"
+            f"data: no file {name}, and the Hub does not give it (split {split!r}): {error}"
         ) from error
     return check_rows((f"{name}[{split}]:{i}", row) for i, row in enumerate(dataset))
 

@@ -309,7 +309,7 @@ def test_unreadable_answers_in_a_dataset_of_the_hub_are_named(monkeypatch):
 
 def test_a_dataset_that_cannot_be_had_is_told():
     with pytest.raises(
-        ValueError, match="data: no file some/questions, and not to be had from the Hub"
+        ValueError, match="data: no file some/questions, and the Hub does not give it"
     ):
         Options(type="jsonl", data="some/questions")
 
