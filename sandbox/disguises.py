@@ -244,7 +244,7 @@ def latin_letter(sign: str) -> str:
 # -- letter for letter --
 
 INITIALS = re.compile(r"[A-Z]++(?:['’-]++[A-Z]++)*+")
-NUMBERED = re.compile(r"(\d{1,3})(?:ST|ND|RD|TH)?\W{1,3}(?:LETTER\W{1,3})?(?:IS )?\W?([A-Z])\b")
+NUMBERED = re.compile(r"([0-9]{1,3})(?:ST|ND|RD|TH)?\W{1,3}(?:LETTER\W{1,3})?(?:IS )?\W?([A-Z])\b")
 NEIGHBOUR = re.compile(
     r"\b(?:(AFTER|FOLLOWING|FOLLOWS|BEHIND)|BEFORE|PRECEDING|PRECEDES)(?: THE)?(?: LETTER)?"
     r"\W{1,3}([A-Z])\b"
@@ -487,12 +487,12 @@ def stands_out(word: str) -> bool:
 
 # -- numbers --
 
-FIGURES = re.compile(r"\d+")
-TWO_FIGURES = re.compile(r"\d\d")
+FIGURES = re.compile(r"[0-9]+")
+TWO_FIGURES = re.compile(r"[0-9][0-9]")
 HEX_PAIRS = re.compile(r"(?:0x|\\[xu]|u\+|%|&#x)?(?:00)?([4-7][0-9a-f])")
 LONE_HEX_PAIRS = re.compile(r"\b(?:0x)?([0-9a-f]{2})\b")
 BITS = re.compile(r"[01]{5,}")
-SEPARATOR = re.compile(r"(?<=\d)[,' _](?=\d{3})")
+SEPARATOR = re.compile(r"(?<=[0-9])[,' _](?=[0-9]{3})")
 HYPHEN = re.compile(r"\bTWENTY\W(?=[A-Z])")
 DIGEST = re.compile(r"(?<![0-9a-f])[0-9a-f]{32,128}(?![0-9a-f])")
 MAX_POSITION_DIGITS = 3  # longer numbers are no letters

@@ -147,9 +147,9 @@ def grade(
 ) -> Grade:
     """Run the completion's matmul on fresh inputs, then time it if every result was right.
 
-    Inputs are copied to the program and drawn again for every call, so one that changes or remembers
-    them gains nothing; changing them is wrong all the same, because matmul(A, B) must leave A and B
-    to its caller.
+    Inputs are copied to the program and drawn again for every call, so one that changes or
+    remembers them gains nothing; changing them is wrong all the same, because matmul(A, B) must
+    leave A and B to its caller.
     """
 
     def try_products(program: Program) -> Grade:

@@ -336,3 +336,18 @@ def test_every_pattern_is_a_constant_that_the_test_above_sees():
         source = Path(module.__file__).read_text(encoding="utf-8")
         inline = re.findall(r"\bre\.(?:sub|findall|split|search|finditer)\(", source)
         assert not inline, module.__name__
+
+
+FIGURES = st.characters(categories=("Nd", "No", "Nl", "Sm", "Lu"))
+
+
+@given(
+    st.text(
+        FIGURES | st.sampled_from(" .,:=/%^$\\{}()[]<>-+*#\nAnswer:boxed0123456789"), max_size=80
+    ),
+    st.sampled_from(["345", "1/2", "no", "(1, 2)", "x^2"]),
+)
+def test_any_text_is_read_without_an_error(text, expected):
+    for marked in (True, False):
+        found = conclusions.find(text, marked)
+        conclusions.compare(expected, found.text, "What is 15 * 23?")

@@ -572,3 +572,12 @@ def test_the_grader_reads_the_columns(sandbox):
     ]
     completions = [[{"role": "assistant", "content": text}] for text in texts]
     assert reward(completions, prompts=[None] * 3, **columns) == [11.0, -10.0, 1.5]
+
+
+FIGURES = st.characters(categories=("Nd", "No", "Nl", "Lu"))
+
+
+@given(st.text(FIGURES | st.sampled_from(" .,:=-[]'`0123456789"), max_size=80))
+def test_figures_of_any_script_are_graded(message):
+    """Figures that are no ASCII digits once ended the grading with a ValueError."""
+    assert play(message + "٨٨ ٧٧").status is Status.OK
