@@ -178,7 +178,7 @@ class GradingPool:
         return cls(options.workers, limits, options.require, options.grade_timeout_s)
 
     def __str__(self) -> str:
-        return f"{self.workers} grading processes, each with a {self._report}"
+        return f"sandbox: {self.workers} grading processes; {self._report}"
 
     def __enter__(self):
         return self

@@ -28,7 +28,8 @@ def main(descriptor: int) -> None:
         connection.send(Failure(str(error), is_of_sandbox=True))
         return
     with sandbox:
-        connection.send(str(sandbox))
+        layers = str(sandbox).partition("; ")[2]  # behind the number of its servers
+        connection.send(layers)
         while True:
             try:
                 job, limit_s = connection.recv()
