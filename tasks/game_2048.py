@@ -205,7 +205,7 @@ class Options(SharedOptions):
     size: int = 6  # the game that counts, also in evaluation: cells a side,
     target: int = 2048  # the tile that wins,
     probability_fours: float = 0.1  # and the share of new tiles that are 4, not 2
-    games: int = 5  # for each completion, on boards drawn anew for every training step
+    games: int = 5  # for each completion, on new boards at every training step
     win_share: float = (
         1.0  # of the games, to be paid as a win: random moves win every third game of the default
     )

@@ -279,6 +279,13 @@ def test_cut_rows_are_told_once(tmp_path, capsys):
     assert capsys.readouterr().err.count("the first 4 of 10 rows") == 1
 
 
+@pytest.fixture(autouse=True)
+def no_rows_of_other_tests():
+    """What a test lets the Hub hold is not there for the next test."""
+    yield
+    jsonl.read_hub.cache_clear()
+
+
 def test_a_dataset_of_the_hub(monkeypatch):
     asked = []
 
@@ -287,24 +294,19 @@ def test_a_dataset_of_the_hub(monkeypatch):
         return [{"prompt": f"{split} question", "answer": 7}]
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    jsonl.read_hub.cache_clear()
     settings = Options(
         type="jsonl", data="some/questions", split="train[:10]", eval_split="test", num_rows=None
     )
     assert jsonl.rows(settings)[0]["prompt"][0]["content"] == "train[:10] question"
     assert jsonl.eval_rows(settings)[0]["prompt"][0]["content"] == "test question"
     assert sorted(asked) == [("some/questions", "test"), ("some/questions", "train[:10]")]
-    jsonl.read_hub.cache_clear()
 
 
 def test_unreadable_answers_in_a_dataset_of_the_hub_are_named(monkeypatch):
-    answers = ["4", "perhaps 4 or 5", "6"]
-    dataset = [{"prompt": "2 + 2", "answer": answer} for answer in answers]
+    dataset = [SOLVED, UNCLEAR, SOLVED]
     monkeypatch.setattr("datasets.load_dataset", lambda name, split: dataset)
-    jsonl.read_hub.cache_clear()
     with pytest.raises(ValueError, match=r"some/questions\[train\]:1: the answer cannot be read"):
         Options(type="jsonl", data="some/questions")
-    jsonl.read_hub.cache_clear()
 
 
 def test_a_dataset_that_cannot_be_had_is_told():
