@@ -374,11 +374,7 @@ def load_unsloth(model_config: Model, lora: Lora) -> tuple[Any, Any]:
         experts["target_parameters"] = lora.target_parameters
     model = FastLanguageModel.get_peft_model(
         model,
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        bias=lora.bias,
-        target_modules=lora.target_modules,
+        **adapter_options(lora),
         use_gradient_checkpointing=lora.use_gradient_checkpointing,
         random_state=lora.random_state,
         **experts,
@@ -409,15 +405,20 @@ def load_transformers(model_config: Model, lora: Lora) -> tuple[Any, Any]:
 
     torch.manual_seed(lora.random_state)
     adapter = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        bias=lora.bias,
-        target_modules=lora.target_modules,
-        target_parameters=lora.target_parameters,
+        task_type="CAUSAL_LM", target_parameters=lora.target_parameters, **adapter_options(lora)
     )
     return get_peft_model(model, adapter), tokenizer
+
+
+def adapter_options(lora: Lora) -> dict[str, Any]:
+    """Arguments that have the same names for Unsloth's get_peft_model and PEFT's LoraConfig."""
+    return {
+        "r": lora.r,
+        "lora_alpha": lora.lora_alpha,
+        "lora_dropout": lora.lora_dropout,
+        "bias": lora.bias,
+        "target_modules": lora.target_modules,
+    }
 
 
 def placement() -> dict[str, Any]:
