@@ -41,9 +41,8 @@ def someone() -> Iterator[tuple[Path, int, list[str]]]:
     """A folder with a copy of the repository, the uid that owns it, and what runs a command as that
     user."""
     uid, as_user = os.getuid(), []
-    folder = Path(
-        tempfile.mkdtemp(prefix="a user, ")
-    )  # not tmp_path, which only its maker can enter
+    # Not tmp_path, which only its maker can enter
+    folder = Path(tempfile.mkdtemp(prefix="a user, "))
     left_behind = shutil.ignore_patterns(".*", "__pycache__", "gpt-oss-grpo")
     shutil.copytree(ROOT, folder / "repo", ignore=left_behind)
     if uid == 0:
@@ -63,17 +62,14 @@ def container(request: pytest.FixtureRequest) -> Iterator[str]:
     docker("rm", "--force", name)
 
 
+def train_command(as_user: list[str], folder: Path, max_steps: int) -> list[str]:
+    arguments = ["--cpu", "--config", "configs/tiny.yaml", f"grpo.max_steps={max_steps}"]
+    return [*as_user, "bash", f"{folder}/repo/train.sh", *arguments]
+
+
 def test_an_ordinary_user_trains_and_owns_the_outputs(someone):
     folder, uid, as_user = someone
-    command = [
-        *as_user,
-        "bash",
-        f"{folder}/repo/train.sh",
-        "--cpu",
-        "--config",
-        "configs/tiny.yaml",
-    ]
-    done = subprocess.run([*command, "grpo.max_steps=2"], text=True, capture_output=True)
+    done = subprocess.run(train_command(as_user, folder, 2), text=True, capture_output=True)
     assert done.returncode == 0, done.stdout + done.stderr
     tiny = folder / "repo/gpt-oss-grpo/tiny"
     assert (
@@ -85,25 +81,19 @@ def test_an_ordinary_user_trains_and_owns_the_outputs(someone):
 
 def test_docker_stop_saves_a_checkpoint(someone, container: str):
     folder, _, as_user = someone
-    command = [
-        *as_user,
-        "bash",
-        f"{folder}/repo/train.sh",
-        "--cpu",
-        "--config",
-        "configs/tiny.yaml",
-    ]
     environment = os.environ | {"DOCKER_ARGS": f"--name {container}"}
     with (folder / "log").open("w") as log:
         training = subprocess.Popen(
-            [*command, "grpo.max_steps=1000"], env=environment, stdout=log, stderr=subprocess.STDOUT
+            train_command(as_user, folder, 1000),
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         metrics = folder / "repo/gpt-oss-grpo/tiny/metrics.jsonl"
         while not (metrics.exists() and metrics.read_text()) and training.poll() is None:
             time.sleep(0.5)
-        docker(
-            "stop", container
-        )  # Docker kills it after the --stop-timeout of train.sh, and the status is 137 then
+        # Docker kills it after the --stop-timeout of train.sh, and the status is 137 then
+        docker("stop", container)
         status = training.wait()
     assert status == 143, (folder / "log").read_text()
     assert list(metrics.parent.glob("checkpoint-*/trainer_state.json"))
