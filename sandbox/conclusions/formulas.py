@@ -41,7 +41,6 @@ MATRIX = re.compile(r"\\begin ?\{([pbvBV]?)matrix\}(.{0,900}?)\\end ?\{[pbvBV]?m
 CONJUNCTION = re.compile(r",? ?\b(?:and|or)\b ?|;|\\(?:text|mathrm) ?\{ ?(?:and|or) ?\}")
 OR = re.compile(r",? ?\bor\b ?|\\(?:text|mathrm) ?\{ ?or ?\}|\\lor(?![a-zA-Z])|∨")
 CHAIN = re.compile(r"=|≈|\\approx(?![a-zA-Z])")
-CLOSED_BY = {"(": ")", "[": "]", "{": "}"}
 
 
 @dataclass(frozen=True)
