@@ -35,9 +35,8 @@ from tasks import Grade, note_once
 WORKER = Path(__file__).with_name("grading_worker.py")
 START_TIMEOUT_S = 120.0  # a worker imports numpy and starts a sandbox; a busy machine may need long
 GRACE_S = 5.0  # after its deadline a worker ends itself, should the trainer be unable to
-DEADLINE_FACTOR = (
-    2  # a program, and the baseline that it is timed against, may each take their total limit
-)
+# A program, and the baseline that it is timed against, may each take their total limit
+DEADLINE_FACTOR = 2
 SHOWN_CHARACTERS = 1000  # of a completion in a message
 
 

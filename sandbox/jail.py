@@ -704,9 +704,8 @@ def hide_modules():
     visible |= stand_ins()
     sys.modules.clear()
     sys.modules.update(visible)
-    finder = types.SimpleNamespace(
-        find_spec=functools.partial(sys.audit, "sandbox.import")
-    )  # returns None
+    # find_spec returns None
+    finder = types.SimpleNamespace(find_spec=functools.partial(sys.audit, "sandbox.import"))
     sys.meta_path[:] = [finder]
     sys.path.clear()
     sys.path_importer_cache.clear()
@@ -741,11 +740,8 @@ AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 X32_BIT, PROT_EXEC = 0x40000000, 4
 KILL_PROCESS, EPERM_ERRNO, ALLOW = 0x80000000, 0x00050001, 0x7FFF0000
 LOAD, JUMP_EQ, JUMP_GE, JUMP_SET, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
-NUMBER, ARCHITECTURE, THIRD_ARGUMENT = (
-    0,
-    4,
-    32,
-)  # offsets in struct seccomp_data, low words (little-endian)
+# Offsets in struct seccomp_data, low words (little-endian)
+NUMBER, ARCHITECTURE, THIRD_ARGUMENT = (0, 4, 32)
 
 
 @functools.cache
@@ -813,9 +809,8 @@ def lock_landlock(limits):
     """A ruleset that handles every access this kernel knows and allows none."""
     abi = call("syscall", LANDLOCK_CREATE_RULESET, None, 0, 1)
     files = (1 << (13 + (abi >= 2) + (abi >= 3) + (abi >= 5))) - 1
-    attributes = struct.pack("QQQ", files, 3, 3)[
-        : 8 + 8 * (abi >= 4) + 8 * (abi >= 6)
-    ]  # files, TCP, scopes
+    # Files, TCP, scopes
+    attributes = struct.pack("QQQ", files, 3, 3)[: 8 + 8 * (abi >= 4) + 8 * (abi >= 6)]
     ruleset = call("syscall", LANDLOCK_CREATE_RULESET, attributes, len(attributes), 0)
     call("syscall", LANDLOCK_RESTRICT_SELF, ruleset, 0)
 
@@ -850,9 +845,8 @@ LAYERS = {
     "no_new_privs": lambda limits: call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
     "capabilities": lock_capabilities,
     "landlock": lock_landlock,
-    "descriptors": lambda limits: os.closerange(
-        1, 64
-    ),  # 0 is the socket; a server holds fewer than 64
+    # 0 is the socket; a server holds fewer than 64
+    "descriptors": lambda limits: os.closerange(1, 64),
     "rlimits": lock_rlimits,
     "seccomp": lock_seccomp,
 }
@@ -886,9 +880,8 @@ MAX_DEPTH = 64  # of a result
 MAX_TEXT = 2000  # characters of an error
 READY = b"+"  # what a locked child says first
 HEADER = struct.Struct("!II")  # reply: bytes of JSON, bytes of raw float64
-FINDING = (
-    2**32 - 1
-)  # in place of the second: a finding, whose text has that many bytes, comes before the reply
+# In place of the second: a finding, whose text has that many bytes, comes before the reply
+FINDING = 2**32 - 1
 LENGTH = struct.Struct("!I")  # request: bytes of marshal
 FILE_NAME = "<completion>"  # of the program, in tracebacks
 
@@ -1212,9 +1205,8 @@ def run_child():
         else:
             error = "MemoryError" if status == "memory" else describe(box)
         reply = encode_reply(status, error, box, subclasses)
-        empty(
-            box
-        )  # what is not kept is freed before the reply, so that the idle clock stands still
+        # What is not kept is freed before the reply, so that the idle clock stands still
+        empty(box)
         empty(earlier)
         earlier, earlier_data = arguments, data
         send(reply)
@@ -1277,9 +1269,8 @@ def serve(control: socket.socket):
     control.settimeout(1.0)
     gc.collect()
     gc.freeze()
-    while (
-        os.getppid() == parent
-    ):  # a forked trainer process may keep the control socket open after its death
+    # A forked trainer process may keep the control socket open after its death
+    while os.getppid() == parent:
         try:
             data, descriptors, _, _ = socket.recv_fds(control, 65536, 1)
         except TimeoutError:

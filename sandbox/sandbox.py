@@ -88,10 +88,8 @@ START_TIMEOUT_S = 60.0  # a fork server imports 50 modules; a busy machine may n
 SERVER_TIMEOUT_S = 30.0  # for a fork, or for the end of a killed child
 MAX_INT_DIGITS = 4300  # Python's own default for text to int
 WALL_FACTOR = 6.0  # a wall clock backstop, as a multiple of the CPU budget that it stands behind
-CPU_BUDGETS = {
-    "timeout_s": "call_cpu_s",
-    "total_timeout_s": "cpu_s",
-}  # wall clock: the budget before it
+# Each wall clock limit, and the CPU budget that it stands behind
+CPU_BUDGETS = {"timeout_s": "call_cpu_s", "total_timeout_s": "cpu_s"}
 LEAST_WAIT_S = 0.002  # between two looks at a child's CPU clock
 
 
@@ -115,12 +113,8 @@ class Status(StrEnum):
     BAD_ROW = "bad_row"  # nothing was run: a row that check.py could not read
 
 
-REPORTABLE = frozenset(Status) - {
-    Status.TIMEOUT,
-    Status.DIED,
-    Status.NO_FINAL,
-    Status.BAD_ROW,
-}  # what a child may say of itself
+# What a child may say of itself
+REPORTABLE = frozenset(Status) - {Status.TIMEOUT, Status.DIED, Status.NO_FINAL, Status.BAD_ROW}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +123,8 @@ class Limits:
 
     call_cpu_s: float = 5.0  # CPU: for loading, and for each call
     cpu_s: float = 20.0  # CPU: over the whole life of a program
-    timeout_s: float = (
-        30.0  # wall clock, for programs that sleep or wait: for loading, and for each call
-    )
+    # Wall clock, for programs that sleep or wait: for loading, and for each call
+    timeout_s: float = 30.0
     total_timeout_s: float = 120.0  # wall clock: for loading and all calls of one program together
     memory_mb: int = 512  # address space beyond that of the bare interpreter
     result_kb: int = 2048  # one reply
@@ -150,9 +143,8 @@ class Run:
     status: Status
     value: object = None
     error: str = ""
-    cpu_s: float = (
-        0.0  # the child's CPU from before the request to after the reply, by the kernel's clock
-    )
+    # The child's CPU from before the request to after the reply, by the kernel's clock
+    cpu_s: float = 0.0
     wall_s: float = 0.0
     idle_cpu_s: float = 0.0  # the child's CPU between the reply before and this request
 
@@ -165,14 +157,12 @@ def clean(text: str, limit: int = MAX_TEXT) -> str:
     )
 
 
-_STRING = re.compile(
-    rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL
-)  # matches wherever it starts: linear time
+# Matches wherever it starts: linear time
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)', re.DOTALL)
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 _STEPS = bytes.maketrans(b"[{]}", bytes([1, 1, 255, 255]))  # 255 is -1 as a signed byte
-_LONG_ESCAPE = re.compile(
-    rb"(?<!\\)(?:\\\\)*+\\u(?!00)"
-)  # a child sends UTF-8; this could be a surrogate
+# A child sends UTF-8; this could be a surrogate
+_LONG_ESCAPE = re.compile(rb"(?<!\\)(?:\\\\)*+\\u(?!00)")
 
 
 def _parse_int(digits: str) -> int:
@@ -341,9 +331,8 @@ class Program:
         self._clock = (~self.pid << 3) | 2  # CPUCLOCK_SCHED of a process, see man 2 clock_getres
         self._cpu_ns = self._idle_since_ns = 0
         self._pidfd = None
-        with suppress(
-            OSError, AttributeError
-        ):  # absent or refused: the pid is ours until it is waited for
+        # Absent or refused: the pid is ours until it is waited for
+        with suppress(OSError, AttributeError):
             self._pidfd = os.pidfd_open(self.pid)
         self.findings: tuple[str, ...] = ()
         try:
@@ -429,9 +418,8 @@ class Program:
             status = Status.DIED
         except (ValueError, RecursionError) as problem:
             status, error = Status.BAD_RESULT, clean(str(problem), 200)
-        except (
-            BaseException
-        ):  # an interrupt between request and reply: the two would not match any more
+        # An interrupt between request and reply: the two would not match any more
+        except BaseException:
             self._ended = Status.DIED, None, "interrupted"
             raise
         else:

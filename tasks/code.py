@@ -158,9 +158,8 @@ def find_ruff() -> str | None:
         return None
 
 
-RUFF = (
-    find_ruff()
-)  # once and here: its search through sysconfig fails when two threads begin it together
+# Once and here: its search through sysconfig fails when two threads begin it together
+RUFF = find_ruff()
 RUFF_MAX_CHARACTERS = 200_000  # longer programs get no style and no documentation score
 RUFF_TIMEOUT_S = 10.0
 RUFF_REWARDS = {"style", "documentation"}

@@ -65,14 +65,10 @@ All helper functions go inside def strategy. Only output the short function `str
 
 REWARDS = ["function_works", "no_cheating", "strategy_succeeds"]
 CURRICULUM_KEYS = ["size", "target", "probability_fours", "games", "win_share"]
-CURRICULUM_KEYS += [
-    "move_timeout_s",
-    "game_timeout_s",
-]  # not the CPU budgets, which the prompt names
-CPU_BUDGETS = {
-    "move_timeout_s": "move_cpu_s",
-    "game_timeout_s": "game_cpu_s",
-}  # wall clock: the budget before it
+# Not the CPU budgets, which the prompt names
+CURRICULUM_KEYS += ["move_timeout_s", "game_timeout_s"]
+# Each wall clock limit, and the CPU budget that it stands behind
+CPU_BUDGETS = {"move_timeout_s": "move_cpu_s", "game_timeout_s": "game_cpu_s"}
 
 REFERENCE = """\
 ```python
@@ -193,9 +189,8 @@ CHEAT = [
 
 MOVES = "WASD"
 MAX_NO_OPS = 5
-Z_95 = statistics.NormalDist().inv_cdf(
-    0.975
-)  # half the width of a 95 % interval, in standard errors
+# Half the width of a 95 % interval, in standard errors
+Z_95 = statistics.NormalDist().inv_cdf(0.975)
 HELD_OUT_SEEDS = range(2**32, 2**32 + 100)  # training draws its seeds below 2**32
 
 
@@ -206,14 +201,12 @@ class Options(SharedOptions):
     target: int = 2048  # the tile that wins,
     probability_fours: float = 0.1  # and the share of new tiles that are 4, not 2
     games: int = 5  # for each completion, on new boards at every training step
-    win_share: float = (
-        1.0  # of the games, to be paid as a win: random moves win every third game of the default
-    )
+    # Of the games, to be paid as a win: random moves win every third game of the default
+    win_share: float = 1.0
     move_cpu_s: float = 1.0
     game_cpu_s: float = 3.0  # all moves of one game; games * game_cpu_s should fit sandbox.cpu_s
-    move_timeout_s: float | None = (
-        None  # wall clock, for strategies that sleep or wait; null: 6 * move_cpu_s
-    )
+    # Wall clock, for strategies that sleep or wait; null: 6 * move_cpu_s
+    move_timeout_s: float | None = None
     game_timeout_s: float | None = None  # null: 6 * game_cpu_s
 
     def __post_init__(self):
@@ -396,9 +389,8 @@ class Game:
     detail: str
     best_tile: int
     score: int
-    moves_cpu_s: tuple[
-        float, ...
-    ]  # of each call of the strategy; 0 where the kernel refuses its clock
+    # Of each call of the strategy; 0 where the kernel refuses its clock
+    moves_cpu_s: tuple[float, ...]
 
 
 def rows(options: Options) -> list[dict[str, Any]]:

@@ -47,12 +47,8 @@ RESERVED = {"completions", "completion_ids", "completion", "prompts", "grades", 
 REWARDS = ["correct_conclusion"]
 CURRICULUM_KEYS = ["free_characters"]
 
-COMPARING = {
-    "correct_conclusion",
-    "consistency",
-    "correctness_check",
-    "correctness_partial",
-}  # rewards that compare
+# Rewards that compare
+COMPARING = {"correct_conclusion", "consistency", "correctness_check", "correctness_partial"}
 
 # Of the first row of the default data. A last line that ends in the value is right here.
 REFERENCE = reasoning.REFERENCE
@@ -68,14 +64,12 @@ class Options(SharedOptions):
     split: str = "train"  # of a Hub dataset
     eval_split: str | None = None  # of a Hub dataset: its rows are for evaluation
     eval_share: float = 0.0  # else this share of the prompts is held out, chosen by their text
-    unreadable_answers: Literal["refuse", "drop"] = (
-        "refuse"  # what is done with rows whose answer is unclear
-    )
+    # What is done with rows whose answer is unclear
+    unreadable_answers: Literal["refuse", "drop"] = "refuse"
     # The prompts ask for a marker such as "Answer:": a last line without one does not count
     require_marker: bool = False
-    free_characters: int = (
-        2000  # longer completions pay the length_penalty, if that is among the rewards
-    )
+    # Longer completions pay the length_penalty, if that is among the rewards
+    free_characters: int = 2000
 
     def __post_init__(self):
         if not 0.0 <= self.eval_share < 1.0:

@@ -43,9 +43,8 @@ MAX_ERROR = 0.08  # above this it is not paid: programs 1.25x apart differ by 0.
 MAX_AGAIN_CPU_S = 1.0  # of a round; a program that uses more is not timed again
 FOR_QUICK = 3  # large inputs for programs that were quick on all others
 QUICK_CPU_S = 0.006  # of a call; the naive loop takes 0.002 s for 32 x 32 and 0.003 s above 160
-MAX_IDLE_CPU_S = (
-    0.002  # of a program that waits for its next call; 0.00005 is usual, more disturbs the baseline
-)
+# Of a program that waits for its next call; 0.00005 is usual, more disturbs the baseline
+MAX_IDLE_CPU_S = 0.002
 
 BASELINE = """\
 def matmul(A, B):
@@ -147,9 +146,9 @@ def grade(
 ) -> Grade:
     """Run the completion's matmul on fresh inputs, then time it if every result was right.
 
-    Inputs are copied to the program and drawn again for every call, so one that changes or
-    remembers them gains nothing; changing them is wrong all the same, because matmul(A, B) must
-    leave A and B to its caller.
+    Inputs are drawn for each grading, and the program gets copies. A program that changes or
+    remembers them gains nothing by it. One that changes them is wrong all the same, because
+    matmul(A, B) must leave A and B as they are.
     """
 
     def try_products(program: Program) -> Grade:

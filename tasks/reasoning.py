@@ -88,9 +88,8 @@ class Options(SharedOptions):
     prompt_template: str = TEMPLATE  # {question} becomes the question
     problems: Any = field(default_factory=lambda: PROBLEMS)  # questions, or mappings as above
     eval_problems: Any = field(default_factory=list)  # held out for evaluation
-    unreadable_answers: Literal["refuse", "drop"] = (
-        "refuse"  # what is done with problems whose answer is unclear
-    )
+    # What is done with problems whose answer is unclear
+    unreadable_answers: Literal["refuse", "drop"] = "refuse"
     free_characters: int = 2000  # longer completions pay a length penalty; full at twice as many
 
     def __post_init__(self):

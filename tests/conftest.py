@@ -14,9 +14,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
-os.environ["OMP_NUM_THREADS"] = (
-    "1"  # threads that share work on a tiny model mostly wait for each other
-)
+# Threads that share work on a tiny model mostly wait for each other
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import train  # noqa: E402
 from sandbox import Sandbox  # noqa: E402

@@ -34,9 +34,8 @@ class Family:
     tokens: dict[str, str]
     eos: str
     bos: str | None = None
-    plain_tokens: list[str] = field(
-        default_factory=list
-    )  # added to the vocabulary, but left in decoded text
+    # Added to the vocabulary, but left in decoded text
+    plain_tokens: list[str] = field(default_factory=list)
     system_role: bool = True
     opening: str = ""  # what the rendered prompt ends with
 
@@ -300,46 +299,21 @@ THINKING = [  # family, what was said, its answer, its thinking, whether the ans
         "",
         True,
     ),
-    (
-        "qwen3",
-        "<think>a</think>b</think>c<|im_end|>",
-        "b</think>c",
-        "a",
-        True,
-    ),  # nothing is hidden behind a second tag
-    (
-        "qwen3",
-        "Sure. <think>hm</think>yes<|im_end|>",
-        "yes",
-        "Sure. hm",
-        True,
-    ),  # words in front change nothing
+    # Nothing is hidden behind a second tag
+    ("qwen3", "<think>a</think>b</think>c<|im_end|>", "b</think>c", "a", True),
+    # Words in front change nothing
+    ("qwen3", "Sure. <think>hm</think>yes<|im_end|>", "yes", "Sure. hm", True),
     ("qwen3", "Sure. <think>hm", "", "Sure. hm", False),
     ("deepseek_r1_distill", "hm</think>yes", "yes", "hm", True),  # the prompt opens the thinking
     ("deepseek_r1_distill", "hm", "", "hm", False),
-    (
-        "gemma4",
-        "<|channel>thought\nhm\n<channel|>yes<turn|>",
-        "yes",
-        "hm",
-        True,
-    ),  # tags that are special tokens
-    (
-        "gemma4",
-        "<|channel>thought\n<channel|>yes<turn|>",
-        "yes",
-        "",
-        True,
-    ),  # what it says where thinking is off
+    # Tags that are special tokens
+    ("gemma4", "<|channel>thought\nhm\n<channel|>yes<turn|>", "yes", "hm", True),
+    # What it says where thinking is off
+    ("gemma4", "<|channel>thought\n<channel|>yes<turn|>", "yes", "", True),
     ("gemma4", "<|channel>thought\nhm", "", "hm", False),
     ("gemma4", "a thought\nyes<turn|>", "a thought\nyes", "", True),
-    (
-        "qwen2_5",
-        "<think>hm</think>yes<|im_end|>",
-        "<think>hm</think>yes",
-        "",
-        True,
-    ),  # knows no thinking: all is said
+    # Knows no thinking: all is said
+    ("qwen2_5", "<think>hm</think>yes<|im_end|>", "<think>hm</think>yes", "", True),
 ]
 
 
@@ -354,9 +328,8 @@ def test_the_answer_stands_behind_the_thinking(family, said, content, thinking, 
         reached,
     )
     assert reading.thinking_tokens + reading.final_tokens == len(ids)
-    assert (reading.thinking_tokens > 0) == (
-        not content or not said.startswith(content)
-    )  # empty thinking has tags
+    # Empty thinking has tags
+    assert (reading.thinking_tokens > 0) == (not content or not said.startswith(content))
 
 
 @pytest.mark.parametrize(

@@ -152,9 +152,8 @@ def test_score_of_tests(share, score):
     assert reward_functions.tests_passed(
         [None], grades=[Grade(Status.OK, passed=share, data={"tests": 2})]
     ) == [score]
-    assert reward_functions.tests_passed([None], grades=[Grade(Status.OK, passed=share)]) == [
-        score
-    ]  # of another task
+    # Of another task
+    assert reward_functions.tests_passed([None], grades=[Grade(Status.OK, passed=share)]) == [score]
 
 
 @pytest.mark.parametrize(
@@ -350,9 +349,8 @@ def test_no_undefined_function_earns_more_than_an_undocumented_one():
 
 
 def test_ruff_is_stopped_in_time(monkeypatch, tmp_path):
-    endless = (
-        tmp_path / "ruff"
-    )  # the real one may be done before any deadline that could be set here
+    # The real one may be done before any deadline that could be set here
+    endless = tmp_path / "ruff"
     endless.write_text("#!/bin/sh\necho '[]'\nexec sleep 600\n")
     endless.chmod(0o755)
     monkeypatch.setattr(code, "RUFF", str(endless))

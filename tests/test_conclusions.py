@@ -273,9 +273,8 @@ PIECES = [  # characters, pairs of them, and the words that patterns look for
 ]  # fmt: skip
 SHORT, LONG = 750, 3000
 TOO_LITTLE_S = 0.004  # a quadratic pattern takes longer for LONG characters
-GENEROUS = (
-    10  # times as long for four times the text; a quadratic pattern takes sixteen times as long
-)
+# Times as long for four times the text; a quadratic pattern takes sixteen times as long
+GENEROUS = 10
 
 
 def least_time(call, runs=3):

@@ -41,10 +41,8 @@ BOARDS = st.integers(2, 6).flatmap(
     )
 )
 MOVES = st.sampled_from("WASD")
-MIRRORED, TURNED = (
-    dict(zip("WASD", "WDSA", strict=True)),
-    dict(zip("WASD", "DWAS", strict=True)),
-)  # left for right; cw
+MIRRORED = dict(zip("WASD", "WDSA", strict=True))  # left for right
+TURNED = dict(zip("WASD", "DWAS", strict=True))  # clockwise
 
 
 def mirror(board):
@@ -244,12 +242,8 @@ AFTER_SOME = "global n\nn = globals().get('n', 0) + 1\n{}\nreturn 'WASD'[n % 4]"
         (AFTER_SOME.format("if n > 9: 1 / 0"), "crash", Status.CRASH, [-0.5, 1, -3]),
         ("def strategy():\n    return 'W'", "crash", Status.CRASH, [-0.5, 1, -3]),
         ("while True:\n    pass", "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
-        (
-            "import time\ntime.sleep(60)",
-            "timeout",
-            Status.TIMEOUT,
-            [-0.5, 1, -1],
-        ),  # by the wall clock
+        # By the wall clock
+        ("import time\ntime.sleep(60)", "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
         (AFTER_SOME.format("while n > 9: pass"), "timeout", Status.TIMEOUT, [-0.5, 1, -1]),
         ("1 / 0\ndef strategy(board):\n    return 'W'", "crash", Status.CRASH, [-0.5, 1, 0]),
         ("def strategy(board:\n    return 'W'", "syntax_error", Status.SYNTAX_ERROR, [-2, -1, -2]),
@@ -334,9 +328,8 @@ def test_a_wall_clock_stands_behind_the_budgets(sandbox):
     assert grade.status is Status.TIMEOUT and grade.detail.endswith(
         "stopped after 0.1 s of wall clock"
     )
-    assert (
-        graded(sandbox, sleep.format(0.001), target=16).status is Status.OK
-    )  # a pause costs no budget
+    # A pause costs no budget
+    assert graded(sandbox, sleep.format(0.001), target=16).status is Status.OK
 
 
 def test_the_prompt_says_what_a_move_may_use():
@@ -667,9 +660,8 @@ def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, patient
     ]
     rows.sort(key=lambda row: row["expect"] == "legit")
     lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
-    winners = sum(
-        row["expect"] == "legit" for row in rows
-    )  # they play to the end, on however busy a machine
+    # They play to the end, on however busy a machine
+    winners = sum(row["expect"] == "legit" for row in rows)
     others = [
         *(json.dumps({"completion": text}) for text in (*game_2048.WRONG, *game_2048.CHEAT)),
         *lines[:-winners],

@@ -122,9 +122,8 @@ def test_what_a_schedule_or_a_loss_leaves_unread_is_named():
             notice.split(":")[0].removeprefix("grpo.") for notice in load(None, overrides).notices
         ]
 
-    assert noted("grpo.lr_scheduler_type=constant") == [
-        "warmup_steps"
-    ]  # config.yaml's, or one's own
+    # config.yaml's, or one's own
+    assert noted("grpo.lr_scheduler_type=constant") == ["warmup_steps"]
     assert noted("grpo.lr_scheduler_type=constant", "grpo.warmup_steps=0") == []
     schedule = [
         "grpo.lr_scheduler_type=constant_with_warmup",

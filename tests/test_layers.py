@@ -8,13 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "reward_functions")
-LAYERS = [
-    "sandbox",
-    "tasks",
-    "reward_functions",
-    "job",
-    *SCRIPTS,
-]  # from the bottom; scripts are all at the top
+# From the bottom; scripts are all at the top
+LAYERS = ["sandbox", "tasks", "reward_functions", "job", *SCRIPTS]
 FILES = [
     *ROOT.glob("*.py"),
     *ROOT.glob("job/*.py"),

@@ -95,9 +95,8 @@ def test_each_moment_is_within_the_tolerance_where_the_model_is_not_tiny(run):
 def test_what_comes_on_top_of_the_weights_is_within_the_tolerance(run):
     """The weights are most of a large model; an error in the rest would not show beside them."""
     got = predicted(run)
-    small = (
-        0.05 * memory.GIB
-    )  # workspaces are counted from the start, and come into being in the course of a step
+    # Workspaces are counted from the start, and come into being in the course of a step
+    small = 0.05 * memory.GIB
     for phase, peak in run["measured_bytes"].items():
         weights = got.phases[phase]["weights"]
         above, expected = got.total(phase) - weights, peak - weights
@@ -154,9 +153,8 @@ def test_the_kv_cache_holds_what_layers_attend_to():
     dense = estimate("gemma", "transformers", completion=3000, load_in_4bit=False).phases[
         "rollout"
     ]["kv_cache"]
-    assert dense == 8 * 2 * 256 * 2 * (
-        22 * 512 + 4 * 3195
-    )  # one head; every sixth layer attends to everything
+    # One head; every sixth layer attends to everything
+    assert dense == 8 * 2 * 256 * 2 * (22 * 512 + 4 * 3195)
 
 
 def test_unsloth_trains_gpt_oss_on_padded_sequences():

@@ -134,9 +134,8 @@ def test_a_batch_is_graded_once_and_duplicates_once(grader):
     assert correct(completions=batch, **kwargs) == [10.0, -2.0, 10.0, -2.0]
     assert metrics["grades/correct"] == 0.5 and extra["status"] == ["ok"] * 4
     assert grader.count() == 3
-    assert (
-        works(completions=list(batch), **kwargs) == [1.0] * 4
-    )  # a new batch of equal texts is run afresh
+    # A new batch of equal texts is run afresh
+    assert works(completions=list(batch), **kwargs) == [1.0] * 4
     assert grader.count() == 7
 
 

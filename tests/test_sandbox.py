@@ -291,9 +291,8 @@ def test_child_has_nothing_but_its_socket(box):
     run = one(box, code)
     assert run.status == Status.OK, run
     denied, environ, path, argv, calls = run.value
-    assert (
-        set(denied) <= {"E1", "-1"} and denied[:8] == ["E1"] * 8
-    )  # glibc reports no error of umask and getppid
+    # glibc reports no error of umask and getppid
+    assert set(denied) <= {"E1", "-1"} and denied[:8] == ["E1"] * 8
     assert (environ, path, argv, calls) == ({}, [], [], [-1, -1, -1])
 
 
@@ -603,10 +602,8 @@ def test_no_reply_makes_the_parser_take_more_than_linear_time(times_as_much, rep
         with suppress(ValueError):
             parse_json(text)
 
-    short, long = (
-        2**16,
-        2**21,
-    )  # bytes; 32 times as long, so quadratic work would take 1024 times as much
+    # Bytes: 32 times as many, so quadratic work would take 1024 times as much
+    short, long = (2**16, 2**21)
     assert times_as_much(parse, reply(short), reply(long)) < 200
 
 
@@ -1121,9 +1118,8 @@ def test_nothing_outlives_a_killed_trainer(in_thread):
 
 
 def test_interrupt_between_request_and_reply_does_not_shift_answers(box):
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # ignored where the tests run in the background
+    # Ignored where the tests run in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         interrupt_between_request_and_reply(box)
     finally:

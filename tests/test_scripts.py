@@ -381,9 +381,8 @@ def test_smoke_trains_the_tiny_model_in_a_fresh_environment(machine: Machine):
     assert done.stdout == f"ran train.py {merged} in {machine.repo} cuda=\n"
     assert len(machine.pip_calls()) == 1
     done = machine.run("train.sh", "--smoke", "check.py", "x", cwd=machine.home)
-    assert (
-        done.stdout == f"ran {machine.repo}/check.py x in {machine.home} cuda=\n"
-    )  # its files are the user's
+    # Its files are the user's
+    assert done.stdout == f"ran {machine.repo}/check.py x in {machine.home} cuda=\n"
 
 
 def test_local_uses_the_gpu_set_where_there_is_a_gpu(machine: Machine):

@@ -165,12 +165,8 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_h
         assert step["reward"] == pytest.approx(
             layout + step["reward_weights/length_penalty"] * length
         )
-    assert [length for _, length in means] == [
-        0.0,
-        0.0,
-        -1.0,
-        -1.0,
-    ]  # the penalty of a stage that allows nothing
+    # The penalty of a stage that allows nothing
+    assert [length for _, length in means] == [0.0, 0.0, -1.0, -1.0]
 
     assert [step["step"] for step in metrics(resumed)] == [3, 4]
     for name in [name for name in steps[0] if name.startswith(("reward", "completions/"))]:
@@ -200,11 +196,8 @@ def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, ru
         for step, other in zip(metrics(whole)[1:], metrics(resumed), strict=True)
     ]
     assert differing == [set()] * 3
-    assert ["reward" in step for step in metrics(resumed)] == [
-        False,
-        True,
-        False,
-    ]  # generated at steps 1 and 3
+    # Generated at steps 1 and 3
+    assert ["reward" in step for step in metrics(resumed)] == [False, True, False]
 
 
 def test_a_generated_batch_of_another_shape_is_not_taken_up(tmp_path, run_here):
@@ -274,9 +267,8 @@ def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_here)
         result.returncode == 2
         and "error: grpo.lr_scheduler_type, lr_scheduler_kwargs: " in result.stderr
     )
-    assert (
-        "sandbox:" not in result.stdout and checkpoint.is_dir()
-    )  # before anything is started or loaded
+    # Before anything is started or loaded
+    assert "sandbox:" not in result.stdout and checkpoint.is_dir()
     result = run_here(tmp_path, "grpo.resume_from_checkpoint=auto")
     assert (
         result.returncode == 2
@@ -380,9 +372,8 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     assert "step 1/3" not in said_again and "step 2/3" in said_again
     steps = metrics(whole)
     assert len(steps) == 3 and all(entry.get("resampling/tries", 0) <= 2 for entry in steps)
-    assert (
-        len(pandas.read_parquet(whole / "completions" / "completions_00003.parquet")) == 8
-    )  # of both processes
+    # Of both processes
+    assert len(pandas.read_parquet(whole / "completions" / "completions_00003.parquet")) == 8
 
     for step, again in zip(steps[1:], metrics(resumed), strict=True):
         assert {name for name in step if step[name] != again.get(name)} <= {"step_time"}
@@ -505,9 +496,8 @@ def test_no_room_or_read_only_is_refused_at_the_start(
 
 
 @needs_root
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)  # TensorBoard's own thread
+# TensorBoard's own thread
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_fills_up_during_the_run(small_disk, run_here, monkeypatch):
     disk = small_disk(f"size={run_folder.MIN_FREE_MB + 4}m")
 

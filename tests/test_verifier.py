@@ -124,9 +124,8 @@ def test_a_worker_ends_with_its_owner():
     )
     process = Path(f"/proc/{run.stdout.strip()}/cmdline")
     deadline = time.monotonic() + 120.0
-    while (
-        process.exists() and process.read_bytes()
-    ):  # empty: dead, and nobody has waited for it yet
+    # Empty: dead, and nobody has waited for it yet
+    while process.exists() and process.read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.05)
 

@@ -179,16 +179,14 @@ RISING_STYLE = {"reward": 5.0, "rewards/style/mean": 5.0}
     [
         ({}, RISING_STYLE | {"grades/correct": 0.4}, WEIGHTS),  # correctness rises too
         ({}, {"reward": -5.0, "rewards/style/mean": -5.0}, WEIGHTS),  # it falls
+        # Two functions share the rise
         (
             {},
             {"reward": 5.0, "rewards/style/mean": 3.0, "rewards/correctness_check/mean": 2.0},
             WEIGHTS,
-        ),  # shared
-        (
-            {"grades/correct": 0.9},
-            RISING_STYLE | {"grades/correct": 0.9},
-            WEIGHTS,
-        ),  # little left to gain there: faster, not righter
+        ),
+        # Little left to gain there: faster, not righter
+        ({"grades/correct": 0.9}, RISING_STYLE | {"grades/correct": 0.9}, WEIGHTS),
         ({}, RISING_STYLE, {"style": 1.0}),  # the only function
         ({}, RISING_STYLE, {"style": 1.0, "other": 0.0}),
         ({}, {"reward": 5.0, "rewards/no_cheating/mean": 5.0}, {"no_cheating": 1.0, "style": 1.0}),
@@ -469,9 +467,8 @@ PATHOLOGICAL = {
         "grpo.num_generations=8",
     ],
     "no_final": [],  # the model is another
-    "repetitive": [
-        "grpo.generation_kwargs={sequence_bias: [[[304], 100.0]]}"
-    ],  # the same token for ever
+    # The same token for ever
+    "repetitive": ["grpo.generation_kwargs={sequence_bias: [[[304], 100.0]]}"],
 }
 
 
