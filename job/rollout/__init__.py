@@ -4,9 +4,10 @@ A rollout can be paused. Rows are added, steps are taken, and finished rows come
 may add a row's next turn, or grade what is ready, while other rows are decoded. `generate` loops
 over a rollout until nothing is left.
 
-`BatchRollout` is the one implementation so far. It hands all waiting rows to one call of a library,
-which decodes them to their end. The trainer uses it with TRL's call. Models from `load_trained` are
-decoded with `complete_with_transformers`.
+There are two kinds. `BatchRollout`, in this file, hands all waiting rows to one call of a library,
+which decodes them to their end. `GraphRollout` in graph.py decodes in the trainer's own weights,
+step by step, each step a CUDA graph. It needs a decoder: gpt_oss.py reads packed experts,
+any_model.py all other models. engine.py chooses between the kinds.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ class Finished:
 
     row: int  # what `add` returned for it
     completion_ids: TokenIds  # with the stop token, if it ended with one; without padding
+    # of each token, at the temperature, as the sampler saw it; None if it does not say
+    logprobs: Sequence[float] | None = None
 
 
 class Rollout(Protocol):
@@ -38,18 +41,27 @@ class Rollout(Protocol):
         """Decode for a while. Returns the rows that ended; with none unfinished, an empty list."""
 
 
+def decode_all(rollout: Rollout, prompts: Sequence[Sequence[int]]) -> list[Finished]:
+    """Each prompt's row at its end, in order.
+
+    Args:
+        rollout: with no row in it.
+    """
+    rows = [rollout.add(prompt_ids) for prompt_ids in prompts]
+    found: dict[int, Finished] = {}
+    while rollout.unfinished:
+        for finished in rollout.step():
+            found[finished.row] = finished
+    return [found[row] for row in rows]
+
+
 def generate(rollout: Rollout, prompts: Sequence[Sequence[int]]) -> list[TokenIds]:
     """One completion for each prompt, in order.
 
     Args:
         rollout: with no row in it.
     """
-    rows = [rollout.add(prompt_ids) for prompt_ids in prompts]
-    found: dict[int, TokenIds] = {}
-    while rollout.unfinished:
-        for finished in rollout.step():
-            found[finished.row] = finished.completion_ids
-    return [found[row] for row in rows]
+    return [finished.completion_ids for finished in decode_all(rollout, prompts)]
 
 
 class BatchRollout:

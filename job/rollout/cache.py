@@ -1,0 +1,85 @@
+"""The keys and values of all rows that are being decoded, in buffers that never move.
+
+A captured CUDA graph reads and writes fixed addresses. So the buffers are as long as a sequence may
+become. A sliding layer keeps a ring of its window: position p lies in place p % length.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    kv_heads: int
+    head_dim: int
+    window: int | None  # positions that the layer attends to, the newest included; None: all
+
+
+class KeyValueCache:
+    """Buffers of (rows, kv_heads, length, head_dim) for each layer.
+
+    Args:
+        rows: decoded at once.
+        tokens: of the longest sequence, prompt included.
+    """
+
+    def __init__(
+        self, layers: Sequence[LayerShape], rows: int, tokens: int, dtype: Any, device: Any
+    ):
+        self.rows, self.tokens = rows, tokens
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        for layer in layers:
+            length = tokens if layer.window is None else min(layer.window, tokens)
+            shape = (rows, layer.kv_heads, length, layer.head_dim)
+            self.keys.append(torch.zeros(shape, dtype=dtype, device=device))
+            self.values.append(torch.zeros(shape, dtype=dtype, device=device))
+
+    def write_prompts(
+        self,
+        layer: int,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        lengths: torch.Tensor,
+        sources: torch.Tensor,
+        rows: torch.Tensor,
+    ) -> None:
+        """Take in what a layer made of prompts. Several rows may have the same prompt.
+
+        Args:
+            keys, values: (prompts, kv_heads, tokens, head_dim), padded on the right.
+            lengths: (prompts,) tokens of each.
+            sources: (n,) the prompt of each row.
+            rows: (n,) the rows to write.
+        """
+        tokens = keys.shape[2]
+        length = self.keys[layer].shape[2]
+        if tokens <= length:
+            self.keys[layer][rows, :, :tokens] = keys[sources].to(self.keys[layer].dtype)
+            self.values[layer][rows, :, :tokens] = values[sources].to(self.values[layer].dtype)
+            return
+        # The newest position that falls into each place of the ring
+        last = lengths[:, None] - 1
+        places = torch.arange(length, device=keys.device)
+        held = last - (last - places) % length
+        index = held.clamp(min=0)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])
+        self.keys[layer][rows] = keys.gather(2, index)[sources].to(self.keys[layer].dtype)
+        self.values[layer][rows] = values.gather(2, index)[sources].to(self.values[layer].dtype)
+
+    def move(self, rows: torch.Tensor) -> None:
+        """Put `rows` (n,) first, in their order."""
+        for buffers in (self.keys, self.values):
+            for buffer in buffers:
+                buffer[: len(rows)] = buffer[rows]
+
+
+def bytes_of(layers: Sequence[LayerShape], rows: int, tokens: int, bytes_of_an_element: int) -> int:
+    """Bytes of a KeyValueCache."""
+    total = 0
+    for layer in layers:
+        length = tokens if layer.window is None else min(layer.window, tokens)
+        total += 2 * rows * layer.kv_heads * length * layer.head_dim
+    return total * bytes_of_an_element
