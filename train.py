@@ -36,10 +36,12 @@ from job.grading_pool import GradingPool
 from job.model import (
     as_written,
     check_model,
+    check_vllm,
     estimate_memory,
     load_model,
     load_tokenizer,
     restore_adapter,
+    settle_quantization,
     trainer_settings,
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
@@ -89,6 +91,7 @@ def run(config: Config) -> int:
     """Check, load, train, save. Returns the exit code."""
     # What can be checked without the weights
     distributed.check_started()
+    config = settle(config)
     folder = RunFolder(config)
     chat, plan = prepare(config)
     print(shown(plan.rows[0], chat), flush=True)
@@ -122,6 +125,7 @@ def run(config: Config) -> int:
 
 def dry_run(config: Config) -> int:
     """Print all that can be known without the weights: prompts, batches, memory."""
+    config = settle(config)
     chat, plan = prepare(config)
     RunFolder(config).checkpoint_to_resume(config)  # refuses one that does not fit
     for row in first_of_each_kind(plan.rows):
@@ -132,6 +136,18 @@ def dry_run(config: Config) -> int:
 
 
 # ---- Before the weights
+
+
+def settle(config: Config) -> Config:
+    """Decide what the config leaves to this machine, and print it.
+
+    Raises:
+        ConfigError: if this machine or the model cannot do what the config says.
+    """
+    check_vllm(config)
+    config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
+    print(weights, flush=True)
+    return config
 
 
 def prepare(config: Config) -> tuple[Chat, Plan]:

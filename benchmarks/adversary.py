@@ -54,7 +54,7 @@ SETTINGS = [
     "grpo.max_completion_length=72",
     "grpo.save_strategy=no",
     "model.backend=transformers",
-    "model.load_in_4bit=false",
+    "model.quantization=none",
     "model.max_seq_length=256",
 ]
 

@@ -24,6 +24,7 @@ import tasks
 from job import grpo_keys, watchdog
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
+from job.quantization import from_load_in_4bit
 from job.rules import impossible, in_vain, is_texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ class Model:
     name: str = MISSING
     backend: Literal["auto", "unsloth", "transformers"] = MISSING
     max_seq_length: int = MISSING
-    load_in_4bit: bool = MISSING
+    quantization: Literal["auto", "mxfp4", "bnb-4bit", "none"] = MISSING
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = MISSING
     offload_embedding: Literal["auto", True, False] = MISSING
     prompt_date: str = MISSING
@@ -181,6 +182,7 @@ def load_config(
     for layer in layers:
         notices += rename_legacy(layer)
         grpo_keys.spell_out(layer)
+    notices += replace_load_in_4bit(layers, mistakes)
     layers, overruled = grpo_keys.with_algorithm(layers)
     notices += overruled
 
@@ -330,6 +332,33 @@ def move_to(layer: dict[str, Any], path: str, value: Any) -> None:
         layer[section] = {}
     if isinstance(layer[section], dict):
         layer[section].setdefault(key, value)
+
+
+def replace_load_in_4bit(layers: Sequence[dict[str, Any]], mistakes: list[str]) -> list[str]:
+    """Replace `load_in_4bit` of older configs by `quantization`, in place. Returns the notices."""
+    sections = [layer["model"] for layer in layers if isinstance(layer.get("model"), dict)]
+    name = ""
+    for section in sections:
+        name = str(section.get("name", name))
+    notices = []
+    for section in sections:
+        if "load_in_4bit" not in section:
+            continue
+        four_bit = section.pop("load_in_4bit")
+        if not isinstance(four_bit, bool):
+            mistakes.append(f"model.load_in_4bit: must be true or false, not {four_bit!r}")
+            continue
+        old = f"model.load_in_4bit: {str(four_bit).lower()}"
+        if "quantization" not in section:
+            section["quantization"] = from_load_in_4bit(four_bit, name)
+            notices.append(f"{old} is now model.quantization: {section['quantization']}")
+            continue
+        new = f"model.quantization: {section['quantization']}"
+        if four_bit == (section["quantization"] == "none"):
+            mistakes.append(f"{old} contradicts {new}; write model.quantization alone")
+        else:
+            notices.append(f"{old} is ignored beside {new}")
+    return notices
 
 
 # ---- Which keys there are
@@ -619,17 +648,27 @@ def save(config: Config, path: str | os.PathLike) -> None:
 
 def changed_since(config: Config, path: str | os.PathLike) -> list[str]:
     """What differs from the config saved at `path`, in words. Empty if that cannot be read."""
-    try:
-        saved = OmegaConf.load(path)
-    except (OSError, YAMLError, OmegaConfBaseException, ValueError):
+    before = flat(read_saved(path))
+    if not before:
         return []
-    before = flat(OmegaConf.to_container(saved))
     now = flat(OmegaConf.to_container(resolved(config)))
     changes = []
     for key in dict.fromkeys([*now, *before]):
         if key not in OF_EACH_RUN and now.get(key) != before.get(key):
             changes.append(f"{key}: {now.get(key)}, was {before.get(key)}")
     return changes
+
+
+def read_saved(path: str | os.PathLike) -> dict[Any, Any]:
+    """A config that a run has saved, perhaps of an older version. Empty if it cannot be read."""
+    try:
+        saved = OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, YAMLError, OmegaConfBaseException, ValueError):
+        return {}
+    if not isinstance(saved, dict):
+        return {}
+    replace_load_in_4bit([saved], [])
+    return saved
 
 
 def flat(tree: dict[Any, Any], path: str = "") -> dict[str, Any]:

@@ -31,6 +31,7 @@ from job.memory_unsloth import Unsloth
 from job.model_shape import Shape
 from job.workload import (
     WORKSPACES,
+    Checkpoint,
     Parts,
     Storage,
     Workload,
@@ -149,11 +150,10 @@ def estimate(
     """Peak GPU memory of a run on one of `processes` GPUs.
 
     Args:
-        architecture: config.json of the checkpoint that is loaded. For a Hub name of Unsloth's with
-            load_in_4bit that is the one of its -unsloth-bnb-4bit copy; the original's has no
-            `quantization_config`.
+        architecture: config.json of the checkpoint that is loaded. Its `quantization_config` names
+            the form of the weights: that of a bitsandbytes copy differs from the original's.
         backend: "unsloth" or "transformers".
-        load_in_4bit: whether the backend is asked for 4 bit.
+        load_in_4bit: whether the backend is asked for bitsandbytes' 4 bit.
         lora: the adapter.
         grpo: keys of GRPOConfig; missing ones take TRL's defaults.
         prompt_tokens: of the longest prompt.
@@ -330,7 +330,7 @@ def remedies(
     work: Workload, backend: str, can_offload: bool, phases: Mapping[str, Parts]
 ) -> dict[str, str]:
     """Moment -> the keys that make it smaller, the most effective first."""
-    smaller = smaller_weights(backend, work.storage.checkpoint.load_in_4bit, can_offload)
+    smaller = smaller_weights(backend, work.storage.checkpoint, can_offload)
     shorter = "a smaller grpo.max_completion_length"
     fewer = "fewer completions at once (grpo.gradient_accumulation_steps with num_generations)"
     batch = ["grpo.per_device_train_batch_size=1"] if work.batch > 1 else []
@@ -354,13 +354,13 @@ def remedies(
     return keys
 
 
-def smaller_weights(backend: str, load_in_4bit: bool, can_offload: bool) -> list[str]:
+def smaller_weights(backend: str, checkpoint: Checkpoint, can_offload: bool) -> list[str]:
     """The keys that make the weights smaller."""
     keys = []
     if backend != "unsloth":
         keys.append("model.backend=unsloth")
-    if not load_in_4bit:
-        keys.append("model.load_in_4bit=true")
+    if checkpoint.form == "16bit" and checkpoint.shape.model_type != "gpt_oss":
+        keys.append("model.quantization=bnb-4bit")
     if can_offload:
         keys.append("model.offload_embedding=true")
     return keys

@@ -5,6 +5,8 @@ functions: Unsloth must be imported before TRL, transformers and PEFT, and mista
 should not wait for torch.
 """
 
+import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -17,6 +19,8 @@ from job import memory
 from job.config import Config, Lora, Model, load_config
 from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
+from job.quantization import IN_WORDS, HubCopies, check_stored, hub_copies, pick
+from job.rules import VLLM_UNDER_UNSLOTH
 
 # Modules of experts. PEFT saves some of them as parameters.
 EXPERT_MODULES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
@@ -37,6 +41,9 @@ def load_model(model_config: Model, lora: Lora) -> tuple[Any, Any]:
         ConfigError: if the model cannot be loaded: no such folder or Hub id, no access, no network,
             or a backend that this machine cannot run.
     """
+    if model_config.quantization == "auto":
+        picked, _ = pick_quantization(model_config)
+        model_config = dataclasses.replace(model_config, quantization=picked)
     stay_offline_if_complete(model_config)
     load = load_transformers
     if choose_backend(model_config) == "unsloth":
@@ -106,11 +113,7 @@ def load_tokenizer(model_config: Model) -> Any:
     Raises:
         ConfigError: if it cannot be loaded, or has no chat template.
     """
-    # It advises downloading a kernel that nothing here uses.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    if choose_backend(model_config) == "unsloth":
-        import_unsloth()
-    stay_offline_if_complete(model_config)
+    before_transformers(model_config)
     from transformers import AutoTokenizer
 
     tokenizer = from_first(AutoTokenizer.from_pretrained, model_config)
@@ -121,14 +124,28 @@ def load_tokenizer(model_config: Model) -> Any:
     return tokenizer
 
 
+def before_transformers(model_config: Model) -> None:
+    """What must have happened before anything imports transformers."""
+    # It advises downloading a kernel that nothing here uses.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    if choose_backend(model_config) == "unsloth":
+        import_unsloth()
+    stay_offline_if_complete(model_config)
+
+
 def load_architecture(model_config: Model) -> dict[str, Any]:
     """config.json of the model, from its folder, the cache or the Hub."""
+    before_transformers(model_config)
     from transformers.utils import cached_file
 
     def fetch(name: str, local_files_only: bool) -> str:
         return cached_file(name, "config.json", local_files_only=local_files_only)
 
-    return read_json(Path(from_first(fetch, model_config)))
+    file = Path(from_first(fetch, model_config))
+    try:
+        return read_json(file)
+    except LOADING_ERRORS as error:
+        raise cannot_be_loaded(model_config, error) from error
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -363,7 +380,7 @@ def load_unsloth(model_config: Model, lora: Lora) -> tuple[Any, Any]:
     if model_config.dtype != "auto":
         dtype = getattr(torch, model_config.dtype)
     model, tokenizer = FastLanguageModel.from_pretrained(
-        model_name=model_config.path,
+        model_name=repository(model_config),
         max_seq_length=model_config.max_seq_length,
         dtype=dtype,
         load_in_4bit=quantize(model_config),
@@ -473,36 +490,167 @@ def estimate_memory(config: Config, prompt_tokens: int, completion_tokens: int) 
 
     Without a card it is the memory that Unsloth would need on any.
     """
-    import torch
+    architecture = load_architecture(config.model)
+    estimate = memory_estimate(config, architecture, prompt_tokens, completion_tokens)
+    card = first_card()
+    if card:
+        return estimate.table(card.total_memory, card.name)
+    return estimate.table()
 
-    card, card_bytes = None, math.inf
+
+def memory_estimate(
+    config: Config, architecture: dict[str, Any], prompt_tokens: int, completion_tokens: int
+) -> memory.Estimate:
+    """The GPU memory that the run will need, in the form that model.quantization names.
+
+    Args:
+        architecture: config.json of the model, or of its copy in another form.
+    """
+    card, card_bytes = first_card(), None
     dtype = "bfloat16"
-    if torch.cuda.is_available():
-        card = torch.cuda.get_device_properties(0)
+    if card:
         card_bytes = card.total_memory
     if card or config.model.dtype != "auto":
         dtype = str(choose_dtype(config.model)).removeprefix("torch.")
-    backend = config.model.backend
-    if backend == "auto":
-        backend = "unsloth"
+    if hub_copies(config.model.path):
+        method = "bitsandbytes" if quantize(config.model) else "mxfp4"
+        architecture = architecture | {"quantization_config": {"quant_method": method}}
     weight_files = Path(config.model.path).glob("*.safetensors")
-    estimate = memory.estimate(
-        load_architecture(config.model),
-        backend=backend,
+    return memory.estimate(
+        architecture,
+        backend=planned_backend(config.model),
         load_in_4bit=quantize(config.model),
         lora=config.lora,
         grpo=config.grpo,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         dtype=dtype,
-        offload_embedding=offloads_embedding(config.model, card_bytes),
+        offload_embedding=offloads_embedding(config.model, card_bytes or math.inf),
         stored_bytes=sum(file.stat().st_size for file in weight_files),
         processes=world_size(),
-        card_bytes=card.total_memory if card else None,
+        card_bytes=card_bytes,
     )
-    if card:
-        return estimate.table(card.total_memory, card.name)
-    return estimate.table()
+
+
+def first_card() -> Any | None:
+    """What PyTorch knows of the first GPU; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    return torch.cuda.get_device_properties(0)
+
+
+def planned_backend(model_config: Model) -> str:
+    """The backend that a run is planned for, on a machine without a GPU too."""
+    if model_config.backend == "auto":
+        return "unsloth"
+    return model_config.backend
+
+
+# ---- the form of the weights
+
+
+def settle_quantization(config: Config, trained_in: str | None = None) -> tuple[Config, str]:
+    """The config with what `model.quantization: auto` picks here, and a line that says why.
+
+    Call this before anything else imports transformers. At most config.json is downloaded.
+
+    Args:
+        trained_in: the value that the run had which is continued. `auto` keeps it, because its
+            adapter fits no other weights as well.
+
+    Raises:
+        ConfigError: for a form that this model does not exist in, or that its backend cannot load.
+    """
+    model_config = config.model
+    copies = hub_copies(model_config.path)
+    picked, why = model_config.quantization, "as model.quantization says"
+    if picked != "auto":
+        check_quantization(model_config)
+    elif trained_in not in (None, "auto"):
+        picked, why = trained_in, "auto: the run that is continued has it"
+    elif copies and model_config.backend != "transformers":
+        picked, why = pick_hub_copy(config, copies)
+    else:
+        picked, why = pick_quantization(model_config)
+    model_config = dataclasses.replace(model_config, quantization=picked)
+    config = dataclasses.replace(config, model=model_config)
+    return config, f"weights: {repository(model_config)} in {IN_WORDS[picked]} ({why})"
+
+
+def check_quantization(model_config: Model) -> None:
+    """Refuses a form that this model does not exist in, or that its backend cannot load.
+
+    Raises:
+        ConfigError: for such a form.
+    """
+    asked = model_config.quantization
+    if hub_copies(model_config.path):
+        if asked == "bnb-4bit" and model_config.backend == "transformers":
+            raise ConfigError(
+                f"model.quantization: bnb-4bit of {model_config.name} needs model.backend: "
+                "unsloth, because its experts are stored as Unsloth has them; write auto, "
+                "or another backend"
+            )
+    elif asked != "none":
+        check_stored(asked, model_config.name, load_architecture(model_config))
+
+
+def pick_quantization(model_config: Model) -> tuple[str, str]:
+    """What `auto` picks without looking at the GPU, and why."""
+    if not hub_copies(model_config.path):
+        picked, why = pick(load_architecture(model_config))
+        if picked == "bnb-4bit" and first_card() is None:
+            why += "; a CPU cannot"
+        return picked, f"auto: {why}"
+    why = "auto: gpt-oss's own 4-bit format"
+    if model_config.backend == "transformers":
+        why += ", which transformers unpacks to 16 bit"
+    return "mxfp4", why
+
+
+def pick_hub_copy(config: Config, copies: HubCopies) -> tuple[str, str]:
+    """The form of gpt-oss that fits the GPU, and why.
+
+    MXFP4 decodes faster, and is what gpt-oss was trained in; the bitsandbytes copy needs about 1 GB
+    less.
+    """
+    if hub_is_off() and not in_cache(copies.mxfp4) and in_cache(copies.bnb_4bit):
+        return "bnb-4bit", "auto: HF_HUB_OFFLINE is set, and MXFP4 is not in the cache"
+    own_format = "auto: gpt-oss's own 4-bit format"
+    card = first_card()
+    if card is None:
+        return "mxfp4", f"{own_format}; no GPU here to compare with"
+
+    # The longest completions that the config allows: prompts are measured later, with the
+    # tokenizer of the model that is picked here.
+    total = config.model.max_seq_length
+    completion = config.grpo.get("max_completion_length") or max(total - 2, 1)
+    prompt = max(total - completion - 1, 1)
+    packed = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, quantization="mxfp4")
+    )
+    architecture = cached_architecture(copies) or load_architecture(packed.model)
+    estimate = memory_estimate(packed, architecture, prompt, completion)
+    verdict = estimate.verdict(card.total_memory)
+    sizes = (
+        f"at most {estimate.peak / memory.GIB:.1f} GiB "
+        f"of the GPU's {card.total_memory / memory.GIB:.1f}"
+    )
+    if verdict == "does not fit":
+        return "bnb-4bit", f"auto: smaller; MXFP4 does not fit, with {sizes}"
+    return "mxfp4", f"{own_format} {'is tight' if verdict == 'tight' else 'fits'}, with {sizes}"
+
+
+def check_vllm(config: Config) -> None:
+    """Refuses vLLM where it cannot decode. Needs no file of the model.
+
+    Raises:
+        ConfigError: under Unsloth.
+    """
+    if config.grpo.get("use_vllm") and choose_backend(config.model) == "unsloth":
+        raise ConfigError(VLLM_UNDER_UNSLOTH)
 
 
 # ---- GRPOConfig
@@ -563,14 +711,11 @@ def as_written(model_config: Model, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def quantize(model_config: Model) -> bool:
-    """Whether to ask for 4 bit.
-
-    Not for a local 16-bit gpt-oss: its fused experts would silently stay in 16 bit.
-    """
-    architecture = stored_architecture(model_config)
-    if architecture.get("model_type") == "gpt_oss" and not architecture.get("quantization_config"):
-        return False
-    return model_config.load_in_4bit
+    """Whether to ask for bitsandbytes' 4 bit."""
+    quantization = model_config.quantization
+    if quantization == "auto":
+        quantization, _ = pick_quantization(model_config)
+    return quantization == "bnb-4bit"
 
 
 def stored_architecture(model_config: Model) -> dict[str, Any]:
@@ -585,12 +730,43 @@ def is_on_disk(model_config: Model) -> bool:
     """Whether everything is local or in the Hub cache, so that no request need be made."""
     if Path(model_config.path).is_dir():
         return True
+    # Where the 4-bit copy is wanted, an original beside it is of no use.
+    return in_cache(repositories(model_config)[0])
+
+
+def in_cache(repository: str) -> bool:
+    """Whether the Hub cache holds a whole snapshot of this repository."""
+    return any(is_complete(folder) for folder in snapshots(repository))
+
+
+def snapshots(repository: str) -> list[Path]:
+    """The folders of this repository in the Hub cache."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    # Where the 4-bit copy is wanted, an original beside it is of no use.
-    weights = repositories(model_config)[0]
-    snapshots = (hub / f"models--{weights.replace('/', '--')}/snapshots").glob("*")
-    return any(is_complete(folder) for folder in snapshots)
+    return list((hub / f"models--{repository.replace('/', '--')}/snapshots").glob("*"))
+
+
+def cached_architecture(copies: HubCopies) -> dict[str, Any] | None:
+    """config.json of either copy from the Hub cache, read without transformers.
+
+    Whether requests may be made must be settled before transformers is imported.
+    """
+    for folder in snapshots(copies.mxfp4) + snapshots(copies.bnb_4bit):
+        with contextlib.suppress(*LOADING_ERRORS):
+            return read_json(folder / "config.json")
+    return None
+
+
+def hub_is_off() -> bool:
+    """Whether the user forbids requests to the Hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def repository(model_config: Model) -> str:
+    """What from_pretrained gets: a folder or a Hub id."""
+    if hub_copies(model_config.path):
+        return repositories(model_config)[0]
+    return model_config.path  # Unsloth replaces names of other models by itself
 
 
 def repositories(model_config: Model) -> list[str]:
@@ -598,11 +774,16 @@ def repositories(model_config: Model) -> list[str]:
 
     Unsloth fetches its own 4-bit copy of a model where there is one.
     """
-    name = model_config.name
-    places = [model_config.path]
-    if model_config.load_in_4bit and name.startswith("unsloth/") and not name.endswith("-4bit"):
-        places.insert(0, name + "-unsloth-bnb-4bit")
-    return places
+    path, four_bit = model_config.path, model_config.quantization in ("auto", "bnb-4bit")
+    if model_config.backend == "transformers":
+        return [path]
+    copies = hub_copies(path)
+    if copies:
+        wanted = copies.bnb_4bit if model_config.quantization == "bnb-4bit" else copies.mxfp4
+        return list(dict.fromkeys([wanted, path]))
+    if four_bit and path.startswith("unsloth/") and not path.endswith("-4bit"):
+        return [path + "-unsloth-bnb-4bit", path]
+    return [path]
 
 
 def is_complete(snapshot: Path) -> bool:

@@ -134,9 +134,13 @@ NEUTRAL = {"do_sample": True, "num_beams": 1, "num_return_sequences": 1}
 TRACKERS = ["tensorboard", "wandb", "trackio", "mlflow", "none"]
 # key -> (module, package) that it needs and requirements.txt does not install
 OPTIONAL_PACKAGES = {
-    "use_vllm": ("vllm", "vllm"),
     "use_liger_kernel": ("liger_kernel", "liger-kernel"),
 }
+
+VLLM_UNDER_UNSLOTH = (
+    "grpo.use_vllm: Unsloth has no vLLM for gpt-oss, and this job starts none under it for other "
+    "models; leave it out, or take a dense model and model.backend: transformers"
+)
 
 # Schedulers that transformers calls without lr_scheduler_kwargs
 PLAIN_SCHEDULERS = ("constant", "constant_with_warmup")
@@ -171,6 +175,7 @@ def impossible(
     yield from batch_mistakes(get_grpo, world_size)
     yield from process_mistakes(get_grpo, world_size)
     yield from package_mistakes(get_grpo)
+    yield from vllm_mistakes(get)
     yield from tracker_mistakes(get_grpo)
     yield from adapter_mistakes(get)
     yield from length_mistakes(get)
@@ -304,6 +309,19 @@ def package_mistakes(get: Get) -> Iterator[str]:
     for key, (module, package) in OPTIONAL_PACKAGES.items():
         if get(key) and not is_installed(module):
             yield f"grpo.{key}: {package} is not installed; pip install {package}, or leave it out"
+
+
+def vllm_mistakes(get: Get) -> Iterator[str]:
+    """vLLM where it cannot decode. With model.backend: auto, model.check_vllm looks for a GPU."""
+    if not get("grpo.use_vllm"):
+        return
+    if get("model.backend") == "unsloth":
+        yield VLLM_UNDER_UNSLOTH
+    elif not is_installed("vllm"):
+        yield (
+            "grpo.use_vllm: vllm is not installed; leave it out, or pip install vllm "
+            "for a dense model with model.backend: transformers"
+        )
 
 
 def tracker_mistakes(get: Get) -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from job.config import Config, changed_since, note
+from job.config import Config, changed_since, note, read_saved
 from job.config import save as save_config
 from job.distributed import is_first_process
 from job.errors import ConfigError, OutputError, one_line
@@ -205,6 +205,21 @@ class RunFolder:
         for change in changed_since(config, checkpoint.parent / "config.yaml"):
             note(f"since {wanted} was written: {change}")
         return wanted
+
+    def trained_in(self, config: Config) -> str | None:
+        """model.quantization of the run that `grpo.resume_from_checkpoint` continues, if known."""
+        wanted = config.grpo.get("resume_from_checkpoint")
+        folder = None
+        if wanted == "auto" and any(self.path.glob("checkpoint-*")):
+            folder = self.path
+        elif wanted not in (None, "auto"):
+            folder = Path(wanted).parent
+        if folder is None:
+            return None
+        model = read_saved(folder / "config.yaml").get("model")
+        if not isinstance(model, dict) or model.get("name") != config.model.name:
+            return None
+        return model.get("quantization")
 
     def _last_checkpoint(self) -> str | None:
         """The whole checkpoint with the most steps. If there is none, that is printed."""

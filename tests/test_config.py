@@ -38,7 +38,8 @@ def test_every_config_loads_and_starts_with_its_command(path):
 
 def test_settled_defaults():
     loaded = load()
-    assert loaded.model.name == "unsloth/gpt-oss-20b" and loaded.model.load_in_4bit
+    assert loaded.model.name == "unsloth/gpt-oss-20b"
+    assert loaded.model.quantization == "auto"
     assert loaded.model.max_seq_length == 1024
     assert (loaded.lora.r, loaded.lora.lora_alpha, loaded.lora.random_state) == (8, 16, 3407)
     assert loaded.lora.target_modules == ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -132,7 +133,7 @@ def test_schedules_and_curricula_load_back_the_same(tmp_path):
         ("grpo.log_completions=false", "grpo", "log_completions", False),
         ("grpo.report_to=none", "grpo", "report_to", "none"),
         ("grpo.report_to=[]", "grpo", "report_to", []),
-        ("model.load_in_4bit=false", "model", "load_in_4bit", False),
+        ("model.quantization=bnb-4bit", "model", "quantization", "bnb-4bit"),
         ("lora.target_modules=[q_proj,v_proj]", "lora", "target_modules", ["q_proj", "v_proj"]),
         ("task.rewards={function_works: 0.5}", "task", "rewards", {"function_works": 0.5}),
         ("model.name=Qwen/Qwen2.5-0.5B-Instruct", "model", "name", "Qwen/Qwen2.5-0.5B-Instruct"),
@@ -278,6 +279,7 @@ ODD_VALUES = [
         "model.name",
         "model.dtype",
         "model.load_in_4bit",
+        "model.quantization",
         "lora.r",
         "lora.target_modules",
         "grpo.report_to",
@@ -368,6 +370,48 @@ def test_seed_keys_are_mapped_with_a_notice(tmp_path):
     assert len(loaded.notices) == 3 and all(
         "grpo." in n or "lora." in n or "task." in n for n in loaded.notices
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "four_bit", "means"),
+    [
+        ("unsloth/gpt-oss-20b", True, "bnb-4bit"),  # the copy that its adapters were trained on
+        ("openai/gpt-oss-120b", True, "bnb-4bit"),
+        ("Qwen/Qwen3-4B", True, "auto"),
+        ("tiny", True, "auto"),
+        ("unsloth/gpt-oss-20b", False, "none"),
+    ],
+)
+def test_load_in_4bit_means_what_it_meant(tmp_path, name, four_bit, means):
+    path = write(tmp_path, f"model:\n  load_in_4bit: {four_bit}\n")
+    loaded = load(path, [f"model.name={name}"])
+    assert loaded.model.quantization == means
+    assert any("is now model.quantization" in notice for notice in loaded.notices)
+    # A later layer wins over an earlier one, whichever of the two keys it writes.
+    assert load(path, ["model.quantization=mxfp4"]).model.quantization == "mxfp4"
+    path = write(tmp_path, "model:\n  quantization: mxfp4\n")
+    assert load(path, ["model.load_in_4bit=false"]).model.quantization == "none"
+
+
+@pytest.mark.parametrize("four_bit", [True, False])
+@pytest.mark.parametrize("quantization", ["auto", "mxfp4", "bnb-4bit", "none"])
+def test_load_in_4bit_beside_quantization_agrees_or_is_a_mistake(tmp_path, four_bit, quantization):
+    text = f"model:\n  load_in_4bit: {four_bit}\n  quantization: {quantization}\n"
+    path = write(tmp_path, text)
+    if four_bit != (quantization == "none"):
+        assert load(path).model.quantization == quantization
+    else:
+        (mistake,) = mistakes(path)
+        assert "model.load_in_4bit" in mistake and f"model.quantization: {quantization}" in mistake
+
+
+def test_a_run_that_saved_load_in_4bit_is_unchanged(tmp_path):
+    loaded = load(None, ["model.quantization=bnb-4bit"])
+    config.save(loaded, tmp_path / "resolved.yaml")
+    saved = (tmp_path / "resolved.yaml").read_text()
+    old = write(tmp_path, saved.replace("quantization: bnb-4bit", "load_in_4bit: true"))
+    assert "load_in_4bit" in old.read_text()
+    assert config.changed_since(loaded, old) == []
 
 
 BROKEN = yaml.safe_load((Path(__file__).parent / "data" / "broken_configs.yaml").read_text())

@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
-from job import config, model
+from job import config, model, rules
 from job.batches import batch_plan
 from job.config import load_config as load
 from job.errors import ConfigError
@@ -113,16 +115,30 @@ DRY_RUN = (
 )
 
 
-def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path):
-    """The Hub cache holds a tokenizer and config.json of Unsloth's 4-bit gpt-oss-20b, no more."""
-    snapshot = tmp_path / "models--unsloth--gpt-oss-20b-unsloth-bnb-4bit" / "snapshots" / "0123"
-    snapshot.mkdir(parents=True)
-    (snapshot.parent.parent / "refs").mkdir()
-    (snapshot.parent.parent / "refs" / "main").write_text("0123")
-    for path in config.TINY_MODEL.glob("*token*"):
-        shutil.copy(path, snapshot)
-    shutil.copy(config.TINY_MODEL / "chat_template.jinja", snapshot)
-    (snapshot / "config.json").write_text(json.dumps(SHAPES["gpt_oss_20b_bnb4"]))
+@pytest.fixture
+def hub(tmp_path):
+    """A function that puts config.json and tokenizer of gpt-oss-20b into a Hub cache.
+
+    It returns the folder of the snapshot, which has no weights.
+    """
+
+    def add(repository, shape):
+        snapshot = tmp_path / f"models--{repository.replace('/', '--')}" / "snapshots" / "0123"
+        snapshot.mkdir(parents=True)
+        (snapshot.parent.parent / "refs").mkdir()
+        (snapshot.parent.parent / "refs" / "main").write_text("0123")
+        for path in config.TINY_MODEL.glob("*token*"):
+            shutil.copy(path, snapshot)
+        shutil.copy(config.TINY_MODEL / "chat_template.jinja", snapshot)
+        (snapshot / "config.json").write_text(json.dumps(SHAPES[shape]))
+        return snapshot
+
+    return add
+
+
+def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path, hub):
+    """The Hub cache holds a tokenizer and config.json of gpt-oss-20b, no more."""
+    hub("unsloth/gpt-oss-20b", "gpt_oss_20b_mxfp4")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     run = subprocess.run(
         [sys.executable, "-c", DRY_RUN, "--dry-run"],
@@ -133,9 +149,177 @@ def test_the_dry_run_of_the_default_job_needs_no_weights_and_no_network(tmp_path
     )
     assert run.returncode == 0, run.stderr
     assert "was looked up" not in run.stdout
+    assert "weights: unsloth/gpt-oss-20b in MXFP4 (auto: " in run.stdout
     assert "8 completions of 1 prompt, 8 each" in run.stdout and "Reasoning: low" in run.stdout
     peak = float(re.search(r"peak ([\d.]+) GiB", run.stdout)[1])
     assert 12 < peak < 20
+
+
+# ---- the form of the weights
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A function that makes this machine look as if it had a GPU of this size, and Unsloth.
+
+    The Hub cache is empty.
+    """
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(model, "import_unsloth", lambda: None)
+    monkeypatch.setattr(model, "choose_dtype", lambda model_config: torch.bfloat16)
+
+    def of(gib):
+        card = SimpleNamespace(total_memory=int(gib * 2**30), name="GPU")
+        monkeypatch.setattr(model, "first_card", lambda: card)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    return of
+
+
+def settled(*overrides, trained_in=None):
+    """(value of model.quantization, repository, the line that says why)."""
+    job, line = model.settle_quantization(load(None, overrides), trained_in)
+    return job.model.quantization, model.repository(job.model), line
+
+
+@pytest.mark.parametrize("name", ["unsloth/gpt-oss-20b", "openai/gpt-oss-20b"])
+def test_gpt_oss_is_loaded_in_its_own_format_where_that_fits(gpu, hub, name):
+    hub("unsloth/gpt-oss-20b", "gpt_oss_20b_mxfp4")
+    packed = ("mxfp4", "unsloth/gpt-oss-20b")
+    copied = ("bnb-4bit", "unsloth/gpt-oss-20b-unsloth-bnb-4bit")
+    for gib, expected, why in ((80, packed, "fits"), (24, packed, "GiB of the GPU's 24.0")):
+        gpu(gib)
+        *got, line = settled(f"model.name={name}")
+        assert tuple(got) == expected and why in line
+    gpu(10)
+    *got, line = settled(f"model.name={name}")
+    assert tuple(got) == copied and "MXFP4 does not fit" in line
+    # Shorter completions make it fit again; what is written is taken, fit or not.
+    gpu(15.5)
+    assert settled(f"model.name={name}", "model.max_seq_length=256")[0] == "mxfp4"
+    assert settled(f"model.name={name}", "model.quantization=mxfp4")[:2] == packed
+    assert settled(f"model.name={name}", "model.load_in_4bit=true")[:2] == copied
+    assert settled(f"model.name={name}", "model.load_in_4bit=false")[:2] == ("none", packed[1])
+
+
+def test_the_memory_estimate_follows_the_form(gpu, hub):
+    gpu(80)
+    hub("unsloth/gpt-oss-20b", "gpt_oss_20b_mxfp4")
+    peaks = []
+    for form in ("mxfp4", "bnb-4bit"):
+        job = load(None, [f"model.quantization={form}"])
+        for shape in ("gpt_oss_20b_mxfp4", "gpt_oss_20b_bnb4"):
+            # Whichever copy's config.json is at hand, it is the form asked for that counts.
+            peaks.append(model.memory_estimate(job, SHAPES[shape], 195, 128).total("load"))
+    assert peaks[0] == peaks[1] > peaks[2] == peaks[3]
+
+
+def test_a_run_that_is_continued_keeps_the_form_of_its_weights(gpu, tmp_path):
+    gpu(80)
+    assert settled(trained_in="bnb-4bit")[0] == "bnb-4bit"
+    assert settled("model.quantization=mxfp4", trained_in="bnb-4bit")[0] == "mxfp4"
+    job = load(None, [f"grpo.output_dir={tmp_path}", "grpo.resume_from_checkpoint=auto"])
+    old = "model: {name: unsloth/gpt-oss-20b, load_in_4bit: true}\n"
+    (tmp_path / "config.yaml").write_text(old)
+    assert RunFolder(job).trained_in(job) is None  # there is no checkpoint to continue
+    (tmp_path / "checkpoint-1").mkdir()
+    assert RunFolder(job).trained_in(job) == "bnb-4bit"
+    other = load(
+        None, ["model.name=tiny", f"grpo.resume_from_checkpoint={tmp_path / 'checkpoint-1'}"]
+    )
+    assert RunFolder(other).trained_in(other) is None
+    (tmp_path / "config.yaml").write_text("[broken")
+    assert RunFolder(job).trained_in(job) is None
+
+
+def test_offline_the_copy_in_the_cache_is_taken(gpu, hub, monkeypatch):
+    gpu(80)
+    snapshot = hub("unsloth/gpt-oss-20b-unsloth-bnb-4bit", "gpt_oss_20b_bnb4")
+    (snapshot / "model.safetensors").touch()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert settled()[0] == "bnb-4bit"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    assert settled()[0] == "mxfp4"
+
+
+def local_model(folder, **architecture):
+    """A folder whose config.json is the tiny model's with other keys."""
+    folder.mkdir()
+    tiny = json.loads((config.TINY_MODEL / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(tiny | architecture))
+    return f"model.name={folder}"
+
+
+def test_a_local_checkpoint_decides_by_what_it_stores(tmp_path):
+    packed = local_model(tmp_path / "packed", quantization_config={"quant_method": "mxfp4"})
+    bnb = local_model(tmp_path / "bnb", quantization_config={"quant_method": "bitsandbytes"})
+    dense = local_model(tmp_path / "dense", model_type="qwen3")
+    assert [settled(name)[0] for name in (packed, bnb, dense, "model.name=tiny")] == [
+        "mxfp4",
+        "bnb-4bit",
+        "bnb-4bit",
+        "none",
+    ]
+    # As with load_in_4bit: true before
+    assert [settled(name, "model.load_in_4bit=true")[0] for name in (packed, dense)] == [
+        "mxfp4",
+        "bnb-4bit",
+    ]
+    for name, asked, says in (
+        (packed, "bnb-4bit", "is stored in MXFP4, which bitsandbytes cannot quantise again"),
+        (bnb, "mxfp4", "is not stored in MXFP4"),
+        (dense, "mxfp4", "is not stored in MXFP4"),
+        ("model.name=tiny", "bnb-4bit", "is a 16-bit gpt-oss"),
+        ("model.backend=transformers", "bnb-4bit", "needs model.backend: unsloth"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            settled(name, f"model.quantization={asked}")
+    (tmp_path / "dense" / "config.json").write_text("{broken")
+    with pytest.raises(ConfigError, match="model.name: .* cannot be loaded"):
+        settled(dense)
+
+
+def test_transformers_never_gets_the_copy_that_only_unsloth_reads():
+    *got, line = settled("model.backend=transformers", "model.name=openai/gpt-oss-20b")
+    assert got == ["mxfp4", "openai/gpt-oss-20b"] and "unpacks to 16 bit" in line
+
+
+def test_unsloth_is_asked_for_packed_weights_by_name_and_without_4_bit(gpu, monkeypatch):
+    gpu(80)
+    asked = []
+
+    class FastLanguageModel:
+        @staticmethod
+        def from_pretrained(**options):
+            asked.append((options["model_name"], options["load_in_4bit"]))
+            return None, None
+
+        @staticmethod
+        def get_peft_model(*arguments, **options):
+            return None
+
+    library = SimpleNamespace(FastLanguageModel=FastLanguageModel)
+    monkeypatch.setattr(model, "import_unsloth", lambda: library)
+    card = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    for form in ("auto", "mxfp4", "bnb-4bit"):
+        job = load(None, [f"model.quantization={form}", "model.name=openai/gpt-oss-20b"])
+        model.load_model(job.model, job.lora)
+    assert asked == [
+        ("unsloth/gpt-oss-20b", False),
+        ("unsloth/gpt-oss-20b", False),
+        ("unsloth/gpt-oss-20b-unsloth-bnb-4bit", True),
+    ]
+
+
+def test_vllm_is_refused_under_unsloth_before_anything_is_fetched(gpu, monkeypatch):
+    monkeypatch.setattr(rules, "is_installed", lambda package: True)
+    job = load(None, ["grpo.use_vllm=true"])
+    model.check_vllm(job)  # no GPU: plain transformers
+    gpu(80)
+    with pytest.raises(ConfigError, match="grpo.use_vllm: Unsloth has no vLLM for gpt-oss"):
+        model.check_vllm(job)
+    model.check_vllm(load(None, ["grpo.use_vllm=true", "model.backend=transformers"]))
 
 
 def test_missing_models_are_one_clear_line(tmp_path):
@@ -239,8 +423,6 @@ def test_modules_of_experts_that_peft_finds_in_fused_parameters_are_let_through(
 
 
 def test_unsloth_without_a_gpu_is_refused():
-    import torch
-
     if torch.cuda.is_available():
         pytest.skip("a CUDA GPU is visible")
     job = load(config.ROOT / "configs" / "tiny.yaml", ["model.backend=unsloth"])
@@ -251,12 +433,9 @@ def test_unsloth_without_a_gpu_is_refused():
 def test_a_16_bit_gpt_oss_is_never_half_quantised():
     job = load(config.ROOT / "configs" / "tiny.yaml", ["model.load_in_4bit=true"])
     assert not model.quantize(job.model)  # its fused experts would stay in 16 bit
-    assert model.quantize(load().model)
 
 
 def test_what_a_run_has_saved_is_loaded_again(tmp_path):
-    import torch
-
     job = load(config.ROOT / "configs" / "tiny.yaml", [f"grpo.output_dir={tmp_path}", "lora.r=4"])
     trained, tokenizer = model.load_model(job.model, job.lora)
     for weight in trained.parameters():

@@ -96,10 +96,10 @@ def test_bad_options_are_mistakes_of_the_config(tmp_path, text, expected):
 
 def test_the_config_is_the_seed_job(tmp_path):
     job = config.load_config(config.ROOT / "configs" / "prompt_injection.yaml")
-    assert (job.model.name, job.model.max_seq_length, job.model.load_in_4bit) == (
+    assert (job.model.name, job.model.max_seq_length, job.model.quantization) == (
         "Qwen/Qwen2.5-32B-Instruct",
         2048,
-        False,
+        "none",
     )
     assert (job.lora.r, job.lora.lora_alpha, len(job.lora.target_modules)) == (16, 16, 7)
     seed_job = {
