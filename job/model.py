@@ -566,15 +566,15 @@ def settle_quantization(config: Config, trained_in: str | None = None) -> tuple[
     model_config = config.model
     copies = hub_copies(model_config.path)
     picked, why = model_config.quantization, "as model.quantization says"
-    if picked != "auto":
-        check_quantization(model_config)
-    elif trained_in not in (None, "auto"):
-        picked, why = trained_in, "auto: the run that is continued has it"
-    elif copies and model_config.backend != "transformers":
-        picked, why = pick_hub_copy(config, copies)
-    else:
-        picked, why = pick_quantization(model_config)
+    if picked == "auto":
+        if trained_in in IN_WORDS:
+            picked, why = trained_in, "auto: the run that is continued has it"
+        elif copies and model_config.backend != "transformers":
+            picked, why = pick_hub_copy(config, copies)
+        else:
+            picked, why = pick_quantization(model_config)
     model_config = dataclasses.replace(model_config, quantization=picked)
+    check_quantization(model_config)
     config = dataclasses.replace(config, model=model_config)
     return config, f"weights: {repository(model_config)} in {IN_WORDS[picked]} ({why})"
 

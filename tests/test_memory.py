@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from job import memory
-from job.config import Lora
+from job.config import Lora, load_config
 from job.model_shape import read_shape
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -226,6 +226,38 @@ def test_the_table_adds_up_and_names_a_key_where_the_run_does_not_fit():
     assert "gradient_accumulation_steps" in got.table(12 * memory.GIB).splitlines()[-1]
     unpacked = estimate(backend="transformers").table(24 * memory.GIB)
     assert "does not fit" in unpacked and "model.backend=unsloth" in unpacked
+
+
+def test_quantising_is_advised_where_it_can_be_done():
+    def advice(**options):
+        return estimate(load_in_4bit=False, **options).table(memory.GIB).splitlines()[-1]
+
+    assert "model.quantization=bnb-4bit" in advice(shape="llama")
+    assert "model.quantization" not in advice(shape="gpt_oss_20b_mxfp4")
+
+
+def fits(config_file, card_gib):
+    """The verdict on a job of configs/ with gpt-oss-20b in MXFP4 and the longest completions."""
+    job = load_config(config_file)
+    card_bytes = int(card_gib * memory.GIB)
+    got = memory.estimate(
+        SHAPES["gpt_oss_20b_mxfp4"],
+        backend="unsloth",
+        load_in_4bit=False,
+        lora=job.lora,
+        grpo=job.grpo,
+        prompt_tokens=1,
+        completion_tokens=job.model.max_seq_length - 2,
+        card_bytes=card_bytes,
+        offload_embedding=card_gib < 24,
+    )
+    return got.verdict(card_bytes)
+
+
+def test_each_job_fits_the_card_that_it_is_written_for():
+    assert fits(ROOT / "config.yaml", 23) == "fits"
+    assert fits(ROOT / "configs" / "h100.yaml", 79) == "fits"
+    assert fits(ROOT / "configs" / "h100.yaml", 23) == "does not fit"
 
 
 def test_an_unknown_architecture_is_rough_and_takes_its_weights_from_the_disk():

@@ -214,10 +214,14 @@ def test_the_memory_estimate_follows_the_form(gpu, hub):
     assert peaks[0] == peaks[1] > peaks[2] == peaks[3]
 
 
-def test_a_run_that_is_continued_keeps_the_form_of_its_weights(gpu, tmp_path):
+def test_a_run_that_is_continued_keeps_the_form_of_its_weights(gpu, hub, tmp_path):
     gpu(80)
+    hub("unsloth/gpt-oss-20b", "gpt_oss_20b_mxfp4")
     assert settled(trained_in="bnb-4bit")[0] == "bnb-4bit"
     assert settled("model.quantization=mxfp4", trained_in="bnb-4bit")[0] == "mxfp4"
+    assert settled(trained_in="no such form")[0] == "mxfp4"
+    with pytest.raises(ConfigError, match="bnb-4bit of .* needs model.backend: unsloth"):
+        settled("model.backend=transformers", trained_in="bnb-4bit")
     job = load(None, [f"grpo.output_dir={tmp_path}", "grpo.resume_from_checkpoint=auto"])
     old = "model: {name: unsloth/gpt-oss-20b, load_in_4bit: true}\n"
     (tmp_path / "config.yaml").write_text(old)
