@@ -653,6 +653,9 @@ def changed_since(config: Config, path: str | os.PathLike) -> list[str]:
         return []
     now = flat(OmegaConf.to_container(resolved(config)))
     changes = []
+    if before.get("model.quantization") == "auto":
+        # load_in_4bit of an older version, which did not say in which form the weights were loaded
+        before["model.quantization"] = now["model.quantization"]
     for key in dict.fromkeys([*now, *before]):
         if key not in OF_EACH_RUN and now.get(key) != before.get(key):
             changes.append(f"{key}: {now.get(key)}, was {before.get(key)}")

@@ -557,8 +557,8 @@ def settle_quantization(config: Config, trained_in: str | None = None) -> tuple[
     Call this before anything else imports transformers. At most config.json is downloaded.
 
     Args:
-        trained_in: the value that the run had which is continued. `auto` keeps it, because its
-            adapter fits no other weights as well.
+        trained_in: the value of the run that is continued, if there is one. `auto` keeps it,
+            because an adapter belongs to the weights that it was trained on.
 
     Raises:
         ConfigError: for a form that this model does not exist in, or that its backend cannot load.
@@ -602,7 +602,7 @@ def pick_quantization(model_config: Model) -> tuple[str, str]:
     if not hub_copies(model_config.path):
         picked, why = pick(load_architecture(model_config))
         if picked == "bnb-4bit" and first_card() is None:
-            why += "; a CPU cannot"
+            why += ", but not on a CPU"
         return picked, f"auto: {why}"
     why = "auto: gpt-oss's own 4-bit format"
     if model_config.backend == "transformers":

@@ -77,8 +77,10 @@ def pick(architecture: Mapping[str, Any]) -> tuple[str, str]:
     stored = stored_as(architecture)
     if stored == "mxfp4":
         return "mxfp4", "it is stored so"
+    if stored == "bitsandbytes":
+        return "bnb-4bit", "it is stored so"
     if stored is not None:
-        return "bnb-4bit", f"it is stored as {stored}"
+        return "bnb-4bit", f"unless the backend keeps {stored}, in which it is stored"
     if architecture.get("model_type") == "gpt_oss":
         return "none", "bitsandbytes cannot quantise the fused experts of a 16-bit gpt-oss"
     return "bnb-4bit", "its 16-bit weights are quantised while loading"

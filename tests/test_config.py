@@ -412,6 +412,13 @@ def test_a_run_that_saved_load_in_4bit_is_unchanged(tmp_path):
     old = write(tmp_path, saved.replace("quantization: bnb-4bit", "load_in_4bit: true"))
     assert "load_in_4bit" in old.read_text()
     assert config.changed_since(loaded, old) == []
+    tiny = load(config.ROOT / "configs" / "tiny.yaml")
+    config.save(tiny, tmp_path / "resolved.yaml")
+    saved = (tmp_path / "resolved.yaml").read_text()
+    old.write_text(saved.replace("quantization: none", "load_in_4bit: true"))
+    assert config.changed_since(tiny, old) == []
+    old.write_text("[]")
+    assert config.changed_since(tiny, old) == []
 
 
 BROKEN = yaml.safe_load((Path(__file__).parent / "data" / "broken_configs.yaml").read_text())
