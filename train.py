@@ -257,6 +257,8 @@ def build_trainer(
             chat=chat,
             grader=grader,
             grpo_extra=config.grpo_extra,
+            rollout=config.rollout,
+            prompt_tokens=plan.prompt_tokens,
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error

@@ -25,6 +25,7 @@ from job import grpo_keys, watchdog
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
 from job.quantization import from_load_in_4bit
+from job.rollout import engine
 from job.rules import impossible, in_vain, is_texts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -136,6 +137,7 @@ class Config:
     grpo: Mapping[str, Any]
     # The keys of the `grpo:` section that are not GRPOConfig's
     grpo_extra: grpo_keys.Options
+    rollout: engine.Options
     # One task, or several that are mixed
     tasks: tuple[tasks.Options, ...]
     sandbox: SandboxOptions
@@ -254,7 +256,8 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         mistakes.append(
-            f"{path}: must hold sections (model:, lora:, grpo:, task:, sandbox:, watchdog:), "
+            f"{path}: must hold sections (model:, lora:, grpo:, rollout:, task:, sandbox:, "
+            f"watchdog:), "
             f"not a {type(content).__name__}"
         )
         return {}
@@ -486,6 +489,7 @@ def make_tree(task_keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "model": Model,
         "lora": Lora,
         "grpo": grpo_keys.schema(),
+        "rollout": engine.Options,
         "sandbox": SandboxOptions,
         "watchdog": watchdog.Options,
     }
@@ -628,7 +632,7 @@ def note(text: str) -> None:
 def resolved(config: Config) -> Any:
     """The config as one OmegaConf tree. Written as YAML, it loads back as the same Config."""
     sections = {}
-    for name in ("model", "lora", "sandbox", "watchdog"):
+    for name in ("model", "lora", "rollout", "sandbox", "watchdog"):
         sections[name] = asdict(getattr(config, name))
     # A key that was set to null is written as null. Otherwise config.yaml or the algorithm would
     # set it again.

@@ -29,6 +29,7 @@ from job import rewards
 from job.batches import Get, batch_mistakes, evaluates
 from job.errors import nearest
 from job.grpo_keys import ALGORITHMS, enumerations
+from job.rollout import engine
 from job.schedules import corners as corners_of
 
 # ---- One key of GRPOConfig: what its number must be
@@ -68,6 +69,14 @@ MAPPINGS = (
     "gradient_checkpointing_kwargs",
     "liger_kernel_config",
     "transformers_continuous_batching_config",
+)
+
+# ---- Keys that ask for an engine other than ours or generate
+
+OTHER_ENGINES = (
+    "use_vllm",
+    "use_transformers_continuous_batching",
+    "use_transformers_paged",
 )
 
 # ---- One key of GRPOConfig: (key, whether its value does harm here, what to do instead)
@@ -176,6 +185,7 @@ def impossible(
     yield from process_mistakes(get_grpo, world_size)
     yield from package_mistakes(get_grpo)
     yield from vllm_mistakes(get)
+    yield from rollout_mistakes(get)
     yield from tracker_mistakes(get_grpo)
     yield from adapter_mistakes(get)
     yield from length_mistakes(get)
@@ -322,6 +332,21 @@ def vllm_mistakes(get: Get) -> Iterator[str]:
             "grpo.use_vllm: vllm is not installed; leave it out, or pip install vllm "
             "for a dense model with model.backend: transformers"
         )
+
+
+def rollout_mistakes(get: Get) -> Iterator[str]:
+    """CUDA graphs where another way of decoding is asked for, or keys that they do not know."""
+    if get("rollout.engine") != "graph":
+        return
+    for key in OTHER_ENGINES:
+        if get(f"grpo.{key}"):
+            yield f"rollout.engine: graph, but grpo.{key} asks for another; write one of them"
+    for key in mapping(lambda name: get(f"grpo.{name}"), "generation_kwargs"):
+        if key not in engine.NEUTRAL and key not in engine.IGNORED:
+            yield (
+                f"grpo.generation_kwargs.{key}: is not known to rollout.engine: graph; "
+                "write rollout.engine: generate, or leave it out"
+            )
 
 
 def tracker_mistakes(get: Get) -> Iterator[str]:

@@ -9,6 +9,8 @@ because Unsloth replaces GRPOTrainer.
 """
 
 import copy
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,12 @@ from trl import GRPOTrainer
 from job import grpo_keys, watchdog
 from job.chat import Chat, Reading
 from job.grading import Grader
-from job.rollout import BatchRollout, generate
+from job.rollout import BatchRollout, TokenIds, decode_all, engine
+
+# Rows of each batch whose log-probabilities are computed again, to compare them with the rollout's
+CHECKED_ROWS = 2
+# With this set to 1, Unsloth takes what the rollout returns for the old log-probabilities.
+UNSLOTH_ROLLOUT_AS_OLD = "UNSLOTH_GRPO_ROLLOUT_LOGPROBS_AS_OLD"
 
 
 def deserialize_on_cpu(storage: Any, place: str) -> Any:
@@ -71,14 +78,30 @@ class Trainer(GRPOTrainer):
         chat: renders prompts and reads completions.
         grader: its weights follow the step.
         grpo_extra: what becomes of groups whose rewards are all equal.
+        rollout: how completions are decoded.
+        prompt_tokens: of the longest prompt.
         Others as in GRPOTrainer.
     """
 
     def __init__(
-        self, *args: Any, chat: Chat, grader: Grader, grpo_extra: grpo_keys.Options, **kwargs: Any
+        self,
+        *args: Any,
+        chat: Chat,
+        grader: Grader,
+        grpo_extra: grpo_keys.Options,
+        rollout: engine.Options,
+        prompt_tokens: int,
+        **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
+        self._rollout_options, self._prompt_tokens = rollout, prompt_tokens
+        self._rollout: Any = None  # a GraphRollout; None: generate
+        self._rollout_is_chosen = False
+        # (completion, log-probabilities) of the current batch, where the rollout has them
+        self._sampled: list[tuple[TokenIds, Sequence[float]]] = []
+        if rollout.importance_sampling:
+            os.environ[UNSLOTH_ROLLOUT_AS_OLD] = "1"
         self._rows: Sequence[dict[str, Any]] = ()  # of the current batch
         self._chosen: list[Sample] | None = None  # after resampling: the whole batch
         # (completions of all processes, reward functions)
@@ -92,10 +115,13 @@ class Trainer(GRPOTrainer):
             self._chosen = self._resample(inputs)
             inputs = [sample.row for sample in self._chosen]
         self._rows = inputs
+        self._score_in_slices(len(inputs))
         try:
             output = super()._generate_and_score_completions(inputs)
         finally:
             self._chosen = None
+            self._score_in_slices(None)
+        self._compare_with_rollout(output)
         if training:
             # TRL may look at the whole batch instead of each group
             is_flat = self._spread(self._rewards).eq(0).float()
@@ -103,6 +129,22 @@ class Trainer(GRPOTrainer):
             if self.grpo_extra.zero_std_groups == "skip":
                 self._skip_zero_std(output)
         return output
+
+    def _score_in_slices(self, rows: int | None) -> None:
+        """Let Unsloth score as many sequences at once as it trains on at once.
+
+        Its own choice depends on the free memory. The activations of all sequences would be the
+        peak of the whole step, and kernels round otherwise for another number of sequences.
+
+        Args:
+            rows: of the batch that is scored next; None: training comes next.
+        """
+        if not hasattr(self.args, "unsloth_grpo_mini_batch"):
+            return
+        slices = 1
+        if rows is not None:
+            slices = math.ceil(rows / self.args.per_device_train_batch_size)
+        self.args.unsloth_grpo_mini_batch = slices  # their number, not their size
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Evaluate without writing the table of completions.
@@ -205,8 +247,12 @@ class Trainer(GRPOTrainer):
     def _generate(self, prompts: list) -> tuple:
         """Generate completions, check their prompts, and read them by channel."""
         if self._chosen is not None:
-            return self._chosen_generation(self._chosen)
-        prompt_ids, completion_ids, mask, _, *others = super()._generate(prompts)
+            generated = self._chosen_generation(self._chosen)
+            self._keep_sampled(generated)
+            return generated
+        generated = super()._generate(prompts)
+        self._keep_sampled(generated)
+        prompt_ids, completion_ids, mask, _, *others = generated
         texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
         self._check_prompts(texts, prompt_ids)
         readings = []
@@ -259,18 +305,90 @@ class Trainer(GRPOTrainer):
         self._log_metric("completions/mean_thinking_length", float(np.mean(thinking)))
         self._log_metric("completions/mean_final_length", float(np.mean(final)))
 
+    # ---- The rollout
+
     def _generate_single_turn(
         self, prompt_ids: list, *others: Any, **kwargs: Any
     ) -> tuple[list[list[int]], Any]:
-        """TRL's decoding, as a rollout; see job/rollout.py.
+        """Decode as job/rollout does.
 
         vLLM is called as TRL does: it returns log-probabilities as well, and schedules rows itself.
         """
         decode = super()._generate_single_turn
         if self.use_vllm:
             return decode(prompt_ids, *others, **kwargs)
-        rollout = BatchRollout(lambda waiting: decode(waiting, *others, **kwargs)[0])
-        return generate(rollout, prompt_ids), None
+        if not self._rollout_is_chosen:
+            self._choose_rollout(prompt_ids)
+        rollout = self._rollout
+        if rollout is None:
+            rollout = BatchRollout(lambda waiting: decode(waiting, *others, **kwargs)[0])
+        rows = decode_all(rollout, prompt_ids)
+        completion_ids = [row.completion_ids for row in rows]
+        if rows[0].logprobs is None:
+            return completion_ids, None
+        return completion_ids, [list(row.logprobs) for row in rows]
+
+    def _choose_rollout(self, prompt_ids: list) -> None:
+        """Choose at the first call, when the model is where it is trained, and say what."""
+        obstacle = None
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            obstacle = "the weights are spread over several GPUs"
+        elif getattr(self, "use_transformers_continuous_batching", False):
+            obstacle = "grpo.use_transformers_continuous_batching asks for another engine"
+        autocast = None
+        if self.args.bf16:
+            autocast = torch.bfloat16
+        elif self.args.fp16:
+            autocast = torch.float16
+        longest = max(self._prompt_tokens, *map(len, prompt_ids))
+        request = engine.Request(
+            generation_config=self.generation_config,
+            stop_ids=self.eos_token_ids,
+            pad_id=self.processing_class.pad_token_id,
+            rows=self.args.generation_batch_size // self.args.world_size,
+            tokens=longest + self.max_completion_length,
+            max_new_tokens=self.max_completion_length,
+            autocast=autocast,
+        )
+        model = self.accelerator.unwrap_model(self.model)
+        self._rollout, words = engine.choose(model, self._rollout_options, request, obstacle)
+        self._rollout_is_chosen = True
+        if self.is_world_process_zero():
+            tqdm.write(words)
+
+    def _keep_sampled(self, generated: tuple) -> None:
+        """Keep what the comparison with the trainer needs."""
+        _, completion_ids, _, _, logprobs, *_ = generated
+        self._sampled = []
+        if logprobs is not None and not self.use_vllm:
+            self._sampled = list(zip(completion_ids, logprobs, strict=True))
+
+    def _compare_with_rollout(self, output: dict[str, Any]) -> None:
+        """Log how far the rollout's log-probabilities are from the trainer's.
+
+        With rollout.importance_sampling they become the old ones of the loss. Its ratio, and the
+        clipping of that, then correct for the difference as for any policy that has moved on.
+        Unsloth does that by itself; see UNSLOTH_ROLLOUT_AS_OLD.
+        """
+        if not self._sampled:
+            return
+        differences = []
+        for row, (completion, own) in enumerate(self._sampled[:CHECKED_ROWS]):
+            # Padded as when the reference was scored: compiled kernels know that shape already
+            ids = torch.cat([output["prompt_ids"][row], output["completion_ids"][row]])
+            said = torch.arange(len(output["completion_ids"][row])) < len(completion)
+            mask = torch.cat([output["prompt_mask"][row].cpu(), said.long()]).to(ids.device)
+            with torch.no_grad():
+                logps = self._get_per_token_logps_and_entropies(
+                    self.model, ids[None], mask[None], len(said), batch_size=1
+                )[0]
+            found = logps[0, : len(completion)].float().cpu()
+            differences.append((found - torch.tensor(own)).abs())
+        self._log_metric("rollout/logp_difference", torch.cat(differences).mean().item())
+        sampled = output.get("sampling_per_token_logps")
+        is_unsloth = hasattr(self.args, "unsloth_grpo_mini_batch")
+        if self._rollout_options.importance_sampling and not is_unsloth and sampled is not None:
+            output["old_per_token_logps"] = sampled
 
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids: list

@@ -74,6 +74,8 @@ class Options:
     collapse: float | None = MISSING
     # At least this share of answers that are a piece of their prompt, mean over the window
     echo: float | None = MISSING
+    # Median rollout/logp_difference over the window above this
+    logp_difference: float | None = MISSING
 
     def __post_init__(self):
         if self.on is False:
@@ -84,7 +86,7 @@ class Options:
             value = getattr(self, name)
             if value is None:
                 continue
-            if name in ("nan", "kl_limit"):
+            if name in ("nan", "kl_limit", "logp_difference"):
                 if not 0 < value < math.inf:
                     raise ValueError(f"{name}: must be above 0 and finite, or null for never")
             elif not 0 <= value <= 1:
@@ -356,6 +358,20 @@ class Watchdog:
             "grpo.temperature, a higher grpo.beta or a lower grpo.learning_rate."
         )
 
+    def logp_difference(self, limit: float) -> str | None:
+        values = self.window_values("rollout/logp_difference")
+        if values is None:
+            return None
+        median = statistics.median(values)
+        if median <= limit:
+            return None
+        return (
+            "the rollout and the trainer disagree about the log-probabilities of what was sampled, "
+            f"by {median:.3g} in the median of the last {self.options.window} logged steps. Then "
+            "the loss is that of another policy than the one that answered. Set "
+            "rollout.importance_sampling: true, which corrects for it, or rollout.engine: generate."
+        )
+
     def echo(self, limit: float) -> str | None:
         """A reward that is paid for repeating the question.
 
@@ -426,6 +442,7 @@ SIGNALS = {
     "completions/repetitive",
     "frac_reward_zero_std",
     "kl",
+    "rollout/logp_difference",
 }
 CHECKS = {name: getattr(Watchdog, name) for name in THRESHOLDS}
 

@@ -58,6 +58,7 @@ TRIGGERS = {
     "no_final": {"completions/reached_final": 0.0},
     "collapse": {"completions/distinct": 0.0},
     "echo": {"reward": 5.0, "completions/echo": 0.9, "grades/correct": 0.9},
+    "logp_difference": {"rollout/logp_difference": 0.5},
 }
 
 
@@ -339,6 +340,7 @@ def test_honest_answers_are_not_repetitive():
         ("truncated=1.5", "watchdog.truncated: must be a share"),
         ("collapse=.nan", "watchdog.collapse: must be a share"),
         ("kl_limit=0", "watchdog.kl_limit: must be above 0"),
+        ("logp_difference=-1", "watchdog.logp_difference: must be above 0"),
         ("nan=0", "watchdog.nan: must be above 0"),
         ("on=sometimes", "watchdog.on: "),
         ("on=true", "watchdog.on: "),

@@ -115,16 +115,22 @@ class GraphRollout:
         return row
 
     @torch.no_grad()
-    def step(self) -> list[Finished]:
-        """Take in waiting rows, decode up to CHECK_EVERY tokens, and hand back what has ended."""
+    def step(self, tokens: int = CHECK_EVERY) -> list[Finished]:
+        """Take in waiting rows, decode up to `tokens` of each, and hand back what has ended."""
         if not self.unfinished:
             return []
         self._admit()
         size = self._size()
-        steps = min(CHECK_EVERY, self._most_left())
+        steps = min(tokens, self._most_left())
         for _ in range(steps):
             self._run(size)
         return self._collect()
+
+    def cancel(self) -> None:
+        """Drop all rows that are unfinished."""
+        self._waiting.clear()
+        if self._live:
+            self._keep([])
 
     # ---- rows come and go
 

@@ -6,15 +6,7 @@ from typing import Any
 
 import torch
 
-# Keys of GenerationConfig that a Sampling can honour, and their values that change nothing.
-NEUTRAL = {
-    "temperature": 1.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "min_p": None,
-    "repetition_penalty": 1.0,
-    "do_sample": True,
-}
+from job.rollout.engine import IGNORED, NEUTRAL
 
 
 @dataclass(frozen=True)
@@ -90,31 +82,11 @@ def from_generation_config(settings: Any) -> tuple[Sampling, list[str]]:
     for key, neutral in NEUTRAL.items():
         value = getattr(settings, key, None)
         own[key] = neutral if value is None else value
-    # What has nothing to do with which token is drawn
-    ignored = {
-        "max_new_tokens",
-        "max_length",
-        "pad_token_id",
-        "bos_token_id",
-        "eos_token_id",
-        "decoder_start_token_id",
-        "use_cache",
-        "cache_implementation",
-        "cache_config",
-        "transformers_version",
-        "disable_compile",
-        "compile_config",
-        "return_dict_in_generate",
-        "output_scores",
-        "output_logits",
-        "output_attentions",
-        "output_hidden_states",
-    }
     usual = GenerationConfig()
     foreign = []
     for key, value in settings.to_diff_dict().items():
-        if key in NEUTRAL or key in ignored or key.startswith("_"):
+        if key in NEUTRAL or key in IGNORED or key.startswith("_"):
             continue
-        if value not in (None, getattr(usual, key, None)):
+        if key != "transformers_version" and value not in (None, getattr(usual, key, None)):
             foreign.append(key)
     return Sampling(**own), sorted(foreign)
