@@ -7,7 +7,7 @@ gives back what it keeps before it fails.
 Four moments can be the peak, and `estimate` gives all of them:
     load       the checkpoint is unpacked (transformers turns MXFP4 into bfloat16)
     rollout    completions are decoded: KV cache, and for mixtures of experts the weights that
-               decoding copies
+               generate copies. CUDA graphs keep their buffers through all later moments
     scoring    log-probabilities of the reference model, for beta > 0
     backward   one batch forwards and backwards: checkpointed or kept activations, logits
 
@@ -19,7 +19,6 @@ one H200. Other versions may differ.
 Nothing here imports torch: a dry run should not wait for it.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +34,7 @@ from job.workload import (
     Parts,
     Storage,
     Workload,
+    graph_buffers,
     named_modules,
     read_checkpoint,
 )
@@ -48,6 +48,7 @@ PARTS = (
     "optimizer",
     "gradients",
     "kv_cache",
+    "graphs",
     "logits",
     "activations",
     "overhead",
@@ -145,7 +146,7 @@ def estimate(
     offload_embedding: bool = False,
     stored_bytes: int | None = None,
     processes: int = 1,
-    card_bytes: int | None = None,
+    graphs: bool = False,
 ) -> Estimate:
     """Peak GPU memory of a run on one of `processes` GPUs.
 
@@ -163,7 +164,7 @@ def estimate(
         stored_bytes: size of the safetensors. It is used for the weights of a checkpoint that is
             quantised on the disk and loaded as it is, and of an architecture that is not known.
         processes: GPUs of a data-parallel run.
-        card_bytes: memory of the GPU. Unsloth scores fewer sequences at once on a small one.
+        graphs: whether completions are decoded by CUDA graphs, if the model can be.
 
     Raises:
         ValueError: if config.json lacks a number that is needed.
@@ -187,6 +188,8 @@ def estimate(
         batch=plan.per_device_batch,
         prompt=prompt_tokens,
         completion=completion_tokens,
+        prompts=max(1, plan.generate_call // plan.num_generations),
+        graphs=graphs and decodes_in_graphs(storage, backend),
     )
     phases = moments(
         BACKENDS[backend](work),
@@ -194,7 +197,6 @@ def estimate(
         trainable=trainable_parameters(shape, lora, backend),
         grpo=grpo,
         plan=plan,
-        card_bytes=card_bytes,
     )
     keys = remedies(work, backend, can_offload and not offload_embedding, phases)
     return Estimate(phases, tuple(notes_on(architecture, storage, backend, grpo)), keys)
@@ -285,7 +287,6 @@ def moments(
     trainable: int,
     grpo: Mapping[str, Any],
     plan: BatchPlan,
-    card_bytes: int | None,
 ) -> dict[str, Parts]:
     """Bytes by part at each moment.
 
@@ -295,7 +296,6 @@ def moments(
         trainable: parameters of the adapter.
         grpo: keys of GRPOConfig.
         plan: what these keys make of the batches.
-        card_bytes: memory of the GPU, if it is known.
     """
     adapter = 4 * trainable  # float32 masters
     load = {"weights": weights, "adapter": adapter} | backend.loading()
@@ -310,20 +310,34 @@ def moments(
         "optimizer": int(optimizer_bytes(optim) * trainable),
         "overhead": WORKSPACES,
     }
-    phases = {"rollout": fixed | backend.rollout()}
+    if backend.work.graphs:
+        fixed = added(fixed, graph_buffers(backend.work))
+    phases = {"rollout": added(fixed, backend.rollout())}
     # TRL needs log-probabilities of the sampling policy only where an update can come between
     # sampling and training.
     updates_between = plan.accumulation % (plan.steps_per_generation * plan.num_iterations) > 0
     if has_reference or updates_between:
-        free_bytes = math.inf
-        if card_bytes is not None:
-            free_bytes = card_bytes - CONTEXT - sum(phases["rollout"].values())
-        phases["scoring"] = fixed | backend.scoring(free_bytes)
-    phases["backward"] = fixed | {"gradients": 4 * trainable} | backend.backward()
+        phases["scoring"] = added(fixed, backend.scoring())
+    phases["backward"] = added(fixed, {"gradients": 4 * trainable} | backend.backward())
 
     for parts in phases.values():
         parts["overhead"] += backend.autotuning(parts)
     return {"load": load} | phases
+
+
+def added(fixed: Parts, more: Parts) -> Parts:
+    """Both together, part by part."""
+    parts = dict(fixed)
+    for name, size in more.items():
+        parts[name] = parts.get(name, 0) + size
+    return parts
+
+
+def decodes_in_graphs(storage: Storage, backend: str) -> bool:
+    """Whether job/rollout can capture a model that is held in this way."""
+    if backend == "unsloth":
+        return storage.experts_as == "mxfp4" and storage.checkpoint.shape.experts > 0
+    return storage.experts_as != "nf4" or not storage.checkpoint.shape.experts
 
 
 def remedies(
@@ -335,12 +349,10 @@ def remedies(
     fewer = "fewer completions at once (grpo.gradient_accumulation_steps with num_generations)"
     batch = ["grpo.per_device_train_batch_size=1"] if work.batch > 1 else []
     kept = [] if work.checkpointing else ["lora.use_gradient_checkpointing=unsloth"]
-    # Unsloth scores all completions together, transformers a batch of them.
-    scored = [fewer] if backend == "unsloth" else batch
     choices = {
         "load": smaller or ["a smaller model"],
         "rollout": [fewer, shorter, *smaller],
-        "scoring": [*scored, shorter, *smaller],
+        "scoring": [*batch, shorter, *smaller],
         "backward": [*kept, *batch, shorter, *smaller],
     }
     keys = {}

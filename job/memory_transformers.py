@@ -13,6 +13,7 @@ from job.workload import (
     attention_matrices,
     cache_bytes,
     dense_layer,
+    graph_prefill,
     largest,
     last_logits,
     layer_inputs,
@@ -67,6 +68,8 @@ class Transformers:
 
     def rollout(self) -> Parts:
         work, shape = self.work, self.shape
+        if work.graphs:
+            return {"activations": graph_prefill(work)}
         logits = last_logits(work)
         prefill = {
             "kv_cache": self._cache(len(shape.windows) * work.prompt),
@@ -88,7 +91,7 @@ class Transformers:
             decode["activations"] = (copies + 2 * self.merged) * self.item
         return largest([prefill, decode])
 
-    def scoring(self, free_bytes: float) -> Parts:
+    def scoring(self) -> Parts:
         """`per_device_train_batch_size` sequences at a time, whatever is free."""
         work = self.work
         # Accelerate hands the logits on in float32 while the 16-bit ones still exist.

@@ -16,6 +16,7 @@ from job.workload import (
     attention_matrices,
     cache_bytes,
     dense_layer,
+    graph_prefill,
     largest,
     last_logits,
     layer_inputs,
@@ -30,6 +31,7 @@ from job.workload import (
 AUTOTUNE_BUFFER = 60 * 2**20
 KV_STEP = 512  # tokens by which the KV cache of dense models grows
 PAD = 128  # prompts and completions of gpt-oss are padded to a multiple, for flex attention
+FUSED_ROWS = 192  # rows an expert from which MXFP4 is unpacked to be multiplied
 LOGIT_CHUNKS = 4  # pieces into which the logits of one sequence are cut
 
 
@@ -64,6 +66,8 @@ class Unsloth:
 
     def rollout(self) -> Parts:
         work, shape = self.work, self.shape
+        if work.graphs:
+            return {"activations": graph_prefill(work)}
         logits = last_logits(work)
         cache_at_the_end = self._cache()
         prefill_cache = self._cache_of(len(shape.windows) * work.prompt)
@@ -85,25 +89,25 @@ class Unsloth:
             ]
         )
 
-    def scoring(self, free_bytes: float) -> Parts:
-        """As many sequences at once as Unsloth thinks will fit.
+    def scoring(self) -> Parts:
+        """As many sequences at once as are trained on at once; trainer.py sees to it.
 
         The layers' inputs are kept although nothing is trained here. The logits come later, piece
         by piece. Dense models may share the prompt of a group, which needs less than this.
         """
-        tokens = self._scored_at_once(free_bytes) * sum(self._padded())
+        rows = min(self.work.batch, self.work.sequences)
+        tokens = rows * sum(self._padded())
         kept = layer_inputs(self.work, tokens)
         layer = self._layer_forward(tokens)
         piece = math.ceil(self._scored_positions() / LOGIT_CHUNKS)
-        first = {
-            "kv_cache": 0 if self.shape.experts else self._cache(),
-            "activations": layer // 2,
-        }
+        first = {"kv_cache": 0, "activations": layer // 2}
+        if not (self.shape.experts or self.work.graphs):
+            first["kv_cache"] = self._cache()
         return largest(
             [
                 first,
                 {"activations": kept + layer},
-                {"activations": kept, "logits": piece * self.shape.vocab * (self.item + 4)},
+                {"activations": kept, "logits": piece * self.shape.vocab * (self.item + 8)},
             ]
         )
 
@@ -166,29 +170,18 @@ class Unsloth:
         prompt, completion = self._padded()
         return completion + prompt - self.work.prompt + 1
 
-    def _scored_at_once(self, free_bytes: float) -> int:
-        """Sequences that are scored together, in groups of about equal size."""
-        groups = self.work.sequences // self._rows_that_fit(free_bytes)
-        return math.ceil(self.work.sequences / groups)
+    def _unpacked(self, tokens: int) -> int:
+        """The first expert matrix in bfloat16, where it is stored packed.
 
-    def _rows_that_fit(self, free_bytes: float) -> int:
-        """Unsloth's rule, from unsloth_zoo.rl_replacements.autotune_batch_and_chunks.
-
-        It allows 16 bytes for each hidden value and each logit of one piece, in 80 % of what is
-        free.
+        MXFP4 is multiplied as it is while an expert has few rows (unsloth_zoo.moe_utils).
         """
-        sequences = self.work.sequences
-        tokens = sum(self._padded())
-        pieces = max(LOGIT_CHUNKS, tokens // 4096)
-        for rows in range(sequences, 0, -1):
-            logits = rows / sequences * self.shape.vocab / pieces
-            if 16 * rows * tokens * (self.shape.hidden + logits) <= 0.8 * free_bytes:
-                return rows
-        return min(4, sequences)
-
-    def _unpacked(self) -> int:
-        """The first expert matrix in bfloat16, where it is stored packed."""
-        return 0 if self.work.storage.experts_as == "16bit" else 2 * self.shape.gate_up
+        experts_as = self.work.storage.experts_as
+        is_fused = experts_as == "mxfp4" and (
+            tokens * self.shape.top_k < FUSED_ROWS * self.shape.experts
+        )
+        if experts_as == "16bit" or is_fused:
+            return 0
+        return 2 * self.shape.gate_up
 
     def _layer_forward(self, tokens: int) -> int:
         """What one layer needs beside its input and the weights, without gradients."""
@@ -196,7 +189,7 @@ class Unsloth:
         if not shape.experts:
             return dense_layer(self.work, tokens, rows=3)  # gate, up and their product
         rows, wide, hidden = tokens * shape.top_k, shape.intermediate, shape.hidden
-        unpacked = self._unpacked()
+        unpacked = self._unpacked(tokens)
         first = unpacked + rows * (4 * wide + 2 * hidden)
         if self.work.storage.nf4:
             # gate and up in float32: before the bias, with it, and the activation's copy
@@ -211,7 +204,7 @@ class Unsloth:
             return self._layer_forward(tokens)
         # In evaluation mode the rows after the first matrix are never the peak.
         rows = shape.top_k * (4 * shape.intermediate + 2 * shape.hidden)
-        return self._unpacked() + tokens * (rows + 8 * shape.hidden)
+        return self._unpacked(tokens) + tokens * (rows + 8 * shape.hidden)
 
     def _layer_backward(self, tokens: int) -> int:
         """What one layer needs beside its input while it is trained."""

@@ -528,7 +528,7 @@ def memory_estimate(
         offload_embedding=offloads_embedding(config.model, card_bytes or math.inf),
         stored_bytes=sum(file.stat().st_size for file in weight_files),
         processes=world_size(),
-        card_bytes=card_bytes,
+        graphs=config.rollout.engine != "generate" and not config.grpo.get("use_vllm"),
     )
 
 

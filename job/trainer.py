@@ -408,7 +408,9 @@ class Trainer(GRPOTrainer):
                 )[0]
             found = logps[0, : len(completion)].float().cpu()
             differences.append((found - torch.tensor(own)).abs())
-        self._log_metric("rollout/logp_difference", torch.cat(differences).mean().item())
+        mode = "train" if self.model.training else "eval"
+        mean = torch.cat(differences).mean().item()
+        self._metrics[mode]["rollout/logp_difference"].append(mean)
         sampled = output.get("sampling_per_token_logps")
         is_unsloth = hasattr(self.args, "unsloth_grpo_mini_batch")
         if self._rollout_options.importance_sampling and not is_unsloth and sampled is not None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from job.config import Lora
 from job.model_shape import Shape, read_shape
+from job.rollout.engine import MOST_ROWS, PROMPT_TOKENS, SCORE_BYTES, SCORE_COPIES
 
 # bitsandbytes' NF4 with double quantisation: half a byte for a weight, a byte of scale for 64
 # weights, a float for 256 scales.
@@ -97,6 +98,8 @@ class Workload:
     batch: int  # sequences in one backward pass
     prompt: int  # tokens
     completion: int  # tokens
+    prompts: int = 1  # different ones among the sequences
+    graphs: bool = False  # decoded by CUDA graphs; see job/rollout
 
     @property
     def tokens(self) -> int:
@@ -161,6 +164,29 @@ def windowed_tokens(shape: Shape, tokens: int) -> int:
 def cache_bytes(work: Workload, held_tokens: int, item: int) -> int:
     """Keys and values of all decoded sequences, when all layers together keep `held_tokens`."""
     return 2 * work.sequences * held_tokens * work.shape.key * item
+
+
+def graph_buffers(work: Workload) -> Parts:
+    """What a graph rollout holds from its first step to the end of the run."""
+    rows = min(work.sequences, MOST_ROWS)
+    held = windowed_tokens(work.shape, work.tokens)
+    return {
+        "kv_cache": 2 * rows * held * work.shape.key * work.storage.item,
+        # In the graphs' own pool: logits, their float32 copy, the noise, and their sum
+        "graphs": rows * work.shape.vocab * (work.storage.item + 3 * 4),
+        # The stream of the first steps and that of the capture have workspaces of their own.
+        "overhead": WORKSPACES,
+    }
+
+
+def graph_prefill(work: Workload) -> int:
+    """What a layer of a graph rollout needs while prompts are read, each different one once."""
+    shape, item = work.shape, work.storage.item
+    tokens = min(work.prompts * work.prompt, max(PROMPT_TOKENS, work.prompt))
+    wide = 2 * shape.top_k * shape.intermediate if shape.experts else 3 * shape.dense_intermediate
+    a_token = wide + 3 * (shape.query + 2 * shape.key) + (4 + shape.top_k) * shape.hidden
+    scores = attention_matrices(work, SCORE_COPIES, 1, work.prompt, work.prompt)
+    return tokens * a_token * item + min(scores, SCORE_BYTES)
 
 
 def last_logits(work: Workload) -> int:

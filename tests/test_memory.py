@@ -65,16 +65,20 @@ def name_of(run):
 
 def predicted(run):
     keys = ("backend", "load_in_4bit", "grpo", "prompt_tokens", "completion_tokens")
+    keys += ("graphs", "offload_embedding")
     return memory.estimate(
-        SHAPES[run["shape"]], lora=lora(**run["lora"]), **{key: run[key] for key in keys}
+        SHAPES[run["shape"]],
+        lora=lora(**run["lora"]),
+        **{key: run[key] for key in keys if key in run},
     )
 
 
 @pytest.mark.parametrize("run", DATA["runs"], ids=name_of)
 def test_peak_is_within_the_tolerance_of_what_was_measured(run):
     measured = run["measured_bytes"]
-    if "load" in measured:
-        assert predicted(run).peak == pytest.approx(max(measured.values()), rel=memory.TOLERANCE)
+    if len(measured) > 1:
+        got = max(predicted(run).total(phase) for phase in measured)
+        assert got == pytest.approx(max(measured.values()), rel=memory.TOLERANCE)
     else:
         ((phase, peak),) = measured.items()
         assert predicted(run).total(phase) == pytest.approx(peak, rel=memory.TOLERANCE)
@@ -103,8 +107,10 @@ def test_what_comes_on_top_of_the_weights_is_within_the_tolerance(run):
         shares_prompts = (
             run["backend"] == "unsloth" and not read_shape(SHAPES[run["shape"]]).experts
         )
-        if shares_prompts and phase == "scoring":
-            assert above >= expected
+        # Unsloth 2026.10.9 holds fewer logits at once than the version of the other runs
+        fewer_logits = run.get("graphs") and phase == "backward"
+        if (shares_prompts and phase == "scoring") or fewer_logits:
+            assert above >= expected - small
         else:
             assert above == pytest.approx(expected, rel=memory.TOLERANCE, abs=small), phase
 
@@ -201,12 +207,24 @@ def test_what_is_decoded_is_shared_out_among_processes():
     assert alone == 4 * four
 
 
-def test_unsloth_scores_fewer_at_once_on_a_small_card():
-    peaks = [
-        estimate(completion=700, card_bytes=n * memory.GIB).total("scoring") for n in (16, 24, 80)
-    ]
-    assert peaks[0] < peaks[2] == estimate(completion=700).total("scoring")
-    assert peaks == sorted(peaks)
+def test_unsloth_scores_as_many_at_once_as_it_trains_on():
+    one, all_eight = (estimate(batch=n, accumulation=8 // n, completion=700) for n in (1, 8))
+    assert one.total("scoring") < all_eight.total("scoring")
+
+
+@pytest.mark.parametrize("backend", ["unsloth", "transformers"])
+def test_graphs_keep_their_buffers_through_the_step(backend):
+    got = estimate(backend=backend, graphs=True, completion=512)
+    buffers = {name: got.phases["rollout"][name] for name in ("kv_cache", "graphs")}
+    assert all(buffers.values())
+    for phase in ("scoring", "backward"):
+        assert {name: got.phases[phase][name] for name in buffers} == buffers
+    assert got.phases["load"].get("graphs", 0) == 0
+
+
+def test_bitsandbytes_experts_are_not_decoded_by_graphs():
+    options = dict(shape="gpt_oss_20b_bnb4", completion=512)
+    assert estimate(**options, graphs=True).phases == estimate(**options).phases
 
 
 def test_the_verdict_leaves_room_for_the_context_and_the_tolerance():
@@ -248,7 +266,7 @@ def fits(config_file, card_gib):
         grpo=job.grpo,
         prompt_tokens=1,
         completion_tokens=job.model.max_seq_length - 2,
-        card_bytes=card_bytes,
+        graphs=True,
         offload_embedding=card_gib < 24,
     )
     return got.verdict(card_bytes)
@@ -257,7 +275,7 @@ def fits(config_file, card_gib):
 def test_each_job_fits_the_card_that_it_is_written_for():
     assert fits(ROOT / "config.yaml", 23) == "fits"
     assert fits(ROOT / "configs" / "h100.yaml", 79) == "fits"
-    assert fits(ROOT / "configs" / "h100.yaml", 23) == "does not fit"
+    assert fits(ROOT / "configs" / "h100.yaml", 16) == "does not fit"
 
 
 def test_an_unknown_architecture_is_rough_and_takes_its_weights_from_the_disk():

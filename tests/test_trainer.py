@@ -12,6 +12,7 @@ import train
 from job import config, model
 from job.config import load_config as load
 from job.grading_pool import GradingPool
+from job.rollout import engine
 from job.run_folder import RunFolder
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
@@ -314,3 +315,51 @@ def test_neither_a_dense_nor_a_moe_model_trains_on_a_router_loss(build, tmp_path
     assert not trainer.aux_loss_enabled
     trainer.train()
     assert trainer.state.global_step == 1 and "aux_loss" not in trainer.state.log_history[0]
+
+
+@pytest.fixture
+def graph_steps(monkeypatch):
+    """The steps of the graph rollout, run one by one on this CPU."""
+    monkeypatch.setattr(engine, "why_not", lambda request: None)
+    monkeypatch.setattr(
+        engine,
+        "try_graph",
+        lambda model, request: engine.make_graph_rollout(model, request, capture=False),
+    )
+
+
+@pytest.mark.parametrize("adapter", ["null", "[mlp.experts.gate_up_proj, mlp.experts.down_proj]"])
+@pytest.mark.parametrize("zero_std_groups", ["keep", "resample"])
+def test_the_rollout_samples_from_the_policy_that_is_trained(
+    build, graph_steps, adapter, zero_std_groups
+):
+    trainer = build(
+        [{"flat": False}] * 3,
+        f"lora.target_parameters={adapter}",
+        f"grpo.zero_std_groups={zero_std_groups}",
+    )
+    weights = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        for weight in weights:  # an adapter that changes something
+            weight += 0.05 * torch.randn_like(weight)
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert trainer._rollout is not None
+    assert trainer._metrics["train"]["rollout/logp_difference"][-1] < 1e-5
+    assert "old_per_token_logps" not in output
+
+
+def test_importance_sampling_takes_the_log_probabilities_of_the_rollout(build, graph_steps):
+    trainer = build([{"flat": False}] * 3, "rollout.importance_sampling=true")
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    own = output["sampling_per_token_logps"]
+    assert output["old_per_token_logps"] is own
+    mask = output["completion_mask"].bool()
+    assert (own[mask] < 0).all() and own.shape == mask.shape
+
+
+def test_without_a_graph_nothing_is_compared(build, capsys):
+    trainer = build([{"flat": False}] * 3, "rollout.importance_sampling=true")
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert "old_per_token_logps" not in output
+    assert "rollout/logp_difference" not in trainer._metrics["train"]
+    assert "rollout: generate, because there is no CUDA GPU" in capsys.readouterr().out

@@ -45,6 +45,9 @@ IGNORED = (
 
 OLDEST_CAPABILITY = (8, 0)  # Ampere: bfloat16, and asynchronous copies in Triton
 MOST_ROWS = 256  # decoded at once; further rows wait, so that the cache does not grow with them
+PROMPT_TOKENS = 4096  # of prompts read at once, padding included
+SCORE_BYTES = 256 * 2**20  # of attention scores held at once, where a layer has to compute them
+SCORE_COPIES = 20  # bytes of one score in all its copies, 16-bit and float32
 TRIAL_TOKENS = 3
 
 

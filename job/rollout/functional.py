@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-# What the scores of one piece of a prompt may take
-SCORE_BYTES = 256 * 2**20
+from job.rollout.engine import SCORE_BYTES, SCORE_COPIES
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
@@ -146,7 +145,7 @@ def attend_prompts(
     # Piece by piece: of one prompt, as many queries as may be
     grouped = q.view(prompts, keys.shape[1], -1, tokens, D)
     places = torch.arange(tokens, device=q.device)
-    size = max(1, SCORE_BYTES // (heads * tokens * 10))
+    size = max(1, SCORE_BYTES // (heads * tokens * SCORE_COPIES))
     out = torch.empty_like(grouped)
     for i in range(prompts):
         for start in range(0, tokens, size):

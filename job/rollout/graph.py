@@ -18,10 +18,10 @@ import torch
 
 from job.rollout import Finished, TokenIds
 from job.rollout.cache import KeyValueCache
+from job.rollout.engine import PROMPT_TOKENS
 from job.rollout.sampling import Sampling
 
 CHECK_EVERY = 16  # steps between two looks at which rows have ended
-PROMPT_TOKENS = 4096  # prompts read at once, padding included
 
 
 class Decoder(Protocol):
