@@ -97,6 +97,7 @@ class Trainer(GRPOTrainer):
         super().__init__(*args, **kwargs)
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
         self._rollout_options, self._prompt_tokens = rollout, prompt_tokens
+        self._is_unsloth = hasattr(self.args, "unsloth_grpo_mini_batch")
         self._rollout: Any = None  # a GraphRollout; None: generate
         self._rollout_is_chosen = False
         # (completion, log-probabilities) of the current batch, where the rollout has them
@@ -161,7 +162,7 @@ class Trainer(GRPOTrainer):
         Args:
             rows: of the batch that is scored next; None: training comes next.
         """
-        if not hasattr(self.args, "unsloth_grpo_mini_batch"):
+        if not self._is_unsloth:
             return
         slices = 1
         if rows is not None:
@@ -396,6 +397,15 @@ class Trainer(GRPOTrainer):
         """
         if not self._sampled:
             return
+        sampled = output.get("sampling_per_token_logps")
+        if (
+            self._rollout_options.importance_sampling
+            and not self._is_unsloth
+            and sampled is not None
+        ):
+            output["old_per_token_logps"] = sampled
+        if self._is_unsloth and self.state.global_step == 0:
+            return  # compiling for this takes 10 s, which a run of one step need not wait for
         differences = []
         for row, (completion, own) in enumerate(self._sampled[:CHECKED_ROWS]):
             # Padded as when the reference was scored: compiled kernels know that shape already
@@ -411,10 +421,6 @@ class Trainer(GRPOTrainer):
         mode = "train" if self.model.training else "eval"
         mean = torch.cat(differences).mean().item()
         self._metrics[mode]["rollout/logp_difference"].append(mean)
-        sampled = output.get("sampling_per_token_logps")
-        is_unsloth = hasattr(self.args, "unsloth_grpo_mini_batch")
-        if self._rollout_options.importance_sampling and not is_unsloth and sampled is not None:
-            output["old_per_token_logps"] = sampled
 
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids: list

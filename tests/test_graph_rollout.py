@@ -1,6 +1,7 @@
 """job/rollout: the decoders, the sampling and the graph rollout, without a graph on a CPU."""
 
 import math
+import sys
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from job.config import TINY_MODEL
 from job.errors import ConfigError
 from job.rollout import decode_all, engine, functional
-from job.rollout.any_model import ModelDecoder
+from job.rollout.any_model import ModelDecoder, calls_super
 from job.rollout.cache import KeyValueCache, LayerShape, bytes_of
 from job.rollout.gpt_oss import CannotDecode, DenseExperts, GptOssDecoder, PackedExperts, tile_rows
 from job.rollout.graph import GraphRollout, pieces
@@ -124,6 +125,28 @@ def test_families_are_decoded_exactly(family):
     rows = decode_all(rollout_of(ModelDecoder(model)), prompts)
     assert largest_difference(model, prompts, rows) < EXACT
     assert model.config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
+def test_a_forward_that_a_library_has_replaced_is_not_used(family, monkeypatch):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    prompts = prompts_of(20, 3)
+    with torch.no_grad():
+        wanted = model(input_ids=torch.tensor(prompts[:1])).logits
+    monkeypatch.setitem(sys.modules, "unsloth", object())
+    for module in list(model.modules()):
+        kind = type(module)
+        if kind.__module__.startswith("transformers.models") and not calls_super(kind.forward):
+            monkeypatch.setattr(kind, "forward", lambda *a, **k: 1 / 0)
+    decoder = ModelDecoder(model)
+    rows = decode_all(rollout_of(decoder), prompts)
+    with pytest.raises(ZeroDivisionError):
+        model(input_ids=torch.tensor(prompts[:1]))
+    monkeypatch.undo()
+    assert largest_difference(model, prompts, rows) < EXACT
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=torch.tensor(prompts[:1])).logits, wanted)
 
 
 def test_what_is_trained_is_decoded_with_in_the_next_rollout(tiny):

@@ -3,10 +3,17 @@
 A captured graph can neither grow a cache nor build a mask. So the model's forward is given a Cache
 that writes into fixed buffers, and an attention function that knows which places are filled. The
 model is otherwise as it is: its norms, its experts, its adapter.
+
+Unsloth replaces the forward of dense models by its own, which takes neither. For a rollout each
+module gets back the forward that transformers wrote for it.
 """
 
+import importlib.util
+import inspect
+import sys
+import types
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -124,8 +131,10 @@ class ModelDecoder:
         head = self._model.get_output_embeddings().weight
         self.device, self.vocabulary = head.device, head.shape[0]
         self.dtype = autocast or head.dtype
+        self._own_forwards: dict[Any, Any] = {}
+        if "unsloth" in sys.modules:
+            self._own_forwards = forwards_as_written(self._model, self._text_config)
         self._shapes = self._probe()
-        self._cache: RolloutCache | None = None
 
     def _probe(self) -> list[LayerShape]:
         """The shape of each layer's keys, as a forward of two tokens shows them."""
@@ -182,10 +191,10 @@ class ModelDecoder:
     ) -> Any:
         if positions is None:
             positions = torch.arange(ids.shape[1], device=self.device)[None].expand(len(ids), -1)
-        precision = nullcontext()
-        if self._autocast is not None:
-            precision = torch.autocast(self.device.type, self._autocast)
-        with self._decoding(cache), precision:
+        with ExitStack() as within:
+            within.enter_context(self._decoding(cache))
+            if self._autocast is not None:
+                within.enter_context(torch.autocast(self.device.type, self._autocast))
             return module(
                 input_ids=ids.to(self.device),
                 position_ids=positions,
@@ -195,7 +204,10 @@ class ModelDecoder:
 
     @contextmanager
     def _decoding(self, cache: RolloutCache) -> Iterator[None]:
-        """The model in evaluation mode, with our attention."""
+        """The model in evaluation mode, with our attention, and nothing compiled.
+
+        What is compiled may hold CUDA graphs of its own, and those cannot be captured.
+        """
         global _running
         training = self._model.training
         before = self._text_config._attn_implementation
@@ -203,8 +215,64 @@ class ModelDecoder:
         self._text_config._attn_implementation = ATTENTION
         _running = cache
         try:
-            yield
+            with replaced(self._own_forwards), torch.compiler.set_stance("force_eager"):
+                yield
         finally:
             _running = None
             self._text_config._attn_implementation = before
             self._model.train(training)
+
+
+def forwards_as_written(model: torch.nn.Module, config: Any) -> dict[torch.nn.Module, Any]:
+    """Each module of the model, and the forward that transformers wrote for its class.
+
+    The file of the architecture is loaded a second time, under another name, so that what was
+    replaced in the first copy does not matter.
+
+    Raises:
+        CannotDecode: if transformers has no such file.
+    """
+    architecture = config.model_type.removesuffix("_text")
+    name = f"transformers.models.{architecture}.modeling_{architecture}"
+    try:
+        original = importlib.util.find_spec(name)
+    except ModuleNotFoundError:
+        original = None
+    if original is None:
+        raise CannotDecode(f"transformers has no file for {architecture}")
+    # In the same package, so that its relative imports work
+    spec = importlib.util.spec_from_file_location(f"{name}_as_written", original.origin)
+    written = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = written  # its classes look themselves up
+    spec.loader.exec_module(written)
+
+    forwards = {}
+    for module in model.modules():
+        kind = getattr(written, type(module).__name__, None)
+        if "RotaryEmbedding" in type(module).__name__:
+            rotary = next(value for key, value in vars(written).items() if "RotaryEmb" in key)
+            own = rotary(config=config).to(next(model.parameters()).device)
+            forwards[module] = own.forward
+        elif kind is not None and not calls_super(kind.forward):
+            forwards[module] = types.MethodType(kind.forward, module)
+    return forwards
+
+
+def calls_super(method: Any) -> bool:
+    """Whether a method works on objects of its own class only."""
+    return "__class__" in inspect.unwrap(method).__code__.co_freevars
+
+
+@contextmanager
+def replaced(forwards: dict[torch.nn.Module, Any]) -> Iterator[None]:
+    """The modules with these forwards."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    for module, forward in forwards.items():
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, forward in before.items():
+            del module.forward
+            if forward is not None:
+                module.forward = forward
