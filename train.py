@@ -15,7 +15,9 @@ It ends with the exit codes of job/errors.py:
 """
 
 import argparse
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from job.errors import (
     exit_code_of,
     one_line,
 )
+from job.evaluation import Sampler
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.model import (
@@ -44,7 +47,8 @@ from job.model import (
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.reward_check import check_rewards
-from job.run_folder import RunFolder, steps_done
+from job.run_evaluation import EvaluationPlan, RunEvaluation, plan_evaluation
+from job.run_folder import RunFolder, shown_path, steps_done
 
 UNCHECKED = (
     "warning: task.check is off for {}: nobody checked whether the rewards pay wrong or dishonest "
@@ -90,7 +94,7 @@ def run(config: Config) -> int:
     # What can be checked without the weights
     distributed.check_started()
     folder = RunFolder(config)
-    chat, plan = prepare(config)
+    chat, plan, evaluation_plan = prepare(config)
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
 
@@ -109,20 +113,30 @@ def run(config: Config) -> int:
             model, tokenizer = load_model(config.model, config.lora)
             folder.begin(config, fresh=checkpoint is None)
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
+            evaluation = None
+            if evaluation_plan:
+                evaluation = build_evaluation(
+                    evaluation_plan, config, folder, trainer, chat, sandbox, checkpoint
+                )
 
+            began = time.monotonic()
             stopped_by = train(trainer, folder, checkpoint)
 
-        # What is left of it
-        code = exit_code(trainer, folder, stopped_by)
+            # What is left of it
+            code = exit_code(trainer, folder, stopped_by)
+            if code == DONE:
+                if trainer.is_world_process_zero():
+                    folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+                if evaluation and evaluation.plan.after:
+                    evaluation.evaluate(trainer.state.global_step)
         if code == DONE and trainer.is_world_process_zero():
-            folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
-            print_report(config, trainer, folder)
+            print_report(config, trainer, folder, evaluation, time.monotonic() - began)
     return code
 
 
 def dry_run(config: Config) -> int:
     """Print all that can be known without the weights: prompts, batches, memory."""
-    chat, plan = prepare(config)
+    chat, plan, _ = prepare(config)
     RunFolder(config).checkpoint_to_resume(config)  # refuses one that does not fit
     for row in first_of_each_kind(plan.rows):
         print(shown(row, chat))
@@ -134,7 +148,7 @@ def dry_run(config: Config) -> int:
 # ---- Before the weights
 
 
-def prepare(config: Config) -> tuple[Chat, Plan]:
+def prepare(config: Config) -> tuple[Chat, Plan, EvaluationPlan | None]:
     """Render the prompts, make the plan of the run and print it.
 
     Nothing is downloaded but the tokenizer and config.json. What the libraries would refuse later
@@ -163,6 +177,8 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     # How many prompts and completions there will be
     plan = make_plan(config, chat)
     print(*plan.lines(config), sep="\n")
+    evaluation_plan, words = plan_evaluation(config, plan)
+    print(words)
 
     # What the libraries will say to it
     ignored = check_model(config)
@@ -170,7 +186,7 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     for notice in ignored + changes:
         note(notice)
     rehearse(arguments)
-    return chat, plan
+    return chat, plan, evaluation_plan
 
 
 def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
@@ -265,6 +281,35 @@ def make_callbacks(config: Config, folder: RunFolder, grader: Grader, arguments:
     ]
 
 
+def build_evaluation(
+    plan: EvaluationPlan,
+    config: Config,
+    folder: RunFolder,
+    trainer: Any,
+    chat: Chat,
+    sandbox: GradingPool,
+    checkpoint: str | None,
+) -> RunEvaluation:
+    """The evaluations of the run. The trainer is told when to begin one."""
+    from job.callbacks import Evaluate, StopOnSignal
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        # Not Trainer.log, with which TRL closes the metrics of the training step.
+        trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, metrics)
+
+    arguments = trainer.args
+    sampler = Sampler(
+        complete=trainer.complete,
+        batch=arguments.generation_batch_size // arguments.world_size,
+        max_tokens=arguments.max_completion_length,
+    )
+    evaluation = RunEvaluation(plan, config, folder, chat, sandbox, sampler, log)
+    if checkpoint:
+        evaluation.resume(steps_done(Path(checkpoint)), Path(checkpoint).absolute().parent)
+    trainer.add_callback(Evaluate(evaluation, find_callback(trainer, StopOnSignal)))
+    return evaluation
+
+
 def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:
     """Train to the end. Returns the signal that stopped it early, or None.
 
@@ -342,19 +387,53 @@ def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
     return DONE
 
 
-def print_report(config: Config, trainer: Any, folder: RunFolder) -> None:
-    """The closing table, a reminder of what was not checked, and what the run left."""
+def print_report(
+    config: Config,
+    trainer: Any,
+    folder: RunFolder,
+    evaluation: RunEvaluation | None,
+    seconds: float,
+) -> None:
+    """The closing tables, a reminder of what was not checked, what the run left, and its result.
+
+    Args:
+        seconds: that training and evaluation took.
+    """
     from job.callbacks import summary
 
+    # What happened in training, and what the held-out rows say
+    print()
     history = trainer.state.log_history
     if history:
-        print(f"\n{summary(history)}\n")
-    else:
-        print()
+        print(f"{summary(history)}\n")
+    evaluated = evaluation.report() if evaluation else ""
+    if evaluated:
+        share = evaluation.seconds / max(seconds, evaluation.seconds)
+        print(f"{evaluated}\nevaluation took {evaluation.seconds:.0f} s, {share:.0%} of the run\n")
     for options in config.tasks:
         if not options.check:
             print(UNCHECKED.format(options.type))
+
+    # What is left, what to do with it, and the result in a sentence
     print(folder.report())
+    print(next_commands(folder))
+    comparison = evaluation.comparison() if evaluation else None
+    if comparison:
+        print(f"\nbefore and after: {comparison.sentence}")
+
+
+def next_commands(folder: RunFolder) -> str:
+    """Three commands that go on from here, as train.sh or Python take them."""
+    start = os.environ.get("START_COMMAND", "python")
+    path = shown_path(folder.path)
+    commands = {
+        f"{start} generate.py {path} --run": "an answer of the trained model, and its grade",
+        f"{start} evaluate.py base {path}": "the model before and after, on more problems",
+        f"{start} check.py --config {path}/config.yaml": "what right and wrong answers are paid",
+    }
+    width = max(map(len, commands))
+    lines = [f"  {command:{width}}  # {what}" for command, what in commands.items()]
+    return "\n".join(["next:", *lines])
 
 
 if __name__ == "__main__":

@@ -175,6 +175,7 @@ def impossible(
     yield from adapter_mistakes(get)
     yield from length_mistakes(get)
     yield from held_out_mistakes(get, task_names)
+    yield from evaluation_clashes(get)
     yield from reward_mistakes(get, task_names)
 
 
@@ -372,6 +373,25 @@ def held_out_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:
         value = get(f"grpo.{key}")
         if value and value != "no":
             yield f"grpo.{key}: there is nothing to evaluate on; set task.num_eval_rows"
+    if get("evaluate.every"):
+        yield "evaluate.every: there is nothing to evaluate on; set task.num_eval_rows"
+
+
+def evaluation_clashes(get: Get) -> Iterator[str]:
+    """Two keys that both say when to evaluate."""
+    if not get("evaluate.every"):
+        return
+    strategy = get("grpo.eval_strategy")
+    if strategy and strategy != "no":
+        yield (
+            f"evaluate.every: {get('evaluate.every')} and grpo.eval_strategy: {strategy} both say "
+            "when to evaluate; keep evaluate.every"
+        )
+    elif get("grpo.eval_steps"):
+        yield (
+            f"evaluate.every: {get('evaluate.every')} and grpo.eval_steps: {get('grpo.eval_steps')} "
+            "both say when to evaluate; keep evaluate.every"
+        )
 
 
 def reward_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:
