@@ -47,7 +47,7 @@ from job.model import (
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.reward_check import check_rewards
-from job.run_evaluation import EvaluationPlan, RunEvaluation, plan_evaluation
+from job.run_evaluation import RunEvaluation, plan_evaluation
 from job.run_folder import RunFolder, shown_path, steps_done
 
 UNCHECKED = (
@@ -94,7 +94,7 @@ def run(config: Config) -> int:
     # What can be checked without the weights
     distributed.check_started()
     folder = RunFolder(config)
-    chat, plan, evaluation_plan = prepare(config)
+    chat, plan = prepare(config)
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
 
@@ -113,11 +113,7 @@ def run(config: Config) -> int:
             model, tokenizer = load_model(config.model, config.lora)
             folder.begin(config, fresh=checkpoint is None)
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
-            evaluation = None
-            if evaluation_plan:
-                evaluation = build_evaluation(
-                    evaluation_plan, config, folder, trainer, chat, sandbox, checkpoint
-                )
+            evaluation = build_evaluation(config, folder, trainer, chat, plan, sandbox, checkpoint)
 
             began = time.monotonic()
             stopped_by = train(trainer, folder, checkpoint)
@@ -136,7 +132,7 @@ def run(config: Config) -> int:
 
 def dry_run(config: Config) -> int:
     """Print all that can be known without the weights: prompts, batches, memory."""
-    chat, plan, _ = prepare(config)
+    chat, plan = prepare(config)
     RunFolder(config).checkpoint_to_resume(config)  # refuses one that does not fit
     for row in first_of_each_kind(plan.rows):
         print(shown(row, chat))
@@ -148,7 +144,7 @@ def dry_run(config: Config) -> int:
 # ---- Before the weights
 
 
-def prepare(config: Config) -> tuple[Chat, Plan, EvaluationPlan | None]:
+def prepare(config: Config) -> tuple[Chat, Plan]:
     """Render the prompts, make the plan of the run and print it.
 
     Nothing is downloaded but the tokenizer and config.json. What the libraries would refuse later
@@ -177,8 +173,7 @@ def prepare(config: Config) -> tuple[Chat, Plan, EvaluationPlan | None]:
     # How many prompts and completions there will be
     plan = make_plan(config, chat)
     print(*plan.lines(config), sep="\n")
-    evaluation_plan, words = plan_evaluation(config, plan)
-    print(words)
+    print(plan_evaluation(config, plan)[1])
 
     # What the libraries will say to it
     ignored = check_model(config)
@@ -186,7 +181,7 @@ def prepare(config: Config) -> tuple[Chat, Plan, EvaluationPlan | None]:
     for notice in ignored + changes:
         note(notice)
     rehearse(arguments)
-    return chat, plan, evaluation_plan
+    return chat, plan
 
 
 def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
@@ -282,16 +277,20 @@ def make_callbacks(config: Config, folder: RunFolder, grader: Grader, arguments:
 
 
 def build_evaluation(
-    plan: EvaluationPlan,
     config: Config,
     folder: RunFolder,
     trainer: Any,
     chat: Chat,
+    plan: Plan,
     sandbox: GradingPool,
     checkpoint: str | None,
-) -> RunEvaluation:
-    """The evaluations of the run. The trainer is told when to begin one."""
+) -> RunEvaluation | None:
+    """The evaluations of the run, of which the trainer is told; None if there are to be none."""
     from job.callbacks import Evaluate, StopOnSignal
+
+    evaluation_plan, _ = plan_evaluation(config, plan)
+    if evaluation_plan is None:
+        return None
 
     def log(step: int, metrics: dict[str, float]) -> None:
         # Not Trainer.log, with which TRL closes the metrics of the training step.
@@ -303,7 +302,7 @@ def build_evaluation(
         batch=arguments.generation_batch_size // arguments.world_size,
         max_tokens=arguments.max_completion_length,
     )
-    evaluation = RunEvaluation(plan, config, folder, chat, sandbox, sampler, log)
+    evaluation = RunEvaluation(evaluation_plan, config, folder, chat, sandbox, sampler, log)
     if checkpoint:
         evaluation.resume(steps_done(Path(checkpoint)), Path(checkpoint).absolute().parent)
     trainer.add_callback(Evaluate(evaluation, find_callback(trainer, StopOnSignal)))
@@ -323,6 +322,7 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None
         if checkpoint and 0 < trainer.args.max_steps <= steps_done(Path(checkpoint)):
             print(f"{checkpoint} has all {trainer.args.max_steps} steps; nothing is left to train")
             restore_adapter(trainer.model, checkpoint)
+            trainer.state.global_step = steps_done(Path(checkpoint))
             return None
         try:
             trainer.train(resume_from_checkpoint=checkpoint)

@@ -440,9 +440,9 @@ def merge_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> Any:
 
     A list replaces what came before it. A layer that changes the type keeps, of the layers before
     it, only the keys that every task has. It does not keep the curriculum, whose stages hold keys
-    of the old type.
+    of the old type, and num_eval_rows, which counts prompts of the old type.
     """
-    shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum"}
+    shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum", "num_eval_rows"}
     merged: Any = {}
     for layer in layers:
         task = layer.pop("task", None) or {}

@@ -43,7 +43,7 @@ def pass_at_k(total: int, correct: int, k: int) -> float:
 
 
 def ks_up_to(completions: int) -> list[int]:
-    """The k for which pass@k is reported: the powers of two up to `completions`, and that itself."""
+    """The k for which pass@k is reported: powers of two up to `completions`, and that itself."""
     ks = {completions}
     k = 1
     while k <= completions:

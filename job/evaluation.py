@@ -1,4 +1,5 @@
-"""Evaluates a model on rows that it was not trained on: what it solves, how surely, and against whom.
+"""Evaluates a model on rows that it was not trained on: what it solves, and how
+sure that is.
 
 Each row is a problem and gets several completions. Each completion is read, exercised and rewarded
 once, as in training. Reward weights are those of the end of their schedules, and the curriculum
@@ -84,7 +85,7 @@ def make_problems(rows: Sequence[Row], chat: Chat) -> list[Problem]:
 
 
 def spread(rows: Sequence[Row], count: int | None) -> list[Row]:
-    """At most `count` rows, evenly over all of them, so that each of several tasks has its share."""
+    """At most `count` rows, evenly over all of them, so that each task has its share."""
     if count is None or count >= len(rows):
         return list(rows)
     return [rows[i * len(rows) // count] for i in range(count)]
@@ -193,6 +194,7 @@ def evaluate_group(
                 "number": place % completions,
                 "task": problem.row["task"],
                 "prompt": problem.prompt,
+                "question": problem.row["prompt"][-1]["content"],
                 "thinking": reading.thinking,
                 "answer": reading.content,
                 "reached_final": reading.reached_final,
@@ -577,7 +579,7 @@ class Worse:
     """A problem that the second model solves less often than the first."""
 
     problem: str
-    prompt: str
+    question: str  # the last message of its prompt
     first: float  # share of its completions that are correct
     second: float
 
@@ -608,7 +610,8 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> Comparison:
     for unit in sorted(shared, key=lambda unit: rates[unit][1] - rates[unit][0]):
         was, is_now = rates[unit]
         if is_now < was:
-            worse.append(Worse(before[unit][0]["problem"], before[unit][0]["prompt"], was, is_now))
+            record = before[unit][0]
+            worse.append(Worse(record["problem"], record["question"], was, is_now))
     return Comparison(
         problems=len(shared),
         first=estimates.mean_estimate(pairs[:, 0]),
@@ -642,7 +645,7 @@ def read_completions(folder: Path) -> list[Record]:
     """
     from pyarrow import parquet
 
-    columns = ["problem", "number", "prompt", "correct"]
+    columns = ["problem", "number", "question", "correct"]
     try:
         return parquet.read_table(folder / COMPLETIONS, columns=columns).to_pylist()
     except (OSError, ValueError) as error:
@@ -678,9 +681,7 @@ def table(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
             add(
                 measure.name,
                 percent if measure.is_share else decimal,
-                lambda r, t=task, m=measure: (
-                    r["tasks"].get(t, {}).get("measures", {}).get(m.name)
-                ),
+                lambda r, t=task, m=measure: r["tasks"].get(t, {}).get("measures", {}).get(m.name),
             )
     # What was paid
     add("cheating", percent, lambda result: result["cheating"])
@@ -725,22 +726,23 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
 
 
 def worse_in_words(comparison: Comparison, shown: int = 10) -> str:
-    """The problems that got worse, one line each."""
-    if not comparison.worse:
-        return "no problem got worse"
-    lines = [f"{len(comparison.worse)} got worse, {comparison.better} better; worse are:"]
+    """How many problems got worse, and the first of them, one line each."""
+    counts = f"{comparison.better} problems got better, {len(comparison.worse)} worse"
+    questions = {item.question for item in comparison.worse}
+    if len(questions) <= 1 < len(comparison.worse):
+        return counts  # there is one prompt, and nothing to tell its inputs apart by
+    lines = [counts]
     for item in comparison.worse[:shown]:
-        prompt = " ".join(item.prompt.split())[-60:]
-        lines.append(
-            f"  {item.problem}  {percent(item.first)} → {percent(item.second)}  ...{prompt}"
-        )
+        question = " ".join(item.question.split())[:70]
+        lines.append(f"  {percent(item.first)} → {percent(item.second)}  {question}")
     if len(comparison.worse) > shown:
-        lines.append(f"  and {len(comparison.worse) - shown} more, in the comparison's JSON")
+        lines.append(f"  and {len(comparison.worse) - shown} more in comparison.json")
     return "\n".join(lines)
 
 
 def show_progress(total: int, title: str) -> Any:
-    """A progress bar with the time that is left, on standard error."""
+    """A progress bar with the time that is left, on standard error. In a log file it is rarer."""
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, desc=title, unit="completion", file=sys.stderr, mininterval=1.0)
+    interval_s = 0.5 if sys.stderr.isatty() else 30.0
+    return tqdm(total=total, desc=title, unit=" completions", mininterval=interval_s)

@@ -379,19 +379,17 @@ def held_out_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:
 
 def evaluation_clashes(get: Get) -> Iterator[str]:
     """Two keys that both say when to evaluate."""
-    if not get("evaluate.every"):
+    every = get("evaluate.every")
+    if not every:
         return
-    strategy = get("grpo.eval_strategy")
-    if strategy and strategy != "no":
-        yield (
-            f"evaluate.every: {get('evaluate.every')} and grpo.eval_strategy: {strategy} both say "
-            "when to evaluate; keep evaluate.every"
-        )
-    elif get("grpo.eval_steps"):
-        yield (
-            f"evaluate.every: {get('evaluate.every')} and grpo.eval_steps: {get('grpo.eval_steps')} "
-            "both say when to evaluate; keep evaluate.every"
-        )
+    for key in ("grpo.eval_strategy", "grpo.eval_steps"):
+        value = get(key)
+        if value and value != "no":
+            yield (
+                f"evaluate.every: {every} and {key}: {value} both say when to evaluate; "
+                "keep evaluate.every"
+            )
+            return
 
 
 def reward_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:
