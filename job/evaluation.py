@@ -15,6 +15,7 @@ An evaluation has a folder:
 
 import contextlib
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -82,6 +83,12 @@ def make_problems(rows: Sequence[Row], chat: Chat) -> list[Problem]:
         seen[name] += 1
         problems.append(Problem(f"{name}-{number}", number, row, prompt, chat.ids(prompt)))
     return problems
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """Which problems an evaluation has, in short: how many, and a hash of their ids."""
+    ids = " ".join(problem.id for problem in problems)
+    return f"{len(problems)} ({hashlib.sha256(ids.encode()).hexdigest()[:12]})"
 
 
 def spread(rows: Sequence[Row], count: int | None) -> list[Row]:
@@ -276,25 +283,33 @@ class EvaluationFolder:
         """What evaluation.json holds; None if there is none."""
         return read_json_file(self.path / RESULT)
 
-    def begin(self, settings: dict[str, Any]) -> None:
-        """Make the folder, and read what an evaluation with the same settings left unfinished.
+    def check(self, settings: dict[str, Any]) -> None:
+        """Refuse to mix two evaluations.
 
         Args:
             settings: what must be the same for an evaluation to be continued.
 
         Raises:
-            ConfigError: if it holds another evaluation.
-            OutputError: if it cannot be written.
+            ConfigError: if the folder holds an evaluation with other settings.
         """
         self.settings = json.loads(json.dumps(settings))
-        if not self.writes:
-            return
         finished = self.finished()
         if finished:
             self._refuse_other_settings(finished.get("settings", {}))
+        for earlier in itertools.islice(read_lines(self.path / UNFINISHED), 1):
+            self._refuse_other_settings(earlier)
+
+    def begin(self, settings: dict[str, Any]) -> None:
+        """Make the folder, and read what an evaluation with the same settings left unfinished.
+
+        Raises:
+            ConfigError: as `check`.
+            OutputError: if it cannot be written.
+        """
+        self.check(settings)
+        if not self.writes:
+            return
         unfinished = list(read_lines(self.path / UNFINISHED))
-        if unfinished:
-            self._refuse_other_settings(unfinished[0])
         self.records = whole_problems(unfinished[1:], settings["completions"])
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
@@ -302,7 +317,6 @@ class EvaluationFolder:
             replace_file(self.path / UNFINISHED, "".join(lines).encode())
 
     def _refuse_other_settings(self, earlier: dict[str, Any]) -> None:
-        """Refuse to mix two evaluations."""
         for key in dict.fromkeys([*self.settings, *earlier]):
             if earlier.get(key) != self.settings.get(key):
                 raise ConfigError(

@@ -132,10 +132,9 @@ def find_model(name: str) -> ModelSource:
     places = [Path(name).expanduser(), ROOT / name]
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
-        looks_like_hub_id = name.count("/") <= 1 and not name.startswith((".", "~", "/"))
-        if name == "tiny" or looks_like_hub_id:
+        if name == "tiny" or is_hub_id(name):
             return ModelSource(name)
-        raise ConfigError(f"{name}: no such folder, and no name of a model on the Hub")
+        raise ConfigError(f"{name}: no such folder; a model on the Hub is named owner/model")
     for candidate in (folder, folder / "final_model", *checkpoints(folder)):
         source = ModelSource(name, candidate)
         if source.is_adapter or (candidate / "config.json").is_file():
@@ -144,6 +143,18 @@ def find_model(name: str) -> ModelSource:
         f"{name}: holds no model: neither adapter_config.json nor config.json, and neither "
         "final_model nor a checkpoint of a run"
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be owner/model on the Hub.
+
+    A path into a folder that is here, or into the one where runs go by default, is none.
+    """
+    owner, slash, model = name.partition("/")
+    if not slash or "/" in model or name.startswith((".", "~", "/")):
+        return False
+    runs = load_config().grpo["output_dir"]
+    return owner != runs and not Path(owner).is_dir() and not (ROOT / owner).is_dir()
 
 
 def checkpoints(folder: Path) -> list[Path]:

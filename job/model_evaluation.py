@@ -64,6 +64,11 @@ def evaluate_models(names: Sequence[str], request: Request) -> list[Finished]:
         ConfigError: if a model, a row or a setting is wrong.
         OutputError: if a folder cannot be written.
     """
+    if request.data:
+        if not Path(request.data).is_file():
+            raise ConfigError(f"--data: there is no file {request.data}")
+        # The config looks for relative paths in the repository
+        request = replace(request, data=str(Path(request.data).absolute()))
     sources = find_models(names)
     rows, config = rows_to_evaluate(sources, request)
     finished = []
@@ -159,22 +164,23 @@ def without_task(overrides: Sequence[str]) -> list[str]:
 
 
 def rows_of_file(data: str, options: tasks.Options) -> list[Row]:
-    """All rows of a JSONL file, for a task.
+    """All rows of a JSONL file, for a task. The columns may hold anything that the task reads.
 
     Raises:
-        ConfigError: if a row cannot be used; it names the line.
+        ConfigError: with each line that cannot be used.
     """
-    try:
-        files = [path for path in jsonl.find_files(data)]
-        if not files:
-            raise ValueError(f"{data}: no such file")
-        rows = jsonl.read_files(tuple((path, 0, 0) for path in files))
-        labelled = [tasks.labelled(row, options) for row in rows]
-    except (OSError, ValueError) as error:
-        raise ConfigError([f"--data: {line}" for line in str(error).splitlines()]) from error
-    if not labelled:
+    rows, mistakes = [], []
+    for place, row in jsonl.read_lines(Path(data)):
+        mistake = jsonl.mistake(row)
+        if mistake:
+            mistakes.append(f"--data: {place}: {mistake}")
+        else:
+            rows.append(tasks.labelled(jsonl.with_messages(row), options))
+    if mistakes:
+        raise ConfigError(mistakes[: jsonl.MAX_MISTAKES])
+    if not rows:
         raise ConfigError(f"--data: {data} holds no row")
-    return labelled
+    return rows
 
 
 def held_out_rows(config: Config, count: int | None) -> list[Row]:
@@ -238,20 +244,20 @@ def evaluate_model(
         "rewards": [
             tasks.reward_weights(options.type, options.rewards) for options in judging.tasks
         ],
-        "problems": [problem.id for problem in problems],
+        "problems": evaluation.digest(problems),
     }
     if source.base_only:
         settings |= {"model": config.model.name, "weights": None}
     folder = EvaluationFolder(output_folder(source, judging, request, is_one_of_two))
+    folder.check(settings)
     finished = folder.finished()
-    folder.begin(settings)
     if finished:
         print(f"{folder.path} holds this evaluation already; remove it to repeat it")
-        (folder.path / evaluation.UNFINISHED).unlink()
         return folder.path, finished
 
     # Load it, and ask
     sampler = load_sampler(source, config, request, max_tokens, sampling)
+    folder.begin(settings)
     total = len(problems) * request.completions
     with (
         GradingPool.of(judging.sandbox) as pool,

@@ -154,7 +154,7 @@ class RunEvaluation:
             "completions": self.plan.completions,
             "temperature": self.temperature,
             "max_tokens": self.sampler.max_tokens,
-            "problems": [problem.id for problem in self.problems],
+            "problems": evaluation.digest(self.problems),
             "processes": world_size(),
         }
         try:
