@@ -123,8 +123,9 @@ def run(config: Config) -> int:
             if code == DONE:
                 if trainer.is_world_process_zero():
                     folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
-                if evaluation and evaluation.plan.after:
-                    evaluation.evaluate(trainer.state.global_step)
+                step = trainer.state.global_step
+                if evaluation and evaluation.is_due_at_end(step):
+                    evaluation.evaluate(step)
         if code == DONE and trainer.is_world_process_zero():
             print_report(config, trainer, folder, evaluation, time.monotonic() - began)
     return code
@@ -408,8 +409,8 @@ def print_report(
         print(f"{summary(history)}\n")
     evaluated = evaluation.report() if evaluation else ""
     if evaluated:
-        share = evaluation.seconds / max(seconds, evaluation.seconds)
-        print(f"{evaluated}\nevaluation took {evaluation.seconds:.0f} s, {share:.0%} of the run\n")
+        share = evaluation.spent_s / seconds
+        print(f"{evaluated}\nevaluation took {evaluation.spent_s:.0f} s, {share:.0%} of the run\n")
     for options in config.tasks:
         if not options.check:
             print(UNCHECKED.format(options.type))

@@ -169,27 +169,18 @@ class StopOnSignal(TrainerCallback):
 
 
 class Evaluate(TrainerCallback):
-    """Evaluates before the first step and every so many steps. It must come after StopOnSignal.
+    """Evaluates between two steps, when the step before is logged and saved.
 
-    The evaluation after the last step is the job's, because final_model is saved first.
+    It must come after StopOnSignal. The evaluation after the last step is the job's, because
+    final_model is saved first.
     """
 
     def __init__(self, evaluation: RunEvaluation, stop: StopOnSignal):
         self.evaluation, self.stop = evaluation, stop
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        if self.evaluation.plan.before and state.global_step == 0:
-            self.evaluation.evaluate(0, self._is_stopped(args))
-
-    def on_step_end(self, args, state, control, **kwargs):
-        every = self.evaluation.plan.every
-        if not every or state.global_step % every or self.stop.received is not None:
-            return
-        # A watchdog that stops the run may do so before its last step.
-        is_last = state.global_step == state.max_steps
-        if is_last and self.evaluation.plan.after:
-            return
-        self.evaluation.evaluate(state.global_step, self._is_stopped(args))
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.evaluation.is_due(state.global_step):
+            self.evaluation.evaluate(state.global_step, self._is_stopped(args))
 
     def _is_stopped(self, args) -> Callable[[], bool]:
         """Whether a signal has come. Several processes go on together to the end."""

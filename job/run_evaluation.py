@@ -6,6 +6,7 @@ the share of time. It is the same in a resumed run, which a bound in seconds wou
 """
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,16 @@ class RunEvaluation:
         self.grader = evaluation.make_grader(config.tasks, sandbox)
         self.problems = evaluation.make_problems(plan.rows, chat)
         self.temperature = config.grpo.get("temperature", 1.0)
+        self.spent_s = 0.0  # by this process, on all evaluations
+
+    def is_due(self, step: int) -> bool:
+        """Whether the plan has an evaluation of the weights after `step` steps."""
+        if step == 0:
+            return self.plan.before
+        return self.plan.every is not None and step % self.plan.every == 0
+
+    def is_due_at_end(self, step: int) -> bool:
+        return self.plan.after or self.is_due(step)
 
     def resume(self, step: int, earlier: Path | None) -> None:
         """Keep the evaluations up to `step`, and drop later ones, whose weights are gone.
@@ -164,6 +175,7 @@ class RunEvaluation:
             folder.begin(settings)
         if world_size() > 1:
             folder.records = []  # all processes must decode as often
+        began = time.monotonic()
         total = len(self.problems) * self.plan.completions
         disable = None if is_first_process() else True  # None: shown on a terminal only
         with tqdm(total=total, desc=f"evaluation at step {step}", disable=disable) as bar:
@@ -178,6 +190,7 @@ class RunEvaluation:
                 is_stopped=is_stopped,
                 gather=lambda records: distinct(gathered(records)),
             )
+        self.spent_s += time.monotonic() - began
         if result is None or not is_first_process():
             return
         tqdm.write(line_of(step, result))
@@ -225,12 +238,6 @@ class RunEvaluation:
             ends.append(results[-1])
         titles = [f"step {result['step']}" for result in ends]
         return f"held out: {ends[0]['problems']} problems\n{evaluation.table(titles, ends)}"
-
-    @property
-    def seconds(self) -> float:
-        """What all evaluations took."""
-        times = [result["time"] for result in self.results()]
-        return sum(time["decoding_s"] + time["grading_s"] for time in times)
 
 
 def step_of(folder: Path) -> int:
