@@ -118,8 +118,7 @@ def answer_each(conversation: Conversation, prompts: Sequence[str]) -> None:
     screen = Screen()
     for prompt in prompts:
         conversation.start_again()
-        conversation.ask(prompt, screen.show)
-        screen.end()
+        screen.end(conversation.ask(prompt, screen.show))
 
 
 def answer_task(
@@ -139,7 +138,7 @@ def answer_task(
         print(f"{message['role']}: {message['content']}\n", file=sys.stderr)
     screen = Screen()
     reading = conversation.answer([*conversation.messages, *row["prompt"]], screen.show)
-    screen.end()
+    screen.end(reading)
     if arguments.run:
         scored = generation.grade_answer(reading, row, options, config)
         print(f"\n{generation.grade_in_words(scored)}", file=sys.stderr)
@@ -163,13 +162,14 @@ def talk(conversation: Conversation) -> None:
 
 def answer_in_talk(conversation: Conversation, text: str, screen: Screen) -> None:
     """One answer, which Ctrl-C or a prompt that does not fit ends without ending the talk."""
+    reading = None
     try:
-        conversation.ask(text, screen.show)
+        reading = conversation.ask(text, screen.show)
     except KeyboardInterrupt:
         print("\n(stopped; not kept in the history)", file=sys.stderr)
     except ConfigError as error:
         print(f"error: {error}; or type /new", file=sys.stderr)
-    screen.end()
+    screen.end(reading)
 
 
 if __name__ == "__main__":

@@ -137,12 +137,12 @@ def evaluate(
     records = list(folder.records)
     finished = {record["problem"] for record in records}
     progress(len(records))
-    for number, group in enumerate(groups(problems, completions, sampler.batch)):
+    for group in groups(problems, completions, sampler.batch):
         if all(problem.id in finished for problem in group):
             continue
         if is_stopped():
             return None
-        fresh = evaluate_group(group, completions, sampler, chat, grader, seed=SEED + number)
+        fresh = evaluate_group(group, completions, sampler, chat, grader)
         folder.append(fresh)
         records += fresh
         progress(len(fresh))
@@ -164,15 +164,15 @@ def evaluate_group(
     sampler: Sampler,
     chat: Chat,
     grader: Grader,
-    seed: int,
 ) -> list[Record]:
     """The records of all completions of some problems."""
-    # Decode. The seed is the group's own, so that a continued evaluation repeats it. The state of
-    # the random numbers is put back, so that training goes on as if there had been no evaluation.
+    # Decode. The seed is the group's own, so that a continued evaluation repeats it, and so that
+    # two processes do not draw the same. The state of the random numbers is put back, so that
+    # training goes on as if there had been no evaluation.
     asked = [problem for problem in group for _ in range(completions)]
     began = time.perf_counter()
     completion_ids: list[list[int]] = []
-    with own_random_numbers(seed):
+    with own_random_numbers(seed_of(group)):
         for start in range(0, len(asked), sampler.batch):
             some = asked[start : start + sampler.batch]
             completion_ids += sampler.complete([problem.prompt_ids for problem in some])
@@ -213,6 +213,12 @@ def evaluate_group(
             }
         )
     return records
+
+
+def seed_of(group: Sequence[Problem]) -> int:
+    """A seed that depends on the problems alone."""
+    names = " ".join([str(SEED), *(problem.id for problem in group)])
+    return int(hashlib.sha256(names.encode()).hexdigest()[:8], 16)
 
 
 @contextlib.contextmanager

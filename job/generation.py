@@ -173,11 +173,12 @@ class Screen:
     """Writes an answer while it grows: the answer to one stream, the thinking to another.
 
     Args:
-        answers, thoughts: standard output and standard error, so that a file gets answers only.
+        answers, thoughts: None: standard output and standard error, so that a file gets answers
+            only.
     """
 
-    def __init__(self, answers: TextIO = sys.stdout, thoughts: TextIO = sys.stderr):
-        self._answers, self._thoughts = answers, thoughts
+    def __init__(self, answers: TextIO | None = None, thoughts: TextIO | None = None):
+        self._answers, self._thoughts = answers or sys.stdout, thoughts or sys.stderr
         self._thinking = self._content = ""
 
     def show(self, reading: Reading) -> None:
@@ -195,9 +196,15 @@ class Screen:
             print(content, end="", file=self._answers, flush=True)
             self._content = settled(reading.content)
 
-    def end(self) -> None:
-        """End the line, and be ready for the next answer."""
+    def end(self, reading: Reading | None = None) -> None:
+        """End the line, and be ready for the next answer.
+
+        Args:
+            reading: the whole answer; None if it was stopped.
+        """
         print(file=self._answers, flush=True)
+        if reading and not reading.reached_final:
+            print("(ended before its answer began)", file=self._thoughts, flush=True)
         self._thinking = self._content = ""
 
 

@@ -135,6 +135,7 @@ def find_model(name: str) -> ModelSource:
         if name == "tiny" or is_hub_id(name):
             return ModelSource(name)
         raise ConfigError(f"{name}: no such folder; a model on the Hub is named owner/model")
+    folder = folder.resolve()
     for candidate in (folder, folder / "final_model", *checkpoints(folder)):
         source = ModelSource(name, candidate)
         if source.is_adapter or (candidate / "config.json").is_file():

@@ -386,8 +386,7 @@ def evaluation_clashes(get: Get) -> Iterator[str]:
         value = get(key)
         if value and value != "no":
             yield (
-                f"evaluate.every: {every} and {key}: {value} both say when to evaluate; "
-                "keep evaluate.every"
+                f"evaluate.every: {every} and {key} both say when to evaluate; keep evaluate.every"
             )
             return
 

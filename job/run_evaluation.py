@@ -255,8 +255,10 @@ def own_share(problems: Sequence[Problem]) -> list[Problem]:
 
 def distinct(records: Sequence[evaluation.Record]) -> list[evaluation.Record]:
     """The records without those of problems that two processes did."""
-    found = {(record["problem"], record["number"]): record for record in reversed(records)}
-    return list(reversed(found.values()))
+    found: dict[tuple[str, int], evaluation.Record] = {}
+    for record in records:
+        found.setdefault((record["problem"], record["number"]), record)
+    return list(found.values())
 
 
 def line_of(step: int, result: dict[str, Any]) -> str:
