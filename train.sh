@@ -26,6 +26,7 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   bash train.sh grpo.max_steps=50 model.name=/models/my-model
   bash train.sh --cpu --config configs/tiny.yaml grpo.max_steps=2
   bash train.sh check.py
+  bash train.sh evaluate.py base gpt-oss-grpo
   GPUS=0,1 OUTPUT_DIR=/data/run7 DOCKER_ARGS="--network none" bash train.sh
 
 In the container the repository is read-only, and an existing absolute path given as a value is mounted read-only.
