@@ -18,11 +18,12 @@ exit codes of job/errors.py.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
 from job import evaluation
-from job.errors import DONE, ConfigError, exit_code_of
+from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
 from job.model_evaluation import DEFAULT_OUTPUT, Finished, Request, evaluate_models
 from job.run_folder import shown_path
 
@@ -86,7 +87,11 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         config_files=arguments.config,
         overrides=overrides,
     )
-    print_results(evaluate_models(models, request))
+    try:
+        print_results(evaluate_models(models, request))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues from here", file=sys.stderr)
+        return STOPPED_BY_SIGNAL + signal.SIGINT
     return DONE
 
 

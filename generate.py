@@ -15,12 +15,13 @@ to standard error. It ends with the exit codes of job/errors.py.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
 from job import generation
 from job.config import Config
-from job.errors import DONE, ConfigError, exit_code_of
+from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
 from job.generation import Conversation, Screen
 from job.model import ModelSource, find_model, load_for_inference
 from job.model_evaluation import Request, make_chat, with_task
@@ -60,6 +61,17 @@ def generate_command(arguments: argparse.Namespace) -> int:
     if not asks_task(arguments) or words or arguments.file:
         prompts = generation.read_prompts(words, arguments.file, sys.stdin)
 
+    try:
+        converse(source, config, arguments, prompts)
+    except KeyboardInterrupt:
+        return STOPPED_BY_SIGNAL + signal.SIGINT
+    return DONE
+
+
+def converse(
+    source: ModelSource, config: Config, arguments: argparse.Namespace, prompts: Sequence[str]
+) -> None:
+    """Load the model, and let it answer what it is asked."""
     conversation = start(source, config, arguments)
     if asks_task(arguments):
         answer_task(conversation, config, arguments, prompts)
@@ -67,7 +79,6 @@ def generate_command(arguments: argparse.Namespace) -> int:
         answer_each(conversation, prompts)
     else:
         talk(conversation)
-    return DONE
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:

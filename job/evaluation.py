@@ -238,7 +238,7 @@ def judgement(item: Scored, row: Row, weights: Mapping[str, float]) -> Record:
     """What the Grade and the rewards say about one completion."""
     grade = item.grade
     measures = {}
-    for measure in tasks_measures(row["task"]):
+    for measure in measures_of(row["task"]):
         measures[measure.name] = number_or_none(measure.value(grade, row))
     return {
         "status": str(grade.status),
@@ -253,7 +253,7 @@ def judgement(item: Scored, row: Row, weights: Mapping[str, float]) -> Record:
     }
 
 
-def tasks_measures(task: str) -> Sequence[tasks.Measure]:
+def measures_of(task: str) -> Sequence[tasks.Measure]:
     """The figures of a task beside the share that is correct."""
     return getattr(tasks.load(task), "MEASURES", ())
 
@@ -537,7 +537,7 @@ def summarize_task(task: str, units: Sequence[list[Record]]) -> dict[str, Any]:
         "problems": len(own),
         "correct": mean_estimates(own, ["correct"])["correct"],
         "measures": {
-            measure.name: summarize_measure(measure, own) for measure in tasks_measures(task)
+            measure.name: summarize_measure(measure, own) for measure in measures_of(task)
         },
     }
 
@@ -683,51 +683,57 @@ def percent(share: float | None) -> str:
 
 def table(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
     """The figures of one or several evaluations side by side, as evaluation.json holds them."""
-    lines: list[list[str]] = [["", *titles]]
-
-    def add(name: str, form: Callable[[Any], str], pick: Callable[[Mapping[str, Any]], Any]):
-        cells = [cell(pick(result), form) for result in results]
-        if set(cells) != {"-"}:
-            lines.append([name, *cells])
-
-    # What was solved
-    for k in dict.fromkeys(k for result in results for k in result["pass_at"]):
-        name = "correct (pass@1)" if k == "1" else f"pass@{k}"
-        add(name, percent, lambda result, k=k: result["pass_at"].get(k))
-    for task in dict.fromkeys(task for result in results for task in result["tasks"]):
-        if len(results[0]["tasks"]) > 1:
-            add(f"{task}: correct", percent, lambda r, t=task: r["tasks"].get(t, {}).get("correct"))
-        for measure in tasks_measures(task):
-            add(
-                measure.name,
-                percent if measure.is_share else decimal,
-                lambda r, t=task, m=measure: r["tasks"].get(t, {}).get("measures", {}).get(m.name),
-            )
-    # What was paid
-    add("cheating", percent, lambda result: result["cheating"])
-    add("reward", decimal, lambda result: result["reward"])
-    for name in dict.fromkeys(name for result in results for name in result["rewards"]):
-        add(f"  {name}", decimal, lambda result, name=name: result["rewards"].get(name))
-    # How completions ended, and how long they are
-    for name in dict.fromkeys(name for result in results for name in result["status"]):
-        add(f"status {name}", percent, lambda result, name=name: result["status"].get(name))
-    add("reached its answer", percent, lambda result: result["reached_final"])
-    add("cut off", percent, lambda result: result["cut_off"])
-    add("mean tokens", decimal, lambda result: result["tokens"]["mean"])
-    add("tokens a second", decimal, lambda result: result["time"]["tokens_per_s"])
+    lines = [["", *titles]]
+    for section in zip(*(sections(result) for result in results), strict=True):
+        for name in dict.fromkeys(itertools.chain.from_iterable(section)):
+            cells = [figures.get(name, "-") for figures in section]
+            if set(cells) != {"-"}:
+                lines.append([name, *cells])
     return aligned(lines)
+
+
+def sections(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The figures of an evaluation as text, by name: what was solved, what was paid, and how."""
+    solved = {}
+    for k, estimate in result["pass_at"].items():
+        name = "correct (pass@1)" if k == "1" else f"pass@{k}"
+        solved[name] = cell(estimate, percent)
+    for task, own in result["tasks"].items():
+        if len(result["tasks"]) > 1:
+            solved[f"correct in {task}"] = cell(own["correct"], percent)
+        for measure in measures_of(task):
+            form = percent if measure.is_share else decimal
+            solved[measure.name] = cell(own["measures"].get(measure.name), form)
+
+    paid = {
+        "cheating": cell(result["cheating"], percent),
+        "reward": cell(result["reward"], decimal),
+    }
+    for name, estimate in result["rewards"].items():
+        paid[f"  {name}"] = cell(estimate, decimal)
+
+    ended = {f"status {name}": percent(share) for name, share in result["status"].items()}
+    rest = {
+        "reached its answer": cell(result["reached_final"], percent),
+        "cut off": cell(result["cut_off"], percent),
+        "mean tokens": decimal(result["tokens"]["mean"]),
+        "tokens a second": decimal(result["time"]["tokens_per_s"]),
+    }
+    return [solved, paid, ended, rest]
 
 
 def decimal(value: float | None) -> str:
     if value is None or math.isnan(value):
         return "-"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2f}"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.2f}"
 
 
-def cell(value: Any, form: Callable[[Any], str]) -> str:
-    """A figure with its interval, if it has one."""
-    if not isinstance(value, Mapping):
-        return form(value)
+def cell(value: Mapping[str, Any] | None, form: Callable[[float | None], str]) -> str:
+    """A figure with its interval, if it has one. None is a dash."""
+    if value is None:
+        return "-"
     if value["value"] is None or value["low"] is None:
         return form(value["value"])
     low, high = (form(value[end]).removesuffix(" %") for end in ("low", "high"))

@@ -201,7 +201,7 @@ def test_what_tasks_measure():
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_measures_have_different_names(name):
-    names = [measure.name for measure in evaluation.tasks_measures(name)]
+    names = [measure.name for measure in evaluation.measures_of(name)]
     assert len(set(names)) == len(names)
 
 

@@ -169,3 +169,12 @@ def test_bad_rows_are_named_with_their_lines(tmp_path, capsys):
     code, _, err = run(capsys, "tiny", "--data", file, "--task", "code")
     assert code == 2
     assert "bad.jsonl:2: not JSON" in err and "bad.jsonl:3: no prompt" in err
+
+
+def test_ctrl_c_leaves_what_was_evaluated(monkeypatch, capsys):
+    def stop(models, request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "evaluate_models", stop)
+    code, _, err = run(capsys, "tiny")
+    assert code == 130 and "the same command continues" in err
