@@ -16,6 +16,7 @@ It ends with the exit codes of job/errors.py:
 
 import argparse
 import os
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -293,7 +294,7 @@ def build_evaluation(
     if evaluation_plan is None:
         return None
 
-    def log(step: int, metrics: dict[str, float]) -> None:
+    def log(metrics: dict[str, float]) -> None:
         # Not Trainer.log, with which TRL closes the metrics of the training step.
         trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, metrics)
 
@@ -426,10 +427,10 @@ def print_report(
 def next_commands(folder: RunFolder) -> str:
     """Three commands that go on from here, as train.sh or Python take them."""
     start = os.environ.get("START_COMMAND", "python")
-    path = shown_path(folder.path)
+    path = shlex.quote(str(shown_path(folder.path)))
     commands = {
         f"{start} generate.py {path} --run": "an answer of the trained model, and its grade",
-        f"{start} evaluate.py base {path}": "the model before and after, on more problems",
+        f"{start} evaluate.py base {path} --rows 200": "before and after, on more problems",
         f"{start} check.py --config {path}/config.yaml": "what right and wrong answers are paid",
     }
     width = max(map(len, commands))

@@ -126,7 +126,7 @@ class SandboxOptions(sandbox.Limits):
 
 
 @dataclass(frozen=True)
-class Evaluate:
+class EvaluateOptions:
     """The `evaluate:` section: when a run evaluates its held-out rows, and how much that may cost.
 
     Which rows are held out stays with the task.
@@ -165,7 +165,7 @@ class Config:
     tasks: tuple[tasks.Options, ...]
     sandbox: SandboxOptions
     watchdog: watchdog.Options
-    evaluate: Evaluate
+    evaluate: EvaluateOptions
     # What is worth knowing about the keys that were written, in words
     notices: tuple[str, ...] = ()
 
@@ -486,7 +486,7 @@ def make_tree(task_keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "grpo": grpo_keys.schema(),
         "sandbox": SandboxOptions,
         "watchdog": watchdog.Options,
-        "evaluate": Evaluate,
+        "evaluate": EvaluateOptions,
     }
     for name, keys in task_keys.items():
         schema[name] = tasks.load(keys["type"]).Options

@@ -45,6 +45,9 @@ UNFINISHED = "unfinished.jsonl"
 COMPLETIONS = "completions.parquet"
 RESULT = "evaluation.json"
 
+# What every evaluation.json has
+FIGURES = {"settings", "pass_at", "rewards", "status", "tokens", "tasks", "time"}
+
 Record = dict[str, Any]  # one completion with all that is known about it
 
 
@@ -286,8 +289,11 @@ class EvaluationFolder:
         self.settings: dict[str, Any] = {}
 
     def finished(self) -> dict[str, Any] | None:
-        """What evaluation.json holds; None if there is none."""
-        return read_json_file(self.path / RESULT)
+        """What evaluation.json holds; None if there is none, or if it is damaged."""
+        result = read_json_file(self.path / RESULT)
+        if result is None or not result.keys() >= FIGURES:
+            return None
+        return result
 
     def check(self, settings: dict[str, Any]) -> None:
         """Refuse to mix two evaluations.

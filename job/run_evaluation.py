@@ -107,7 +107,7 @@ class RunEvaluation:
     Args:
         complete: as in evaluation.Sampler, with the weights as they are when it is called.
         batch: completions that one process decodes at once.
-        log: is given the step and the metrics of an evaluation.
+        log: is given the metrics of each evaluation.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class RunEvaluation:
         chat: Chat,
         sandbox: GradingPool,
         sampler: Sampler,
-        log: Callable[[int, dict[str, float]], None],
+        log: Callable[[dict[str, float]], None],
     ):
         self.plan, self.folder, self.chat, self.log = plan, folder, chat, log
         self.sampler = sampler
@@ -196,13 +196,13 @@ class RunEvaluation:
         tqdm.write(line_of(step, result))
         with self.folder.saving():
             self._write_results()
-        self.log(step, metrics_of(result))
+        self.log(metrics_of(result))
 
     def results(self) -> list[dict[str, Any]]:
         """What each finished evaluation found, by rising step."""
         found = []
         for path in sorted(self.folder.path.glob("evaluation/step-*"), key=step_of):
-            result = evaluation.read_json_file(path / evaluation.RESULT)
+            result = EvaluationFolder(path).finished()
             if result:
                 found.append({"step": step_of(path)} | result)
         return found

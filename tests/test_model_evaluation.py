@@ -163,6 +163,14 @@ def test_mistakes_cost_one_line_each(arguments, said, capsys):
     assert said in line and "Traceback" not in err
 
 
+def test_a_damaged_evaluation_is_refused(tmp_path, capsys):
+    (tmp_path / "completions.parquet").write_bytes(b"")
+    for content in ("", "[]", "{}", '{"settings": 1}'):
+        (tmp_path / "evaluation.json").write_text(content)
+        code, _, err = run(capsys, tmp_path, "tiny")
+        assert code == 2 and "evaluation.json: missing or damaged" in err
+
+
 def test_bad_rows_are_named_with_their_lines(tmp_path, capsys):
     file = tmp_path / "bad.jsonl"
     file.write_text('{"prompt": "x"}\nno json\n{"question": "y"}\n')
