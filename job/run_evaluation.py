@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from job import evaluation
 from job.chat import Chat
-from job.config import Config
+from job.config import Config, EvaluateOptions, note
 from job.distributed import agreed, gathered, is_first_process, rank, world_size
 from job.errors import ConfigError
 from job.evaluation import Comparison, EvaluationFolder, Problem, Sampler
@@ -72,11 +72,7 @@ def plan_evaluation(config: Config, plan: Plan) -> tuple[EvaluationPlan | None, 
     if not plan.eval_rows:
         return None, "evaluation: none, because no row is held out (task.num_eval_rows)"
     steps, trained_on = plan.extent(config)
-    times = int(wanted.before) + int(wanted.after)
-    if wanted.every:
-        times += (steps - 1) // wanted.every  # the last step has the evaluation after the run
-        if not wanted.after and steps % wanted.every == 0:
-            times += 1
+    times = len(evaluated_steps(wanted, steps))
     if times == 0:
         return None, "evaluation: none, as evaluate.before, after and every say"
 
@@ -101,12 +97,23 @@ def plan_evaluation(config: Config, plan: Plan) -> tuple[EvaluationPlan | None, 
     return found, found.line()
 
 
+def evaluated_steps(wanted: EvaluateOptions, steps: int) -> set[int]:
+    """After how many steps a run of `steps` steps evaluates."""
+    due = set()
+    if wanted.before:
+        due.add(0)
+    if wanted.every:
+        due |= set(range(wanted.every, steps + 1, wanted.every))
+    if wanted.after:
+        due.add(steps)
+    return due
+
+
 class RunEvaluation:
     """The evaluations of one run.
 
     Args:
-        complete: as in evaluation.Sampler, with the weights as they are when it is called.
-        batch: completions that one process decodes at once.
+        sampler: its `complete` uses the weights as they are when it is called.
         log: is given the metrics of each evaluation.
     """
 
@@ -203,19 +210,26 @@ class RunEvaluation:
         found = []
         for path in sorted(self.folder.path.glob("evaluation/step-*"), key=step_of):
             result = EvaluationFolder(path).finished()
-            if result:
+            if result and step_of(path) >= 0:
                 found.append({"step": step_of(path)} | result)
         return found
 
     def comparison(self) -> Comparison | None:
-        """The last evaluation against the one before the first step; None if there are not both."""
+        """The last evaluation against the one before the first step.
+
+        None if there are not both, or if they cannot be compared: a resumed run may evaluate other
+        rows than before.
+        """
         steps = [result["step"] for result in self.results()]
         if len(steps) < 2 or steps[0] != 0:
             return None
-        first, last = (self.folder.evaluation(step) for step in (steps[0], steps[-1]))
-        return evaluation.compare(
-            evaluation.read_completions(first), evaluation.read_completions(last)
-        )
+        try:
+            first = evaluation.read_completions(self.folder.evaluation(steps[0]))
+            last = evaluation.read_completions(self.folder.evaluation(steps[-1]))
+            return evaluation.compare(first, last)
+        except ConfigError as error:
+            note(f"before and after: {error}")
+            return None
 
     def _write_results(self) -> None:
         """Write evaluation.json of the run."""
