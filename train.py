@@ -15,7 +15,10 @@ It ends with the exit codes of job/errors.py:
 """
 
 import argparse
+import os
+import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from job.errors import (
     exit_code_of,
     one_line,
 )
+from job.evaluation import Sampler
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.model import (
@@ -46,7 +50,8 @@ from job.model import (
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.reward_check import check_rewards
-from job.run_folder import RunFolder, steps_done
+from job.run_evaluation import RunEvaluation, plan_evaluation
+from job.run_folder import RunFolder, shown_path, steps_done
 
 UNCHECKED = (
     "warning: task.check is off for {}: nobody checked whether the rewards pay wrong or dishonest "
@@ -112,14 +117,21 @@ def run(config: Config) -> int:
             model, tokenizer = load_model(config.model, config.lora)
             folder.begin(config, fresh=checkpoint is None)
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
+            evaluation = build_evaluation(config, folder, trainer, chat, plan, sandbox, checkpoint)
 
+            began = time.monotonic()
             stopped_by = train(trainer, folder, checkpoint)
 
-        # What is left of it
-        code = exit_code(trainer, folder, stopped_by)
+            # What is left of it
+            code = exit_code(trainer, folder, stopped_by)
+            if code == DONE:
+                if trainer.is_world_process_zero():
+                    folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+                step = trainer.state.global_step
+                if evaluation and evaluation.is_due_at_end(step):
+                    evaluation.evaluate(step)
         if code == DONE and trainer.is_world_process_zero():
-            folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
-            print_report(config, trainer, folder)
+            print_report(config, trainer, folder, evaluation, time.monotonic() - began)
     return code
 
 
@@ -179,6 +191,7 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     # How many prompts and completions there will be
     plan = make_plan(config, chat)
     print(*plan.lines(config), sep="\n")
+    print(plan_evaluation(config, plan)[1])
 
     # What the libraries will say to it
     ignored = check_model(config)
@@ -283,6 +296,39 @@ def make_callbacks(config: Config, folder: RunFolder, grader: Grader, arguments:
     ]
 
 
+def build_evaluation(
+    config: Config,
+    folder: RunFolder,
+    trainer: Any,
+    chat: Chat,
+    plan: Plan,
+    sandbox: GradingPool,
+    checkpoint: str | None,
+) -> RunEvaluation | None:
+    """The evaluations of the run, of which the trainer is told; None if there are to be none."""
+    from job.callbacks import Evaluate, StopOnSignal
+
+    evaluation_plan, _ = plan_evaluation(config, plan)
+    if evaluation_plan is None:
+        return None
+
+    def log(metrics: dict[str, float]) -> None:
+        # Not Trainer.log, with which TRL closes the metrics of the training step.
+        trainer.callback_handler.on_log(trainer.args, trainer.state, trainer.control, metrics)
+
+    arguments = trainer.args
+    sampler = Sampler(
+        complete=trainer.complete,
+        batch=arguments.generation_batch_size // arguments.world_size,
+        max_tokens=arguments.max_completion_length,
+    )
+    evaluation = RunEvaluation(evaluation_plan, config, folder, chat, sandbox, sampler, log)
+    if checkpoint:
+        evaluation.resume(steps_done(Path(checkpoint)), Path(checkpoint).absolute().parent)
+    trainer.add_callback(Evaluate(evaluation, find_callback(trainer, StopOnSignal)))
+    return evaluation
+
+
 def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:
     """Train to the end. Returns the signal that stopped it early, or None.
 
@@ -296,6 +342,7 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None
         if checkpoint and 0 < trainer.args.max_steps <= steps_done(Path(checkpoint)):
             print(f"{checkpoint} has all {trainer.args.max_steps} steps; nothing is left to train")
             restore_adapter(trainer.model, checkpoint)
+            trainer.state.global_step = steps_done(Path(checkpoint))
             return None
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
@@ -360,19 +407,53 @@ def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
     return DONE
 
 
-def print_report(config: Config, trainer: Any, folder: RunFolder) -> None:
-    """The closing table, a reminder of what was not checked, and what the run left."""
+def print_report(
+    config: Config,
+    trainer: Any,
+    folder: RunFolder,
+    evaluation: RunEvaluation | None,
+    seconds: float,
+) -> None:
+    """The closing tables, a reminder of what was not checked, what the run left, and its result.
+
+    Args:
+        seconds: that training and evaluation took.
+    """
     from job.callbacks import summary
 
+    # What happened in training, and what the held-out rows say
+    print()
     history = trainer.state.log_history
     if history:
-        print(f"\n{summary(history)}\n")
-    else:
-        print()
+        print(f"{summary(history)}\n")
+    evaluated = evaluation.report() if evaluation else ""
+    if evaluated:
+        share = evaluation.spent_s / seconds
+        print(f"{evaluated}\nevaluation took {evaluation.spent_s:.0f} s, {share:.0%} of the run\n")
     for options in config.tasks:
         if not options.check:
             print(UNCHECKED.format(options.type))
+
+    # What is left, what to do with it, and the result in a sentence
     print(folder.report())
+    print(next_commands(folder))
+    comparison = evaluation.comparison() if evaluation else None
+    if comparison:
+        print(f"\nbefore and after: {comparison.sentence}")
+
+
+def next_commands(folder: RunFolder) -> str:
+    """Three commands that go on from here, as train.sh or Python take them."""
+    start = os.environ.get("START_COMMAND", "python")
+    path = shlex.quote(str(shown_path(folder.path)))
+    commands = {
+        f"{start} generate.py {path} --run": "an answer of the trained model, and its grade",
+        f"{start} evaluate.py base {path} --rows 200": "before and after, on more problems",
+        f"{start} check.py --config {path}/config.yaml": "what right and wrong answers are paid",
+    }
+    width = max(map(len, commands))
+    lines = [f"  {command:{width}}  # {what}" for command, what in commands.items()]
+    return "\n".join(["next:", *lines])
 
 
 if __name__ == "__main__":

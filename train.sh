@@ -26,6 +26,7 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   bash train.sh grpo.max_steps=50 model.name=/models/my-model
   bash train.sh --cpu --config configs/tiny.yaml grpo.max_steps=2
   bash train.sh check.py
+  bash train.sh evaluate.py base gpt-oss-grpo
   GPUS=0,1 OUTPUT_DIR=/data/run7 DOCKER_ARGS="--network none" bash train.sh
 
 In the container the repository is read-only, and an existing absolute path given as a value is mounted read-only.
@@ -247,6 +248,7 @@ find_output() {
 
 # Runs the script with .venv in place of this shell.
 run_locally() {
+    export START_COMMAND="bash train.sh --$mode" # for the commands that train.py shows at its end
     # train.py writes below the repository; other scripts read and write files where the user is.
     [[ $script != train.py ]] || cd -- "$repo"
     # With a config file, train.py itself finds the output folder that the file names.
@@ -388,8 +390,9 @@ start_container() {
     run=(run --init --rm --stop-timeout 300 --shm-size 8g --cap-drop ALL --security-opt no-new-privileges)
     if [[ $mode == docker ]]; then
         add_gpus
+        run+=(--env "START_COMMAND=bash train.sh")
     else
-        run+=(--env CUDA_VISIBLE_DEVICES=)
+        run+=(--env CUDA_VISIBLE_DEVICES= --env "START_COMMAND=bash train.sh --cpu")
     fi
     add_folders
     add_given_paths

@@ -42,6 +42,11 @@ class BatchPlan:
         """Completions that one optimizer step learns from."""
         return self.per_device_batch * self.accumulation * self.world_size
 
+    def completions(self, steps: int) -> int:
+        """Completions that `steps` optimizer steps need."""
+        calls = self.accumulation / (self.steps_per_generation * self.num_iterations)
+        return math.ceil(steps * calls) * self.generate_call * self.world_size
+
     def lines(self, max_steps: int, prompt_tokens: int, completion_tokens: int) -> list[str]:
         """The plan in words.
 
@@ -63,7 +68,7 @@ class BatchPlan:
             f"{plural(calls, 'call')} an optimizer step",
         ]
         if max_steps > 0:
-            completions = math.ceil(max_steps * calls) * self.generate_call * self.world_size
+            completions = self.completions(max_steps)
             tokens = completions * (prompt_tokens + completion_tokens)
             lines.append(
                 f"all {max_steps} steps: {completions:,} completions, "

@@ -5,6 +5,7 @@ import math
 import signal
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 
 from job.distributed import agreed
 from job.model import restore_adapter
+from job.run_evaluation import RunEvaluation
 from job.watchdog import Watchdog
 
 
@@ -39,7 +41,7 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
-        if is_step(logs) or "eval_loss" in logs:
+        if is_step(logs) or is_evaluation(logs):
             values = {name: finite(value) for name, value in logs.items()}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": state.global_step, **values}) + "\n")
@@ -166,6 +168,27 @@ class StopOnSignal(TrainerCallback):
         return highest
 
 
+class Evaluate(TrainerCallback):
+    """Evaluates between two steps, when the step before is logged and saved.
+
+    It must come after StopOnSignal. The evaluation after the last step is the job's, because
+    final_model is saved first.
+    """
+
+    def __init__(self, evaluation: RunEvaluation, stop: StopOnSignal):
+        self.evaluation, self.stop = evaluation, stop
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if self.evaluation.is_due(state.global_step):
+            self.evaluation.evaluate(state.global_step, self._is_stopped(args))
+
+    def _is_stopped(self, args) -> Callable[[], bool]:
+        """Whether a signal has come. Several processes go on together to the end."""
+        if args.world_size > 1:
+            return lambda: False
+        return lambda: self.stop.received is not None
+
+
 def step_of(line: str) -> float:
     """The step of a line of metrics.jsonl."""
     try:
@@ -177,6 +200,11 @@ def step_of(line: str) -> float:
 def is_step(logs: dict[str, Any] | None) -> bool:
     """Whether the logs are a training step's. The last log of a run has train_loss and times."""
     return bool(logs) and "loss" in logs
+
+
+def is_evaluation(logs: dict[str, Any] | None) -> bool:
+    """Whether the logs are an evaluation's: TRL's, or one of job/run_evaluation.py."""
+    return bool(logs) and "eval_reward" in logs
 
 
 def finite(value: Any) -> Any:

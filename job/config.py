@@ -128,6 +128,32 @@ class SandboxOptions(sandbox.Limits):
 
 
 @dataclass(frozen=True)
+class EvaluateOptions:
+    """The `evaluate:` section: when a run evaluates its held-out rows, and how much that may cost.
+
+    Which rows are held out stays with the task.
+    """
+
+    before: bool = MISSING
+    after: bool = MISSING
+    every: int | None = None  # optimizer steps
+    rows: int | None = None  # at most; null: all that are held out
+    completions: int = MISSING  # of each row
+    share: float = MISSING  # of all completions that the run decodes, at most
+
+    def __post_init__(self):
+        mistakes = []
+        for key in ("every", "rows", "completions"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                mistakes.append(f"{key}: must be above 0, not {value}")
+        if not 0 < self.share < 1:
+            mistakes.append(f"share: must be above 0 and below 1, not {self.share}")
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+
+
+@dataclass(frozen=True)
 class Config:
     """Everything that a run is told."""
 
@@ -142,6 +168,7 @@ class Config:
     tasks: tuple[tasks.Options, ...]
     sandbox: SandboxOptions
     watchdog: watchdog.Options
+    evaluate: EvaluateOptions
     # What is worth knowing about the keys that were written, in words
     notices: tuple[str, ...] = ()
 
@@ -256,8 +283,7 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         mistakes.append(
-            f"{path}: must hold sections (model:, lora:, grpo:, rollout:, task:, sandbox:, "
-            f"watchdog:), "
+            f"{path}: must hold sections (model:, lora:, grpo:, task:, evaluate:, ...), "
             f"not a {type(content).__name__}"
         )
         return {}
@@ -445,9 +471,9 @@ def merge_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> Any:
 
     A list replaces what came before it. A layer that changes the type keeps, of the layers before
     it, only the keys that every task has. It does not keep the curriculum, whose stages hold keys
-    of the old type.
+    of the old type, and num_eval_rows, which counts prompts of the old type.
     """
-    shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum"}
+    shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum", "num_eval_rows"}
     merged: Any = {}
     for layer in layers:
         task = layer.pop("task", None) or {}
@@ -492,6 +518,7 @@ def make_tree(task_keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "rollout": engine.Options,
         "sandbox": SandboxOptions,
         "watchdog": watchdog.Options,
+        "evaluate": EvaluateOptions,
     }
     for name, keys in task_keys.items():
         schema[name] = tasks.load(keys["type"]).Options
@@ -632,7 +659,7 @@ def note(text: str) -> None:
 def resolved(config: Config) -> Any:
     """The config as one OmegaConf tree. Written as YAML, it loads back as the same Config."""
     sections = {}
-    for name in ("model", "lora", "rollout", "sandbox", "watchdog"):
+    for name in ("model", "lora", "rollout", "sandbox", "watchdog", "evaluate"):
         sections[name] = asdict(getattr(config, name))
     # A key that was set to null is written as null. Otherwise config.yaml or the algorithm would
     # set it again.

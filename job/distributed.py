@@ -26,6 +26,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def rank() -> int:
+    """The number of this process among all."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def local_rank() -> int:
     """The number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
@@ -78,3 +83,12 @@ def agreed(names: list[str], world_size: int) -> list[str]:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([names])[0]
+
+
+def gathered(items: list) -> list:
+    """The items of all processes, in the order of the processes, on every process."""
+    if world_size() == 1:
+        return items
+    from accelerate.utils import gather_object
+
+    return gather_object(items)

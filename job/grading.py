@@ -90,7 +90,9 @@ class Grader:
             options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
             known = {name: value for name, value in row.items() if value is not None}
             known["step"] = step
-            job = Job(options, text, known, (self.entropy, step, len(running)))
+            # In an evaluation the same inputs are drawn for every model.
+            place = known.get("evaluation_seed", len(running))
+            job = Job(options, text, known, (self.entropy, step, place))
             running[key] = self._threads.submit(self._judge, job)
         return [running[key].result() for key in keys]
 
@@ -106,10 +108,26 @@ class Grader:
 
         Args:
             rows: of the same length; each with the columns of its text, and "prompt" where there is
-            one.
+                one.
 
         Raises:
             RewardError: if a reward function fails.
+        """
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
+        return self.score_completions(completions, [[] for _ in texts], rows, step)
+
+    def score_completions(
+        self,
+        completions: Sequence[list[dict[str, Any]]],
+        completion_ids: Sequence[list[int]],
+        rows: Sequence[dict[str, Any]],
+        step: int = 0,
+    ) -> list[Scored]:
+        """The same for completions of a model.
+
+        Args:
+            completions: each a list with one message, as chat.Reading makes it.
+            completion_ids: the tokens of each.
         """
         # The columns, and what GRPOTrainer hands on besides
         arguments: dict[str, Any] = {}
@@ -117,9 +135,9 @@ class Grader:
             if name != "prompt":
                 arguments[name] = [row.get(name) for row in rows]
         arguments |= {
-            "completions": [[{"role": "assistant", "content": text}] for text in texts],
+            "completions": list(completions),
             "prompts": [row.get("prompt", []) for row in rows],
-            "completion_ids": [[] for _ in texts],
+            "completion_ids": list(completion_ids),
             "trainer_state": SimpleNamespace(global_step=step),
             "log_metric": lambda name, value: None,
             "log_extra": lambda column, values: None,

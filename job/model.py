@@ -11,12 +11,13 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from job import memory
-from job.config import Config, Lora, Model, load_config
+from job.config import ROOT, Config, Lora, Model, load_config
 from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
 from job.quantization import IN_WORDS, HubCopies, check_stored, hub_copies, pick
@@ -34,8 +35,11 @@ LOADING_ERRORS = (OSError, ValueError)
 # ---- loading
 
 
-def load_model(model_config: Model, lora: Lora) -> tuple[Any, Any]:
+def load_model(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
     """The model with a fresh LoRA adapter, and its tokenizer.
+
+    Args:
+        lora: None loads the model without an adapter.
 
     Raises:
         ConfigError: if the model cannot be loaded: no such folder or Hub id, no access, no network,
@@ -70,19 +74,146 @@ def load_trained(folder: str | os.PathLike) -> tuple[Any, Any]:
     Raises:
         ConfigError: if there is no adapter, or its base cannot be loaded.
     """
-    folder = Path(folder)
-    file = folder / "adapter_config.json"
-    if not file.is_file():
+    source = ModelSource(str(folder), Path(folder))
+    if not source.is_adapter:
         raise ConfigError(f"{folder}: no adapter (adapter_config.json) is in this folder")
-    run_config = folder.parent / "config.yaml"
-    if run_config.is_file():
-        config = load_config(run_config)
-    else:
-        config = load_config(overrides=adapter_overrides(read_json(file)))
-    model, tokenizer = load_model(config.model, config.lora)
-    restore_adapter(model, folder)
+    return load_for_inference(source, source.config())
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model to be used, not trained: a base model, or an adapter on its base.
+
+    Merged models are base models.
+    """
+
+    name: str  # as the user wrote it
+    folder: Path | None = None  # None: a model on the Hub, or the embedded one
+    base_only: bool = False  # of an adapter, only the model that it was trained on
+
+    @property
+    def is_adapter(self) -> bool:
+        return self.folder is not None and (self.folder / "adapter_config.json").is_file()
+
+    @property
+    def run_config(self) -> Path | None:
+        """The resolved config of the run that trained the adapter, if it lies beside it."""
+        if not self.is_adapter:
+            return None
+        file = self.folder.absolute().parent / "config.yaml"
+        return file if file.is_file() else None
+
+    def config(
+        self, paths: Sequence[str | os.PathLike] | None = None, overrides: Sequence[str] = ()
+    ) -> Config:
+        """The config to use the model with.
+
+        Args:
+            paths, overrides: as of load_config. They win over the config of the run, except for
+                the model itself.
+
+        Raises:
+            ConfigError: if something is wrong with it.
+        """
+        layers = list(paths or [])
+        own: list[str] = []
+        if self.run_config:
+            layers.insert(0, self.run_config)
+        elif self.is_adapter:
+            own = adapter_overrides(read_model_json(self.folder / "adapter_config.json"))
+        else:
+            own = [f"model.name={json.dumps(str(self.folder or self.name))}"]
+        return load_config(layers, [*overrides, *own])
+
+
+def find_model(name: str) -> ModelSource:
+    """The model that `name` stands for.
+
+    It may be a folder with an adapter (final_model, checkpoint-N), a folder with a whole model, the
+    output folder of a run (its final_model, else its last checkpoint), a Hub id, or `tiny`.
+    Relative paths are looked up here and in the repository.
+
+    Raises:
+        ConfigError: if it is a folder without a model, or a path to nothing.
+    """
+    places = [Path(name).expanduser(), ROOT / name]
+    folder = next((place for place in places if place.is_dir()), None)
+    if folder is None:
+        if name == "tiny" or is_hub_id(name):
+            return ModelSource(name)
+        raise ConfigError(f"{name}: no such folder; a model on the Hub is named owner/model")
+    folder = folder.resolve()
+    for candidate in (folder, folder / "final_model", *checkpoints(folder)):
+        source = ModelSource(name, candidate)
+        if source.is_adapter or (candidate / "config.json").is_file():
+            return source
+    raise ConfigError(
+        f"{name}: holds no model: neither adapter_config.json nor config.json, and neither "
+        "final_model nor a checkpoint of a run"
+    )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be owner/model on the Hub.
+
+    A path into a folder that is here, or into the one where runs go by default, is none.
+    """
+    owner, slash, model = name.partition("/")
+    if not slash or "/" in model or name.startswith((".", "~", "/")):
+        return False
+    runs = load_config().grpo["output_dir"]
+    return owner != runs and not Path(owner).is_dir() and not (ROOT / owner).is_dir()
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints in a run's folder, the last one first."""
+    numbered = []
+    for path in folder.glob("checkpoint-*"):
+        number = path.name.removeprefix("checkpoint-")
+        if number.isdecimal() and (path / "trainer_state.json").is_file():
+            numbered.append((int(number), path))
+    return [path for _, path in sorted(numbered, reverse=True)]
+
+
+def load_for_inference(source: ModelSource, config: Config) -> tuple[Any, Any]:
+    """The model of a source in evaluation mode, and its tokenizer.
+
+    Args:
+        config: as source.config() returns it.
+
+    Raises:
+        ConfigError: if the model cannot be loaded, or the adapter does not fit it.
+    """
+    with_adapter = source.is_adapter and not source.base_only
+    lora = config.lora if with_adapter else None
+    model, tokenizer = load_model(config.model, lora)
+    if with_adapter:
+        try:
+            left_over = restore_adapter(model, source.folder)
+        except Exception as error:  # torch's, PEFT's and safetensors' have no common type
+            raise ConfigError(
+                f"{source.folder}: the adapter does not fit {config.model.name}, or its file is "
+                f"damaged: {one_line(error)[:300]}"
+            ) from error
+        if left_over:
+            raise ConfigError(
+                f"{source.folder}: the adapter does not fit {config.model.name}, which has no "
+                f"{left_over[0]} ({len(left_over)} such weights)"
+            )
     model.eval()
     return model, tokenizer
+
+
+def read_model_json(file: Path) -> dict[str, Any]:
+    """A JSON file of a model.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    try:
+        return read_json(file)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file}: cannot be read: {one_line(error)}") from error
 
 
 def adapter_overrides(adapter: dict[str, Any]) -> list[str]:
@@ -93,16 +224,20 @@ def adapter_overrides(adapter: dict[str, Any]) -> list[str]:
     return [f"{key}={json.dumps(value)}" for key, value in keys.items()]
 
 
-def restore_adapter(model: Any, folder: str | os.PathLike) -> None:
+def restore_adapter(model: Any, folder: str | os.PathLike) -> list[str]:
     """Put the adapter weights of a checkpoint or final_model into a model.
 
     The model must have an adapter of the same shape.
+
+    Returns:
+        The names of weights for which the model has no place.
     """
     from peft import load_peft_weights, set_peft_model_state_dict
 
     model = getattr(model, "module", model)  # unwrap DistributedDataParallel
     weights = load_peft_weights(str(folder), device="cpu")
-    set_peft_model_state_dict(model, weights, adapter_name="default")
+    outcome = set_peft_model_state_dict(model, weights, adapter_name="default")
+    return list(outcome.unexpected_keys)
 
 
 def load_tokenizer(model_config: Model) -> Any:
@@ -371,7 +506,7 @@ def import_unsloth() -> Any:
     return unsloth
 
 
-def load_unsloth(model_config: Model, lora: Lora) -> tuple[Any, Any]:
+def load_unsloth(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
     FastLanguageModel = import_unsloth().FastLanguageModel
     import torch
 
@@ -386,6 +521,8 @@ def load_unsloth(model_config: Model, lora: Lora) -> tuple[Any, Any]:
         load_in_4bit=quantize(model_config),
         offload_embedding=offloads_embedding(model_config, card.total_memory),
     )
+    if lora is None:
+        return model, tokenizer
     experts = {}
     if lora.target_parameters:
         experts["target_parameters"] = lora.target_parameters
@@ -399,7 +536,7 @@ def load_unsloth(model_config: Model, lora: Lora) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def load_transformers(model_config: Model, lora: Lora) -> tuple[Any, Any]:
+def load_transformers(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
     import torch
     import transformers
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -415,6 +552,8 @@ def load_transformers(model_config: Model, lora: Lora) -> tuple[Any, Any]:
         # Matrices this small lose more to handing work between threads than they gain, and far more
         # on busy cores.
         torch.set_num_threads(1)
+    if lora is None:
+        return model, tokenizer
     if "quantization_config" in options:
         model = prepare_model_for_kbit_training(
             model, use_gradient_checkpointing=bool(lora.use_gradient_checkpointing)

@@ -42,6 +42,16 @@ class Plan:
             )
         return lines
 
+    def extent(self, config: Config) -> tuple[int, int]:
+        """(optimizer steps, completions that are trained on) of the whole run."""
+        steps = config.grpo.get("max_steps", -1)
+        if steps > 0:
+            return steps, self.batches.completions(steps)
+        epochs = config.grpo.get("num_train_epochs", 3.0)
+        completions = int(epochs * len(self.rows)) * self.batches.num_generations
+        learned_from = completions * self.batches.num_iterations
+        return max(learned_from // self.batches.optimizer_step, 1), completions
+
     def _rows_in_words(self) -> str:
         words = f"{len(self.rows)} prompts of up to {self.prompt_tokens} tokens"
         if self.dropped:

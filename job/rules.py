@@ -190,6 +190,7 @@ def impossible(
     yield from adapter_mistakes(get)
     yield from length_mistakes(get)
     yield from held_out_mistakes(get, task_names)
+    yield from evaluation_clashes(get)
     yield from reward_mistakes(get, task_names)
 
 
@@ -415,6 +416,22 @@ def held_out_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:
         value = get(f"grpo.{key}")
         if value and value != "no":
             yield f"grpo.{key}: there is nothing to evaluate on; set task.num_eval_rows"
+    if get("evaluate.every"):
+        yield "evaluate.every: there is nothing to evaluate on; set task.num_eval_rows"
+
+
+def evaluation_clashes(get: Get) -> Iterator[str]:
+    """Two keys that both say when to evaluate."""
+    every = get("evaluate.every")
+    if not every:
+        return
+    for key in ("grpo.eval_strategy", "grpo.eval_steps"):
+        value = get(key)
+        if value and value != "no":
+            yield (
+                f"evaluate.every: {every} and {key} both say when to evaluate; keep evaluate.every"
+            )
+            return
 
 
 def reward_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:

@@ -23,6 +23,8 @@ PRODUCTS = {
     "checkpoint-*": "to resume from",
     "metrics.jsonl": "one line for each logged step",
     "completions": "every completion with its rewards, Parquet",
+    "evaluation.json": "every evaluation on held-out rows, and what training changed",
+    "evaluation": "the completions of each evaluation, Parquet",
     "runs": "TensorBoard",
     "config.yaml": "the resolved config",
 }
@@ -63,6 +65,13 @@ class RunFolder:
     @property
     def final_model(self) -> Path:
         return self.path / "final_model"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluation.json"
+
+    def evaluation(self, step: int) -> Path:
+        return self.path / "evaluation" / f"step-{step}"
 
     def checkpoint(self, step: int) -> Path:
         return self.path / f"checkpoint-{step}"
@@ -170,10 +179,7 @@ class RunFolder:
         lines = []
         for name, what in PRODUCTS.items():
             if any(self.path.glob(name)):
-                path = self.path / name
-                if path.is_relative_to(Path.cwd()):
-                    path = path.relative_to(Path.cwd())
-                lines.append(f"{path}  {what}")
+                lines.append(f"{shown_path(self.path / name)}  {what}")
         return "\n".join(lines)
 
     def checkpoint_to_resume(self, config: Config) -> str | None:
@@ -234,6 +240,13 @@ class RunFolder:
             )
         print(f"no checkpoint in {self.path}: starting from the model{hint}")
         return None
+
+
+def shown_path(path: Path) -> Path:
+    """The path as it is shown: relative to the working directory where it lies below that."""
+    if path.is_relative_to(Path.cwd()):
+        return path.relative_to(Path.cwd())
+    return path
 
 
 def steps_done(checkpoint: Path) -> int:

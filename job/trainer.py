@@ -422,6 +422,17 @@ class Trainer(GRPOTrainer):
         mean = torch.cat(differences).mean().item()
         self._metrics[mode]["rollout/logp_difference"].append(mean)
 
+    def complete(self, prompt_ids: list[list[int]]) -> list[list[int]]:
+        """Completions of prompts as training samples them, in evaluation mode and in order."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            # No images, and nothing that belongs to images; each prompt counts for itself
+            completion_ids, _ = self._generate_single_turn(prompt_ids, None, {}, 1)
+        finally:
+            self.model.train(was_training)
+        return completion_ids
+
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids: list
     ) -> torch.Tensor:

@@ -9,7 +9,8 @@ A task module offers
     grade(completion, row, options, sandbox, rng)
                         a Grade: a fresh judgement of one completion. It may run in any process and
                         any thread. `row` holds the prompt, the dataset's further columns and
-                        "step", the training step; `rng` is a numpy Generator for inputs
+                        "step", the training step. In an evaluation it also holds
+                        "evaluation_seed". `rng` is a numpy Generator for inputs
     REFERENCE           a completion that earns full marks
     SLOWER              honest completions that are right and earn less
     WRONG               honest completions that are not right
@@ -22,6 +23,8 @@ and, if it likes,
                         a list of (kind, completion), in place of the four constants, where what is
                         right depends on the row. A kind is reference, slower, wrong, cheat, or
                         unverified: honest, though nobody can say whether it is right
+    MEASURES            a list of Measure: what an evaluation says about its completions, beside
+                        the share that is correct
     CURRICULUM_KEYS     its keys that a stage of `task.curriculum` may change: those that only
                         `grade` reads, because rows are made once, at the start
 
@@ -48,6 +51,7 @@ from sandbox.code_blocks import code_blocks, extract_code
 
 __all__ = [
     "Grade",
+    "Measure",
     "Options",
     "code_blocks",
     "extract_code",
@@ -119,6 +123,18 @@ class Grade:
     speedup: float | None = None
     detail: str = ""  # why, in words
     data: Mapping[str, Any] = field(default_factory=dict)  # what else the task measured, by name
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One figure of an evaluation that says what the completions of a task achieve."""
+
+    name: str
+    # Of one completion, from its Grade and its row; None where it says nothing
+    value: Callable[[Grade, Mapping[str, Any]], float | None]
+    # How the values of all completions become one: ratios have a geometric mean
+    summary: Literal["mean", "geometric mean", "largest"] = "mean"
+    is_share: bool = False  # from 0 to 1, to be shown in percent
 
 
 # ---- finding tasks

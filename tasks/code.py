@@ -31,7 +31,7 @@ import numpy as np
 
 import tasks
 from sandbox import Program, Sandbox, Status, definitions
-from tasks import Grade, code_blocks, grade_program, problem_mistakes
+from tasks import Grade, Measure, code_blocks, grade_program, problem_mistakes
 from tasks import Options as SharedOptions
 
 TEMPLATE = """\
@@ -64,6 +64,7 @@ PROBLEMS = [
 ]
 
 REWARDS = ["function_works", "no_cheating", "tests_passed", "style", "documentation"]
+MEASURES = [Measure("tests passed", lambda grade, row: grade.passed, is_share=True)]
 
 REFERENCE = '''\
 ```python

@@ -48,7 +48,7 @@ from typing import Any
 import numpy as np
 
 from sandbox import WALL_FACTOR, Program, Run, Sandbox, Status
-from tasks import Grade, grade_program
+from tasks import Grade, Measure, grade_program
 from tasks import Options as SharedOptions
 
 PROMPT = """\
@@ -64,6 +64,11 @@ A move may take {move_cpu_s} s of CPU time, all moves of one game together {game
 All helper functions go inside def strategy. Only output the short function `strategy`."""
 
 REWARDS = ["function_works", "no_cheating", "strategy_succeeds"]
+MEASURES = [
+    Measure("win rate", lambda grade, row: grade.data.get("win_rate", 0.0), is_share=True),
+    Measure("mean best tile", lambda grade, row: grade.data.get("mean_best_tile")),
+    Measure("best tile", lambda grade, row: grade.data.get("best_tile"), "largest"),
+]
 CURRICULUM_KEYS = ["size", "target", "probability_fours", "games", "win_share"]
 # Not the CPU budgets, which the prompt names
 CURRICULUM_KEYS += ["move_timeout_s", "game_timeout_s"]
@@ -462,7 +467,12 @@ def grade(
     won), loaded (whether there was a function to call) and, if so, win_rate, best_tile,
     mean_best_tile, mean_score, moves, size and target.
     """
-    seeds = [int(seed) for seed in rng.integers(HELD_OUT_SEEDS.start, size=options.games)]
+    # The boards of an evaluation have seeds that training never draws.
+    first_seed = 0
+    if "evaluation_seed" in row:
+        first_seed = HELD_OUT_SEEDS.stop
+    drawn = rng.integers(HELD_OUT_SEEDS.start, size=options.games)
+    seeds = [first_seed + int(seed) for seed in drawn]
 
     def try_games(program: Program) -> Grade:
         return try_program(program, options, seeds)

@@ -42,7 +42,7 @@ ROLES = ("system", "developer", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high")
 RESERVED = {"completions", "completion_ids", "completion", "prompts", "grades", "step", "images",
             "image", "trainer_state", "log_extra", "log_metric", "environments",
-            "tools"}  # fmt: skip
+            "tools", "evaluation_seed"}  # fmt: skip
 
 REWARDS = ["correct_conclusion"]
 CURRICULUM_KEYS = ["free_characters"]

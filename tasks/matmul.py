@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sandbox import Program, Run, Sandbox, Status
-from tasks import Grade, grade_program
+from tasks import Grade, Measure, grade_program
 from tasks import Options as SharedOptions
 
 PROMPT = """\
@@ -23,6 +23,13 @@ def matmul(A, B):
 ```"""
 
 REWARDS = ["function_works", "no_cheating", "correctness_check", "speed_check"]
+MEASURES = [
+    Measure(
+        "speed-up of correct programs over the naive loop",
+        lambda grade, row: grade.speedup if grade.correct and not grade.cheating else None,
+        "geometric mean",
+    )
+]
 CURRICULUM_KEYS = ["timing_pairs", "timing_min_size", "timing_max_size", "max_speedup"]
 
 REFERENCE = """\

@@ -131,7 +131,7 @@ def test_every_key_of_the_config_is_explained_with_its_default():
     tree = OmegaConf.to_container(config.resolved(config.load_config()))
     keys = {
         f"{section}.{key}"
-        for section in ("model", "lora", "sandbox", "watchdog")
+        for section in ("model", "lora", "evaluate", "sandbox", "watchdog")
         for key in tree[section]
     }
     keys |= {f"task.{field.name}" for field in dataclasses.fields(tasks.Options)}

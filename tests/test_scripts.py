@@ -354,6 +354,7 @@ def test_secrets_go_by_name_and_are_never_shown(machine: Machine, tmp_path: Path
     done = machine.run("train.sh", **secrets, HF_HUB_OFFLINE="1", WANDB_DIR="/x", MY_KEY="1")
     (call,) = [call for call in machine.calls() if call[0] == "run"]
     names = {"HF_TOKEN", "WANDB_API_KEY", "HF_HUB_OFFLINE", "HF_TOKEN_PATH=/run/hf_token"}
+    names.add("START_COMMAND=bash train.sh")
     assert set(options(call, "--env")) == names
     assert bind(token, "/run/hf_token", ",readonly") in call
     assert "hf_secret" not in done.stdout + done.stderr + machine.log.read_text()

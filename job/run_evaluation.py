@@ -1,0 +1,302 @@
+"""Evaluation inside a run, on the rows that its tasks hold out: when, how much, and what came out.
+
+The cost is bounded beforehand, in completions: an evaluation decodes its completions in the same
+batches as training, and training also learns from its own. So the share of completions is more than
+the share of time. It is the same in a resumed run, which a bound in seconds would not be.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from job import evaluation
+from job.chat import Chat
+from job.config import Config, EvaluateOptions, note
+from job.distributed import agreed, gathered, is_first_process, rank, world_size
+from job.errors import ConfigError
+from job.evaluation import Comparison, EvaluationFolder, Problem, Sampler
+from job.grading_pool import GradingPool
+from job.plan import Plan
+from job.rows import Row
+from job.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """Which rows a run evaluates, and when."""
+
+    rows: tuple[Row, ...]
+    held_out: int  # rows in all
+    completions: int  # of each row
+    before: bool
+    after: bool
+    every: int | None  # steps
+    times: int  # evaluations in the whole run
+    trained_on: int  # completions that the run trains on
+
+    @property
+    def share(self) -> float:
+        """Of all completions that the run decodes."""
+        decoded = self.times * len(self.rows) * self.completions
+        return decoded / (decoded + self.trained_on)
+
+    def line(self) -> str:
+        """The plan in words."""
+        when = []
+        if self.before:
+            when.append("before")
+        if self.every:
+            when.append(f"every {self.every} steps")
+        if self.after:
+            when.append("after")
+        decoded = self.times * len(self.rows) * self.completions
+        return (
+            f"evaluation {', '.join(when)}: {len(self.rows)} of {self.held_out} held-out rows, "
+            f"{self.completions} completions each; {decoded:,} completions in all, "
+            f"{self.share:.0%} of those that the run decodes"
+        )
+
+
+def plan_evaluation(config: Config, plan: Plan) -> tuple[EvaluationPlan | None, str]:
+    """What a run evaluates, and that in words.
+
+    Fewer rows are taken where more would exceed `evaluate.share`. The plan is None if nothing is
+    evaluated.
+    """
+    wanted = config.evaluate
+    if not plan.eval_rows:
+        return None, "evaluation: none, because no row is held out (task.num_eval_rows)"
+    steps, trained_on = plan.extent(config)
+    times = len(evaluated_steps(wanted, steps))
+    if times == 0:
+        return None, "evaluation: none, as evaluate.before, after and every say"
+
+    most = wanted.share / (1 - wanted.share) * trained_on / (times * wanted.completions)
+    rows = min(int(most), wanted.rows or len(plan.eval_rows))
+    if rows < 1:
+        return None, (
+            f"evaluation: none, because {times} x {wanted.completions} completions of one row are "
+            f"more than evaluate.share ({wanted.share:.0%}) of what the run decodes"
+        )
+    chosen = evaluation.spread(plan.eval_rows, rows)
+    found = EvaluationPlan(
+        rows=tuple(chosen),
+        held_out=len(plan.eval_rows),
+        completions=wanted.completions,
+        before=wanted.before,
+        after=wanted.after,
+        every=wanted.every,
+        times=times,
+        trained_on=trained_on,
+    )
+    return found, found.line()
+
+
+def evaluated_steps(wanted: EvaluateOptions, steps: int) -> set[int]:
+    """After how many steps a run of `steps` steps evaluates."""
+    due = set()
+    if wanted.before:
+        due.add(0)
+    if wanted.every:
+        due |= set(range(wanted.every, steps + 1, wanted.every))
+    if wanted.after:
+        due.add(steps)
+    return due
+
+
+class RunEvaluation:
+    """The evaluations of one run.
+
+    Args:
+        sampler: its `complete` uses the weights as they are when it is called.
+        log: is given the metrics of each evaluation.
+    """
+
+    def __init__(
+        self,
+        plan: EvaluationPlan,
+        config: Config,
+        folder: RunFolder,
+        chat: Chat,
+        sandbox: GradingPool,
+        sampler: Sampler,
+        log: Callable[[dict[str, float]], None],
+    ):
+        self.plan, self.folder, self.chat, self.log = plan, folder, chat, log
+        self.sampler = sampler
+        self.grader = evaluation.make_grader(config.tasks, sandbox)
+        self.problems = evaluation.make_problems(plan.rows, chat)
+        self.temperature = config.grpo.get("temperature", 1.0)
+        self.spent_s = 0.0  # by this process, on all evaluations
+
+    def is_due(self, step: int) -> bool:
+        """Whether the plan has an evaluation of the weights after `step` steps."""
+        if step == 0:
+            return self.plan.before
+        return self.plan.every is not None and step % self.plan.every == 0
+
+    def is_due_at_end(self, step: int) -> bool:
+        return self.plan.after or self.is_due(step)
+
+    def resume(self, step: int, earlier: Path | None) -> None:
+        """Keep the evaluations up to `step`, and drop later ones, whose weights are gone.
+
+        Args:
+            earlier: the folder of the run that is continued, where it is not this one.
+        """
+        if not is_first_process():
+            return
+        with self.folder.saving():
+            if earlier and earlier != self.folder.path:
+                for path in earlier.glob("evaluation/step-*"):
+                    if not self.folder.evaluation(step_of(path)).exists():
+                        shutil.copytree(path, self.folder.evaluation(step_of(path)))
+            for path in self.folder.path.glob("evaluation/step-*"):
+                if step_of(path) > step:
+                    shutil.rmtree(path)
+            self._write_results()
+
+    def evaluate(self, step: int, is_stopped: Callable[[], bool] = lambda: False) -> None:
+        """Evaluate the weights of this step, unless that has been done."""
+        folder = EvaluationFolder(self.folder.evaluation(step), writes=is_first_process())
+        finished = ["finished"] if folder.finished() else []
+        if agreed(finished, world_size()):
+            return
+        settings = {
+            "step": step,
+            "completions": self.plan.completions,
+            "temperature": self.temperature,
+            "max_tokens": self.sampler.max_tokens,
+            "problems": evaluation.digest(self.problems),
+            "processes": world_size(),
+        }
+        try:
+            folder.begin(settings)
+        except ConfigError:  # what was stopped there had other settings
+            shutil.rmtree(folder.path)
+            folder.begin(settings)
+        if world_size() > 1:
+            folder.records = []  # all processes must decode as often
+        began = time.monotonic()
+        total = len(self.problems) * self.plan.completions
+        disable = None if is_first_process() else True  # None: shown on a terminal only
+        with tqdm(total=total, desc=f"evaluation at step {step}", disable=disable) as bar:
+            result = evaluation.evaluate(
+                own_share(self.problems),
+                self.plan.completions,
+                self.sampler,
+                self.chat,
+                self.grader,
+                folder,
+                progress=bar.update,
+                is_stopped=is_stopped,
+                gather=lambda records: distinct(gathered(records)),
+            )
+        self.spent_s += time.monotonic() - began
+        if result is None or not is_first_process():
+            return
+        tqdm.write(line_of(step, result))
+        with self.folder.saving():
+            self._write_results()
+        self.log(metrics_of(result))
+
+    def results(self) -> list[dict[str, Any]]:
+        """What each finished evaluation found, by rising step."""
+        found = []
+        for path in sorted(self.folder.path.glob("evaluation/step-*"), key=step_of):
+            result = EvaluationFolder(path).finished()
+            if result and step_of(path) >= 0:
+                found.append({"step": step_of(path)} | result)
+        return found
+
+    def comparison(self) -> Comparison | None:
+        """The last evaluation against the one before the first step.
+
+        None if there are not both, or if they cannot be compared: a resumed run may evaluate other
+        rows than before.
+        """
+        steps = [result["step"] for result in self.results()]
+        if len(steps) < 2 or steps[0] != 0:
+            return None
+        try:
+            first = evaluation.read_completions(self.folder.evaluation(steps[0]))
+            last = evaluation.read_completions(self.folder.evaluation(steps[-1]))
+            return evaluation.compare(first, last)
+        except ConfigError as error:
+            note(f"before and after: {error}")
+            return None
+
+    def _write_results(self) -> None:
+        """Write evaluation.json of the run."""
+        results = self.results()
+        if not results:
+            return
+        content: dict[str, Any] = {"evaluations": results}
+        compared = self.comparison()
+        if compared:
+            content["comparison"] = compared.as_json()
+        evaluation.write_json(content, self.folder.evaluations)
+
+    def report(self) -> str:
+        """The table of the first and the last evaluation, and the sentence that compares them."""
+        results = self.results()
+        if not results:
+            return ""
+        ends = [results[0]]
+        if len(results) > 1:
+            ends.append(results[-1])
+        titles = [f"step {result['step']}" for result in ends]
+        return f"held out: {ends[0]['problems']} problems\n{evaluation.table(titles, ends)}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of evaluation/step-N; -1 for another name."""
+    number = folder.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
+
+
+def own_share(problems: Sequence[Problem]) -> list[Problem]:
+    """The problems of this process. Each process gets as many, so a few may be done twice."""
+    count = world_size()
+    each = -(-len(problems) // count)
+    return [problems[(rank() * each + i) % len(problems)] for i in range(each)]
+
+
+def distinct(records: Sequence[evaluation.Record]) -> list[evaluation.Record]:
+    """The records without those of problems that two processes did."""
+    found: dict[tuple[str, int], evaluation.Record] = {}
+    for record in records:
+        found.setdefault((record["problem"], record["number"]), record)
+    return list(found.values())
+
+
+def line_of(step: int, result: dict[str, Any]) -> str:
+    """An evaluation in one line."""
+    correct = evaluation.cell(result["pass_at"]["1"], evaluation.percent)
+    return (
+        f"evaluation at step {step}: correct {correct}, "
+        f"cheating {evaluation.percent(result['cheating']['value'])}, "
+        f"reward {result['reward']['value']:.2f}, {result['problems']} problems, "
+        f"{result['time']['decoding_s'] + result['time']['grading_s']:.0f} s"
+    )
+
+
+def metrics_of(result: dict[str, Any]) -> dict[str, float]:
+    """What metrics.jsonl and the trackers get, under the names of training after `eval_`."""
+    metrics = {
+        "eval_reward": result["reward"]["value"],
+        "eval_grades/correct": result["correct"]["value"],
+        "eval_grades/cheating": result["cheating"]["value"],
+        "eval_completions/mean_length": result["tokens"]["mean"],
+        "eval_completions/clipped_ratio": result["cut_off"]["value"],
+    }
+    for name, estimate in result["rewards"].items():
+        metrics[f"eval_rewards/{name}/mean"] = estimate["value"]
+    for k, estimate in result["pass_at"].items():
+        metrics[f"eval_pass@{k}"] = estimate["value"]
+    return metrics

@@ -1,0 +1,38 @@
+"""From training to an answer, as a newcomer does it: train, evaluate, generate."""
+
+import json
+import re
+
+import pytest
+
+import evaluate
+import generate
+from job.config import ROOT
+
+TINY = str(ROOT / "configs" / "tiny.yaml")
+
+
+@pytest.mark.slow
+def test_the_smoke_job_gets_better_and_says_so(tmp_path, run_job, capsys):
+    # Train
+    output = tmp_path / "run"
+    result = run_job("--config", TINY, f"grpo.output_dir={output}")
+    assert result.returncode == 0, result.stderr
+    sentence = result.stdout.splitlines()[-1]
+    assert re.fullmatch(
+        r"before and after: \d+ % → \d+ %, \+\d+ points \[\d+, \d+\], p < 0.001, 64 problems",
+        sentence,
+    )
+    comparison = json.loads((output / "evaluation.json").read_text())["comparison"]
+    assert comparison["difference"]["low"] > 0.1
+
+    # Evaluate, from outside the run and on the same problems
+    arguments = ["base", str(output), "--output", str(tmp_path / "evaluation")]
+    assert evaluate.main(arguments) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert "p < 0.001, 64 problems" in said and "points [" in said
+
+    # Generate
+    assert generate.main([str(output), "--run", "--temperature", "0"]) == 0
+    said = capsys.readouterr()
+    assert "def matmul" in said.out and "\ncorrect   True" in said.err
