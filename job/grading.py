@@ -202,11 +202,13 @@ class Grader:
 
         # Log what was found.
         if log_metric:
-            metrics = self._metrics(grades, columns.get("task", [])) | self._scheduled(step)
+            metrics = self._metrics(grades, columns.get("task", [])) | self._weights_at(step)
             for name, value in metrics.items():
                 log_metric(name, value)
         if log_extra:
             log_extra("status", [str(grade.status) for grade in grades])
+            log_extra("correct", [is_correct(grade) for grade in grades])
+            log_extra("cheating", ["; ".join(grade.cheating) for grade in grades])
             log_extra("detail", ["; ".join((*grade.cheating, grade.detail)) for grade in grades])
         return grades
 
@@ -221,13 +223,11 @@ class Grader:
                 metrics[name.replace("grades/", f"grades/{task}/", 1)] = value
         return metrics
 
-    def _scheduled(self, step: int) -> dict[str, float]:
-        """Metrics: the weights in force of the functions that have a schedule, by the names that
-        TRL logs."""
-        weights = self.weights.at(step)
+    def _weights_at(self, step: int) -> dict[str, float]:
+        """Metrics: the weight in force of each function, by the name that TRL logs."""
         metrics = {}
-        for name in self.weights.scheduled:
-            metrics[f"reward_weights/{name.rpartition(':')[2]}"] = weights[name]
+        for name, weight in self.weights.at(step).items():
+            metrics[f"reward_weights/{name.rpartition(':')[2]}"] = weight
         return metrics
 
 
@@ -262,12 +262,17 @@ def ended_early(completion: Any) -> bool:
     return isinstance(completion, list) and not completion[0].get("reached_final", True)
 
 
+def is_correct(grade: Grade) -> bool:
+    """Whether a completion counts as correct: it is right, and it did not attempt to cheat."""
+    return grade.correct and not grade.cheating
+
+
 def shares(grades: Sequence[Grade]) -> dict[str, float]:
     """Metrics of a batch: the share (0 to 1) of correct, of cheating and of unclosed completions,
     and of each status."""
     counts: Counter[str] = Counter()
     for grade in grades:
-        counts["correct"] += grade.correct and not grade.cheating
+        counts["correct"] += is_correct(grade)
         counts["cheating"] += bool(grade.cheating)
         counts["unclosed"] += grade.data.get("unclosed", False)
         counts[f"status/{grade.status}"] += 1

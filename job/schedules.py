@@ -21,12 +21,9 @@ class RewardWeights:
 
     def __init__(self, weights: Mapping[str, Any]):
         self.names = list(weights)
-        self.scheduled: list[str] = []  # names whose weight changes with the step
         self._corners: dict[str, list[tuple[int, float]]] = {}
         for name, weight in weights.items():
             self._corners[name] = corners(weight)
-            if isinstance(weight, Mapping):
-                self.scheduled.append(name)
 
     @classmethod
     def of(cls, mixture: Iterable[tasks.Options]) -> "RewardWeights":

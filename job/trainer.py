@@ -23,6 +23,7 @@ from job import grpo_keys, watchdog
 from job.chat import Chat, Reading
 from job.grading import Grader
 from job.rollout import BatchRollout, generate
+from job.step_time import StepTime
 
 
 def deserialize_on_cpu(storage: Any, place: str) -> Any:
@@ -83,8 +84,28 @@ class Trainer(GRPOTrainer):
         self._chosen: list[Sample] | None = None  # after resampling: the whole batch
         # (completions of all processes, reward functions)
         self._rewards: torch.Tensor | None = None
+        wait = None
+        if self.accelerator.device.type == "cuda":
+            wait = torch.cuda.synchronize
+        self._step_time = StepTime(wait)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A forward and a backward pass, after generating where a batch is due.
+
+        At the end of an optimizer step it logs where the time went.
+        """
+        with self._step_time.part("backward"):
+            loss = super().training_step(*args, **kwargs)
+        if self._step % self.current_gradient_accumulation_steps == 0:
+            for name, seconds in self._step_time.take().items():
+                self._metrics["train"][f"time/{name}"].append(seconds)
+        return loss
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        with self._step_time.part("scoring"):
+            return self._generate_and_score(inputs)
+
+    def _generate_and_score(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         training = self.model.training
         weights = self.grader.weights.at(self.state.global_step)
         self.reward_weights = torch.tensor(list(weights.values()), dtype=torch.float32)
@@ -92,6 +113,7 @@ class Trainer(GRPOTrainer):
             self._chosen = self._resample(inputs)
             inputs = [sample.row for sample in self._chosen]
         self._rows = inputs
+        self._log_groups(len(inputs))
         try:
             output = super()._generate_and_score_completions(inputs)
         finally:
@@ -116,6 +138,7 @@ class Trainer(GRPOTrainer):
             return super().evaluate(*args, **kwargs)
         finally:
             self._logs, self.log_completions = table, written
+            self._step_time.take()  # the next training step has no part in this time
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Write none: TRL's card names no base model and shows code that cannot run."""
@@ -206,7 +229,8 @@ class Trainer(GRPOTrainer):
         """Generate completions, check their prompts, and read them by channel."""
         if self._chosen is not None:
             return self._chosen_generation(self._chosen)
-        prompt_ids, completion_ids, mask, _, *others = super()._generate(prompts)
+        with self._step_time.part("rollout"):
+            prompt_ids, completion_ids, mask, _, *others = super()._generate(prompts)
         texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
         self._check_prompts(texts, prompt_ids)
         readings = []
@@ -277,9 +301,34 @@ class Trainer(GRPOTrainer):
     ) -> torch.Tensor:
         if self._chosen is not None:
             self._rewards = gather(torch.stack([sample.rewards for sample in self._chosen]))
-        else:
+            return self._rewards
+        with self._step_time.part("grading"):
             self._rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids)
+        self._log_totals(self._own(self._rewards, len(prompts)))
         return self._rewards
+
+    def _log_totals(self, rewards: torch.Tensor) -> None:
+        """Add the weighted total and the weights in force to the table of completions.
+
+        Args:
+            rewards: (completions of this process, reward functions), NaN where one does not judge.
+        """
+        weighted = (rewards * self.reward_weights.to(rewards.device)).cpu()
+        totals = []
+        for own in weighted:
+            judged = own[~own.isnan()]
+            totals.append(judged.sum().item() if len(judged) else None)
+        weights = dict(zip(self.reward_func_names, self.reward_weights.tolist(), strict=True))
+        self._log_completion_extra("total", totals)
+        self._log_completion_extra("weights", [weights] * len(totals))
+
+    def _log_groups(self, count: int) -> None:
+        """Add the number of its group to each of the `count` completions of this process."""
+        size = self.num_generations
+        if not self.model.training:
+            size = self.num_generations_eval
+        first = self.accelerator.process_index * count
+        self._log_completion_extra("group", [(first + i) // size for i in range(count)])
 
     # ---- Groups whose rewards are all equal
 

@@ -197,7 +197,7 @@ def test_in_a_mixture_a_column_of_one_tasks_function_has_a_value_for_each_comple
     assert table["text"] == ["a", None, "c"]
 
 
-def test_weights_follow_the_step_and_are_logged_where_they_are_scheduled(monkeypatch):
+def test_weights_follow_the_step_and_are_logged(monkeypatch):
     monkeypatch.setattr(matmul, "grade", lambda *rest: Grade(Status.OK))
     rewards = {
         "function_works": 2,
@@ -218,16 +218,34 @@ def test_weights_follow_the_step_and_are_logged_where_they_are_scheduled(monkeyp
         trainer_state=SimpleNamespace(global_step=3), log_metric=metrics.__setitem__,
     )  # fmt: skip
     weights = {name: value for name, value in metrics.items() if name.startswith("reward_weights/")}
-    assert weights == {"reward_weights/no_cheating": 0.25, "reward_weights/style": -1.0}
+    assert weights == {
+        "reward_weights/function_works": 2.0,
+        "reward_weights/no_cheating": 0.25,
+        "reward_weights/style": -1.0,
+    }
 
 
-def test_without_a_schedule_no_weight_is_logged(grader):
-    metrics = {}
+def test_a_weight_without_a_schedule_is_the_same_at_each_step(grader):
+    assert grader.weights.steps() == [0]
+    assert list(grader.weights.at(5).values()) == list(grader.weights.at(0).values()) == [1.0, 1.0]
+
+
+def test_the_table_of_completions_says_what_is_correct_and_why_one_is_cheating(monkeypatch):
+    grades = {
+        "right": Grade(Status.OK, correct=True),
+        "wrong": Grade(Status.OK, detail="off by one"),
+        "sly": Grade(Status.OK, correct=True, cheating=("reads the answer", "patches time")),
+    }
+    monkeypatch.setattr(matmul, "grade", lambda text, *rest: grades[text])
+    grader = Grader([matmul.Options(type="matmul")], CountingSandbox(), seed=0)
+    table = {}
     grader.reward_functions()[0](
-        completions=[completion("x")], prompts=[[]], log_metric=metrics.__setitem__
+        completions=[completion(text) for text in grades],
+        prompts=[[]] * 3,
+        log_extra=table.__setitem__,
     )
-    assert metrics and not [name for name in metrics if "weight" in name]
-    assert grader.weights.steps() == [0] and list(grader.weights.at(5).values()) == [1.0, 1.0]
+    assert table["correct"] == [True, False, False]
+    assert table["cheating"] == ["", "", "reads the answer; patches time"]
 
 
 def test_each_task_is_graded_as_its_own_curriculum_has_it_at_the_step(monkeypatch):

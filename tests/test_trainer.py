@@ -162,6 +162,27 @@ def test_groups_without_variance_are_resampled(build):
     assert columns(trainer) == {3 * SIZE}
 
 
+@pytest.mark.parametrize("zero_std", ["keep", "resample"])
+def test_the_table_of_completions_has_total_weights_and_group(build, zero_std):
+    rows = [{"flat": i < 3} for i in range(6)]
+    trainer = build(
+        rows, f"grpo.zero_std_groups={zero_std}", "task.rewards={scripted: {0: 2.0, 9: 1.0}}"
+    )
+    trainer._generate_and_score_completions(batch_of(trainer, 3, 4, 5))
+    extra = trainer._logs["extra"]
+    assert list(extra["total"]) == [2.0 * i for i in trainer._logs["rewards"]["scripted"]]
+    assert list(extra["weights"]) == [{"scripted": 2.0}] * 3 * SIZE
+    assert list(extra["group"]) == [0] * SIZE + [1] * SIZE + [2] * SIZE
+    assert columns(trainer) == {3 * SIZE}
+
+
+def test_what_no_function_judges_has_no_total(build):
+    trainer = build([{}] * 3, "task.rewards=[scripted]")
+    trainer.reward_weights = torch.tensor([2.0])
+    trainer._log_totals(torch.tensor([[torch.nan], [3.0]]))
+    assert trainer._pending_extra_logs["total"] == [None, 6.0]
+
+
 def at_times(completions, flat, log_extra, **kwargs):
     if any(flat):
         log_extra("flat", [str(value) for value in flat])
