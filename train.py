@@ -33,6 +33,7 @@ from job.errors import (
 )
 from job.grading import Grader
 from job.grading_pool import GradingPool
+from job.live_report import LiveReport
 from job.model import (
     as_written,
     check_model,
@@ -94,7 +95,7 @@ def run(config: Config) -> int:
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
 
-    with folder:
+    with folder, LiveReport(folder.path) as report:
         with GradingPool.of(config.sandbox) as sandbox:
             # The rewards
             print(sandbox)
@@ -108,7 +109,9 @@ def run(config: Config) -> int:
             # The model. Whatever failed before this left an earlier run in the folder alone.
             model, tokenizer = load_model(config.model, config.lora)
             folder.begin(config, fresh=checkpoint is None)
+            report.begin()
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
+            keep_reporting(trainer, report)
 
             stopped_by = train(trainer, folder, checkpoint)
 
@@ -116,7 +119,10 @@ def run(config: Config) -> int:
         code = exit_code(trainer, folder, stopped_by)
         if code == DONE and trainer.is_world_process_zero():
             folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
-            print_report(config, trainer, folder)
+        report.exit_code = code
+
+    if code == DONE and trainer.is_world_process_zero():
+        print_report(config, trainer, folder)
     return code
 
 
@@ -263,6 +269,13 @@ def make_callbacks(config: Config, folder: RunFolder, grader: Grader, arguments:
         callbacks.Progress(),
         callbacks.StopOnSignal(),
     ]
+
+
+def keep_reporting(trainer: Any, report: LiveReport) -> None:
+    """Let the trainer refresh the report while it trains."""
+    from job.callbacks import ReportFile
+
+    trainer.add_callback(ReportFile(report))
 
 
 def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:

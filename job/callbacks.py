@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from job.distributed import agreed
+from job.live_report import LiveReport
 from job.model import restore_adapter
 from job.watchdog import Watchdog
 
@@ -78,8 +79,9 @@ class Progress(TrainerCallback):
 class Watch(TrainerCallback):
     """Feeds the watchdog, and shows each diagnosis once when it starts.
 
-    Under `watchdog.on: stop` it also ends the run with a checkpoint. It adds the names of the
-    active diagnoses to the logs. MetricsFile writes them, so it must come after this callback.
+    Under `watchdog.on: stop` it also ends the run with a checkpoint. To the logs it adds the names
+    of the active diagnoses, and the paragraphs of those that start. MetricsFile writes them, so it
+    must come after this callback.
     """
 
     def __init__(self, watchdog: Watchdog):
@@ -92,6 +94,8 @@ class Watch(TrainerCallback):
         started = self.watchdog.observe(state.global_step, logs)
         if self.watchdog.active:
             logs["watchdog"] = list(self.watchdog.active)
+        if started:
+            logs["diagnoses"] = {diagnosis.name: diagnosis.paragraph for diagnosis in started}
         if state.is_world_process_zero:
             for diagnosis in started:
                 tqdm.write(f"watchdog: {diagnosis.name}: {diagnosis.paragraph}")
@@ -102,6 +106,17 @@ class Watch(TrainerCallback):
             if names:
                 self.stopped_by = names
                 control.should_save = control.should_training_stop = True
+
+
+class ReportFile(TrainerCallback):
+    """Refreshes the report of the run now and then. It must come after MetricsFile."""
+
+    def __init__(self, report: LiveReport):
+        self.report = report
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if is_step(logs):
+            self.report.refresh_when_due()
 
 
 class RestoreAdapter(TrainerCallback):
