@@ -8,6 +8,7 @@ puts them on the page as text only, and the page's Content-Security-Policy runs 
 import base64
 import contextlib
 import hashlib
+import html
 import json
 import os
 import statistics
@@ -544,8 +545,8 @@ def markdown_table(table: Table) -> list[str]:
 
 
 def markdown_cell(text: str) -> str:
-    """A text on one line, in which nothing is markup but hyphens and letters."""
-    line = " ".join(text.split())
-    for character in "\\`*_[]|<>#!":
+    """A text on one line, in which nothing is markup: neither Markdown's nor HTML's."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    for character in "\\`*_[]|#!":
         line = line.replace(character, f"\\{character}")
     return line
