@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from job import distributed, grpo_keys, watchdog
+from job import distributed, grpo_keys, trackers, watchdog
 from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.config import Config, load_config, note
@@ -95,7 +95,7 @@ def run(config: Config) -> int:
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
 
-    with folder, LiveReport(folder.path) as report:
+    with folder, LiveReport(folder.path) as report, trackers.files_in(config, folder.path):
         with GradingPool.of(config.sandbox) as sandbox:
             # The rewards
             print(sandbox)
@@ -111,7 +111,7 @@ def run(config: Config) -> int:
             folder.begin(config, fresh=checkpoint is None)
             report.begin()
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
-            keep_reporting(trainer, report)
+            keep_reporting(config, trainer, folder, report)
 
             stopped_by = train(trainer, folder, checkpoint)
 
@@ -189,7 +189,8 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
     from trl import GRPOConfig
 
     with distributed.planned_processes() as processes:
-        settings = trainer_settings(config.model, config.lora) | dict(config.grpo)
+        settings = trainer_settings(config.model, config.lora)
+        settings |= trackers.names(config, RunFolder(config).path) | dict(config.grpo)
         settings["max_completion_length"] = plan.completion_tokens
         settings["output_dir"] = str(RunFolder(config).path)
         if not config.grpo.get("use_vllm"):
@@ -271,11 +272,16 @@ def make_callbacks(config: Config, folder: RunFolder, grader: Grader, arguments:
     ]
 
 
-def keep_reporting(trainer: Any, report: LiveReport) -> None:
-    """Let the trainer refresh the report while it trains."""
-    from job.callbacks import ReportFile
+def keep_reporting(config: Config, trainer: Any, folder: RunFolder, report: LiveReport) -> None:
+    """Let the trainer refresh the report and tell the trackers about the run."""
+    from job.callbacks import ReportFile, TrackerExtras
 
     trainer.add_callback(ReportFile(report))
+    if trackers.of_config(config):
+        if trainer.is_world_process_zero():
+            trackers.make_mlflow_experiment(config, folder.path)
+        others = trainer.callback_handler.callbacks
+        trainer.add_callback(TrackerExtras(config, folder.path, others))
 
 
 def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:

@@ -1,20 +1,39 @@
-"""What happens beside training: metrics.jsonl, progress, watchdog, signals, the closing table."""
+"""What happens beside training: metrics.jsonl, progress, watchdog, report, trackers, signals."""
 
 import json
 import math
 import signal
 import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
+from omegaconf import OmegaConf
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from job import trackers
+from job.config import Config, resolved
 from job.distributed import agreed
 from job.live_report import LiveReport
 from job.model import restore_adapter
 from job.watchdog import Watchdog
+
+# Columns of MLflow's table of completions, where a run has them
+TABLE_COLUMNS = (
+    "step",
+    "group",
+    "prompt",
+    "completion",
+    "total",
+    "status",
+    "correct",
+    "cheating",
+    "detail",
+    "advantage",
+)
 
 
 class MetricsFile(TrainerCallback):
@@ -117,6 +136,73 @@ class ReportFile(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if is_step(logs):
             self.report.refresh_when_due()
+
+
+class TrackerExtras(TrainerCallback):
+    """Sends the config to each tracker, and to MLflow a table of completions at each logged step.
+
+    Args:
+        callbacks: of the trainer; one of them has TensorBoard's writer.
+    """
+
+    def __init__(self, config: Config, folder: Path, callbacks: Sequence[TrainerCallback]):
+        self.trackers = trackers.of_config(config)
+        self.folder = folder
+        self.callbacks = callbacks
+        self.config: dict[str, Any] = OmegaConf.to_container(resolved(config))
+        self.config["grpo"].pop("hub_token", None)
+        self.sent: set[Path] = set()  # tables
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        for tracker in self.trackers:
+            getattr(self, f"_config_to_{tracker}")()
+
+    def _config_to_tensorboard(self) -> None:
+        for callback in self.callbacks:
+            writer = getattr(callback, "tb_writer", None)
+            if writer is not None:
+                writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```")
+
+    def _config_to_wandb(self) -> None:
+        import wandb
+
+        wandb.config.update({"job": self.config}, allow_val_change=True)
+
+    def _config_to_trackio(self) -> None:
+        import trackio
+
+        trackio.config.update({"job": self.config}, allow_val_change=True)
+
+    def _config_to_mlflow(self) -> None:
+        import mlflow
+
+        mlflow.log_dict(self.config, "config.yaml")
+
+    # TRL writes the completions of a step after the last call of on_log. The next step or the last
+    # checkpoint, whichever comes first, finds them.
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._send_table(state)
+
+    def on_save(self, args, state, control, **kwargs):
+        self._send_table(state)
+
+    def _send_table(self, state: Any) -> None:
+        """Send the completions of this step to MLflow, once."""
+        if "mlflow" not in self.trackers or not state.is_world_process_zero:
+            return
+        name = f"completions_{state.global_step:05d}"
+        file = self.folder / "completions" / f"{name}.parquet"
+        if file in self.sent or not file.is_file():
+            return
+        import mlflow
+
+        table = pandas.read_parquet(file)
+        columns = [column for column in TABLE_COLUMNS if column in table.columns]
+        mlflow.log_table(table[columns], f"completions/{name}.json")
+        self.sent.add(file)
 
 
 class RestoreAdapter(TrainerCallback):

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
 
 from job.distributed import world_size
 from job.errors import DONE, STOPPED_BY_SIGNAL, STOPPED_BY_WATCHDOG, one_line
@@ -97,6 +96,8 @@ def versions() -> dict[str, str]:
 
 def hardware() -> dict[str, Any]:
     """The processor, memory and GPUs that this process sees. Names of machines are left out."""
+    import torch  # late, because it takes a second that a mistake in the config should not
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "processor": processor(),
