@@ -35,8 +35,10 @@ STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.formatter.useoffset": False,
     "grid.alpha": 0.25,
-    "legend.frameon": False,
+    "legend.framealpha": 0.7,
+    "legend.edgecolor": "none",
     "legend.fontsize": 7,
     # A metric's name is no formula, whatever it contains
     "text.parse_math": False,
@@ -181,4 +183,6 @@ def running_mean(values: np.ndarray) -> np.ndarray:
     indices = np.arange(len(values))
     first = np.maximum(indices - half, 0)
     last = np.minimum(indices + half + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    means = (sums[last] - sums[first]) / (last - first)
+    # Rounding must not make a curve of what is constant
+    return np.clip(means, values.min(), values.max())

@@ -11,6 +11,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import statistics
 import tempfile
 import time
@@ -22,7 +23,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from job.config import flat
 from job.errors import OutputError, one_line
 from job.report_completions import MAX_COMPLETIONS, MAX_JSON_BYTES, read_groups, within_bytes
 from job.report_pictures import Curve, Picture, draw_curves, draw_parts
@@ -188,13 +188,22 @@ def sentences(runs: list[RunRecord]) -> list[str]:
     """For each run, what its evaluation says."""
     found = []
     for run in runs:
-        sentence = run.evaluation.get("sentence")
-        if not isinstance(sentence, str) or not sentence:
-            sentence = "not evaluated"
+        sentence = sentence_of(run)
         if len(runs) > 1:
             sentence = f"{run.name}: {sentence}"
         found.append(sentence)
     return found
+
+
+def sentence_of(run: RunRecord) -> str:
+    """The before/after sentence of evaluation.json, or why there is none."""
+    for content in (run.evaluation.get("comparison"), run.evaluation):
+        sentence = content.get("sentence") if isinstance(content, dict) else None
+        if isinstance(sentence, str) and sentence:
+            return f"before and after: {sentence}"
+    if run.evaluation.get("evaluations"):
+        return "evaluated, but not both before and after"
+    return "not evaluated"
 
 
 def summary(runs: list[RunRecord]) -> Table:
@@ -334,24 +343,51 @@ def described_machine(run: RunRecord) -> dict[str, str]:
 
 
 def evaluation_tables(runs: list[RunRecord]) -> list[Table]:
-    """A table for each run that was evaluated: its numbers, a column for each evaluation."""
+    """For each run that was evaluated: its figures, a column for each evaluation, and the problems
+    that it solves less often than before."""
     tables = []
     for run in runs:
-        evaluations = run.evaluation.get("evaluations")
-        if not isinstance(evaluations, list):
-            continue
-        columns = [flat(content) for content in evaluations if isinstance(content, dict)]
-        keys = dict.fromkeys(key for column in columns for key in column)
+        of_run = f" of {run.name}" if len(runs) > 1 else ""
+        evaluations = [dict(each) for each in dicts_in(run.evaluation.get("evaluations"))]
+        titles = []
+        for i, content in enumerate(evaluations):
+            content.pop("settings", None)
+            step = content.pop("step", None)
+            titles.append(str(i + 1) if step is None else f"step {step}")
+        columns = [flat_figures(content) for content in evaluations]
         rows = []
-        for key in keys:
-            cells = [shown_value(column.get(key)) for column in columns]
-            rows.append([str(key), *cells])
-        title = "Evaluations"
-        if len(runs) > 1:
-            title = f"Evaluations of {run.name}"
-        numbers = [str(i + 1) for i in range(len(columns))]
-        tables.append(Table(title, ["", *numbers], rows))
+        for key in dict.fromkeys(key for column in columns for key in column):
+            rows.append([key, *(column.get(key, NOTHING) for column in columns)])
+        note = "In brackets: 95 % intervals."
+        tables.append(Table(f"Evaluations{of_run}", ["", *titles], rows, note))
+
+        comparison = run.evaluation.get("comparison")
+        worse = dicts_in(comparison.get("worse") if isinstance(comparison, dict) else None)
+        keys = list(dict.fromkeys(str(key) for problem in worse for key in problem))
+        rows = [[shown_value(problem.get(key)) for key in keys] for problem in worse]
+        tables.append(Table(f"Problems that got worse{of_run}", keys, rows))
     return tables
+
+
+def dicts_in(content: Any) -> list[dict[str, Any]]:
+    """The mappings in a list; empty for anything else."""
+    if not isinstance(content, list):
+        return []
+    return [each for each in content if isinstance(each, dict)]
+
+
+def flat_figures(content: dict[str, Any], path: str = "") -> dict[str, str]:
+    """{"group.name": cell} of nested figures. A value with its interval is one cell."""
+    cells: dict[str, str] = {}
+    for key, value in content.items():
+        if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
+            figure, low, high = (shown_value(value[name]) for name in ("value", "low", "high"))
+            cells[f"{path}{key}"] = f"{figure} [{low}, {high}]"
+        elif isinstance(value, dict):
+            cells |= flat_figures(value, f"{path}{key}.")
+        else:
+            cells[f"{path}{key}"] = shown_value(value)
+    return cells
 
 
 def config_table(runs: list[RunRecord]) -> Table:
@@ -387,8 +423,8 @@ def shown_value(value: Any) -> str:
     """A value of a config or of an evaluation, as a cell of a table."""
     if value is None:
         return NOTHING
-    if isinstance(value, float):
-        return f"{value:.6g}"
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:.4g}"
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value) or NOTHING
     return str(value)
@@ -547,6 +583,7 @@ def markdown_table(table: Table) -> list[str]:
 def markdown_cell(text: str) -> str:
     """A text on one line, in which nothing is markup: neither Markdown's nor HTML's."""
     line = html.escape(" ".join(text.split()), quote=False)
-    for character in "\\`*_[]|#!":
+    for character in "\\`*[]|":
         line = line.replace(character, f"\\{character}")
-    return line
+    # Within a word an underscore is no markup
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", line)

@@ -71,10 +71,12 @@ def one(tmp_path_factory):
         file.write(json.dumps(metrics_of(61) | said) + "\n")
         file.write('{"step": 61, "eval_loss": 0, "eval_reward": 9.0}\n')
     sentence = "41 % → 63 %, +22 points [15, 29], p < 0.001, 200 problems"
-    evaluations = [{"when": "before", "pass@1": {"mean": 0.41}}, {"when": "after"}]
-    (folder / "evaluation.json").write_text(
-        json.dumps({"sentence": sentence, "evaluations": evaluations})
-    )
+    before = {"step": 0, "pass@1": {"value": 0.41, "low": 0.35, "high": 0.475}}
+    content = {
+        "evaluations": [before, {"step": 61, "tokens": {"mean": 60.0}}],
+        "comparison": {"sentence": sentence, "worse": [{"problem": "p17", "second": 0.25}]},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(content))
     assert report.main([str(folder)]) == 0
     return read(folder)
 
@@ -83,12 +85,31 @@ def test_both_files_say_what_was_trained_and_how_it_went(one):
     for text in one:
         text = html.unescape(text).replace("\\", "")
         for expected in (
-            "my run", "41 % → 63 %", "p < 0.001", "finished", "matmul", "61 of 20",
-            "5.50 → 56.50", "step 61: answers repeat | it", "pass@1.mean", "0.41", "a GPU, a GPU",
+            "my run", "before and after: 41 % → 63 %", "p < 0.001", "finished", "matmul",
+            "61 of 20", "5.50 → 56.50", "step 61: answers repeat | it", "pass@1",
+            "0.41 [0.35, 0.475]", "step 61", "tokens.mean", "p17", "a GPU, a GPU",
             "2.13.0", "61,000", "4.00 s (50%)", "grpo.beta", "reward_weights/function_works",
         ):  # fmt: skip
             assert expected in text, expected
         assert "hf_secret" not in text
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({}, "not evaluated"),
+        ({"evaluations": [{"step": 0}]}, "evaluated, but not both before and after"),
+        ({"sentence": "1 % → 2 %"}, "before and after: 1 % → 2 %"),
+        ({"comparison": {"sentence": "1 % → 2 %"}}, "before and after: 1 % → 2 %"),
+        ({"comparison": [7], "sentence": [7], "evaluations": 7}, "evaluated, but not both"),
+    ],
+)
+def test_the_sentence_of_an_evaluation(tmp_path, no_pictures, content, expected):
+    folder = write_run(tmp_path / "run", rows=[])
+    (folder / "evaluation.json").write_text(json.dumps(content))
+    write_report([folder], folder)
+    for text in read(folder):
+        assert expected in text
 
 
 def test_the_page_is_complete_in_itself(one):
@@ -322,8 +343,7 @@ def test_every_curve_can_be_drawn(values):
 def test_a_running_mean_stays_within_the_values(values):
     means = running_mean(np.array(values))
     assert len(means) == len(values)
-    slack = 1e-6 * max(map(abs, values)) + 1e-9
-    assert min(values) - slack <= min(means) and max(means) <= max(values) + slack
+    assert min(values) <= min(means) and max(means) <= max(values)
 
 
 # ---- In a browser
@@ -451,7 +471,7 @@ def test_what_the_model_wrote_is_text_and_never_runs(browser, tmp_path):
     browser.open(f"file://{folder}/report.html")
     assert browser.errors == []
     assert texts(browser, "pre.text") == attacks
-    assert texts(browser, ".sentence") == [attacks[1]]
+    assert texts(browser, ".sentence") == [f"before and after: {attacks[1]}"]
     assert count(browser, "script") == 2 and count(browser, "#groups img") == 0
     # Had one come through, the page's policy would still not run it
     browser.evaluate(f"document.body.insertAdjacentHTML('beforeend', {json.dumps(attacks[1])})")
