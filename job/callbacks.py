@@ -156,29 +156,23 @@ class TrackerExtras(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if not state.is_world_process_zero:
             return
-        for tracker in self.trackers:
-            getattr(self, f"_config_to_{tracker}")()
+        if "tensorboard" in self.trackers:
+            text = f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```"
+            for callback in self.callbacks:
+                if getattr(callback, "tb_writer", None) is not None:
+                    callback.tb_writer.add_text("config", text)
+        if "wandb" in self.trackers:
+            import wandb
 
-    def _config_to_tensorboard(self) -> None:
-        for callback in self.callbacks:
-            writer = getattr(callback, "tb_writer", None)
-            if writer is not None:
-                writer.add_text("config", f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```")
+            wandb.config.update({"job": self.config}, allow_val_change=True)
+        if "trackio" in self.trackers:
+            import trackio
 
-    def _config_to_wandb(self) -> None:
-        import wandb
+            trackio.config.update({"job": self.config}, allow_val_change=True)
+        if "mlflow" in self.trackers:
+            import mlflow
 
-        wandb.config.update({"job": self.config}, allow_val_change=True)
-
-    def _config_to_trackio(self) -> None:
-        import trackio
-
-        trackio.config.update({"job": self.config}, allow_val_change=True)
-
-    def _config_to_mlflow(self) -> None:
-        import mlflow
-
-        mlflow.log_dict(self.config, "config.yaml")
+            mlflow.log_dict(self.config, "config.yaml")
 
     # TRL writes the completions of a step after the last call of on_log. The next step or the last
     # checkpoint, whichever comes first, finds them.

@@ -206,9 +206,9 @@ def within(groups: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
 
 
 def within_bytes(groups: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
-    """As many whole groups, spread evenly, as take at most `limit` bytes of JSON together."""
+    """As many whole groups, spread evenly, as take at most `limit` bytes in the page together."""
     while groups:
-        size = sum(len(json.dumps(group)) for group in groups)
+        size = len(safe_json(with_prompts_once(groups)))
         if size <= limit:
             break
         fewer = min(len(groups) * limit // size, len(groups) - 1)
@@ -216,3 +216,21 @@ def within_bytes(groups: list[dict[str, Any]], limit: int) -> list[dict[str, Any
             return []
         groups = spread(groups, fewer)
     return groups
+
+
+def with_prompts_once(groups: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the script of the page reads: prompts, and groups that name theirs by its number."""
+    places: dict[str, int] = {}
+    numbered = []
+    for group in groups:
+        place = places.setdefault(group["prompt"], len(places))
+        numbered.append(group | {"prompt": place})
+    return {"prompts": list(places), "groups": numbered}
+
+
+def safe_json(content: Any) -> str:
+    """JSON in plain ASCII that can end neither the script element around it nor begin a comment."""
+    text = json.dumps(content, separators=(",", ":"))
+    for character in "<>&":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text

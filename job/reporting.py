@@ -9,7 +9,6 @@ import base64
 import contextlib
 import hashlib
 import html
-import json
 import os
 import re
 import statistics
@@ -24,7 +23,14 @@ import jinja2
 from markupsafe import Markup
 
 from job.errors import OutputError, one_line
-from job.report_completions import MAX_COMPLETIONS, MAX_JSON_BYTES, read_groups, within_bytes
+from job.report_completions import (
+    MAX_COMPLETIONS,
+    MAX_JSON_BYTES,
+    read_groups,
+    safe_json,
+    with_prompts_once,
+    within_bytes,
+)
 from job.report_pictures import Curve, Picture, draw_curves, draw_parts
 from job.run_record import RunRecord, curve_of, mean_parts, read_run
 from job.step_time import PARTS
@@ -152,7 +158,7 @@ def make_report(runs: list[RunRecord]) -> Report:
         words=watchdog_words(runs),
         top=top_pictures(runs),
         more=more_pictures(runs),
-        completions=with_prompts_once(groups, [run.name for run in runs]),
+        completions={"runs": [run.name for run in runs]} | with_prompts_once(groups),
         completions_note=note,
         problems=[f"{run.name}: {problem}" for run in runs for problem in run.problems],
     )
@@ -174,14 +180,6 @@ def read_completions(runs: list[RunRecord]) -> tuple[list[dict[str, Any]], int]:
         groups += within_bytes(own, MAX_JSON_BYTES // len(runs))
         logged += count
     return groups, logged
-
-
-def with_prompts_once(groups: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
-    """What the script of the page reads. Groups name their prompt by its number."""
-    places: dict[str, int] = {}
-    for group in groups:
-        group["prompt"] = places.setdefault(group["prompt"], len(places))
-    return {"runs": names, "prompts": list(places), "groups": groups}
 
 
 def sentences(runs: list[RunRecord]) -> list[str]:
@@ -536,14 +534,6 @@ def digest(source: str) -> str:
     """The hash of a script or style by which a Content-Security-Policy allows it."""
     hashed = hashlib.sha256(source.encode("utf-8")).digest()
     return f"sha256-{base64.b64encode(hashed).decode('ascii')}"
-
-
-def safe_json(content: Any) -> str:
-    """JSON in plain ASCII that can end neither the script element around it nor begin a comment."""
-    text = json.dumps(content, separators=(",", ":"))
-    for character in "<>&":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
 
 
 def markdown_of(report: Report) -> str:

@@ -11,8 +11,10 @@ from job.report_completions import (
     grouped,
     is_flat,
     read_groups,
+    safe_json,
     shortened,
     spread,
+    with_prompts_once,
     within,
     within_bytes,
 )
@@ -20,7 +22,11 @@ from job.run_record import read_run
 
 
 def groups_of(sizes):
-    return [{"step": i, "completions": ["x" * 50] * size} for i, size in enumerate(sizes)]
+    """Groups of so many completions. "<" takes six bytes in a page."""
+    groups = []
+    for i, size in enumerate(sizes):
+        groups.append({"step": i, "prompt": str(i % 2), "completions": ["<" * 50] * size})
+    return groups
 
 
 def test_groups_are_told_apart_though_their_prompts_are_the_same(tmp_path):
@@ -107,10 +113,25 @@ def test_no_more_completions_than_the_limit(sizes, limit):
         assert len(kept) == len(sizes)
 
 
-@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 4000))
+@given(st.lists(st.integers(1, 9), max_size=30), st.integers(1, 40_000))
 def test_no_more_bytes_than_the_limit(sizes, limit):
     kept = within_bytes(groups_of(sizes), limit)
-    assert sum(len(json.dumps(group)) for group in kept) <= limit
+    assert not kept or len(safe_json(with_prompts_once(kept))) <= limit
+    if len(safe_json(with_prompts_once(groups_of(sizes)))) <= limit:
+        assert kept == groups_of(sizes)
+
+
+def test_a_prompt_of_several_groups_is_in_the_page_once():
+    content = with_prompts_once(groups_of([1, 2, 3]))
+    assert content["prompts"] == ["0", "1"]
+    assert [group["prompt"] for group in content["groups"]] == [0, 1, 0]
+
+
+@given(st.dictionaries(st.text(), st.text() | st.lists(st.text())))
+def test_json_in_the_page_is_the_same_and_ends_no_element(content):
+    text = safe_json(content)
+    assert json.loads(text) == content and text.isascii()
+    assert not set(text) & set("<>&")
 
 
 @given(st.text(max_size=50), st.integers(0, 500))

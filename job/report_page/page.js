@@ -5,7 +5,7 @@
 // can be linked to.
 "use strict";
 
-const GROUPS_AT_ONCE = 30;
+const COMPLETIONS_AT_ONCE = 160; // or one group, if it has more
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const form = document.getElementById("filter");
@@ -111,9 +111,12 @@ function applyFilter() {
 // ---- Groups and completions
 
 function drawMore() {
-  const next = matching.slice(drawn, drawn + GROUPS_AT_ONCE);
-  list.append(...next.map(groupBox));
-  drawn += next.length;
+  let completions = 0;
+  while (drawn < matching.length && completions < COMPLETIONS_AT_ONCE) {
+    list.append(groupBox(matching[drawn]));
+    completions += matching[drawn].completions.length;
+    drawn += 1;
+  }
   more.hidden = drawn >= matching.length;
 }
 
