@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job import distributed, grpo_keys, watchdog
+from job import distributed, grpo_keys, trackers, watchdog
 from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.config import Config, load_config, note
@@ -37,6 +37,7 @@ from job.errors import (
 from job.evaluation import Sampler
 from job.grading import Grader
 from job.grading_pool import GradingPool
+from job.live_report import LiveReport
 from job.model import (
     as_written,
     check_model,
@@ -102,7 +103,7 @@ def run(config: Config) -> int:
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
 
-    with folder:
+    with folder, LiveReport(folder.path) as report, trackers.files_in(config, folder.path):
         with GradingPool.of(config.sandbox) as sandbox:
             # The rewards
             print(sandbox)
@@ -116,8 +117,10 @@ def run(config: Config) -> int:
             # The model. Whatever failed before this left an earlier run in the folder alone.
             model, tokenizer = load_model(config.model, config.lora)
             folder.begin(config, fresh=checkpoint is None)
+            report.begin()
             trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
             evaluation = build_evaluation(config, folder, trainer, chat, plan, sandbox, checkpoint)
+            keep_reporting(config, trainer, folder, report)
 
             began = time.monotonic()
             stopped_by = train(trainer, folder, checkpoint)
@@ -130,8 +133,11 @@ def run(config: Config) -> int:
                 step = trainer.state.global_step
                 if evaluation and evaluation.is_due_at_end(step):
                     evaluation.evaluate(step)
-        if code == DONE and trainer.is_world_process_zero():
-            print_report(config, trainer, folder, evaluation, time.monotonic() - began)
+            run_s = time.monotonic() - began
+            report.exit_code = code
+
+    if code == DONE and trainer.is_world_process_zero():
+        print_report(config, trainer, folder, evaluation, run_s)
     return code
 
 
@@ -212,7 +218,8 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
     from trl import GRPOConfig
 
     with distributed.planned_processes() as processes:
-        settings = trainer_settings(config.model, config.lora) | dict(config.grpo)
+        settings = trainer_settings(config.model, config.lora)
+        settings |= trackers.names(config, RunFolder(config).path) | dict(config.grpo)
         settings["max_completion_length"] = plan.completion_tokens
         settings["output_dir"] = str(RunFolder(config).path)
         if not config.grpo.get("use_vllm"):
@@ -327,6 +334,18 @@ def build_evaluation(
         evaluation.resume(steps_done(Path(checkpoint)), Path(checkpoint).absolute().parent)
     trainer.add_callback(Evaluate(evaluation, find_callback(trainer, StopOnSignal)))
     return evaluation
+
+
+def keep_reporting(config: Config, trainer: Any, folder: RunFolder, report: LiveReport) -> None:
+    """Let the trainer refresh the report and tell the trackers about the run."""
+    from job.callbacks import ReportFile, TrackerExtras
+
+    trainer.add_callback(ReportFile(report))
+    if trackers.of_config(config):
+        if trainer.is_world_process_zero():
+            trackers.make_mlflow_experiment(config, folder.path)
+        others = trainer.callback_handler.callbacks
+        trainer.add_callback(TrackerExtras(config, folder.path, others))
 
 
 def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:

@@ -1,21 +1,40 @@
-"""What happens beside training: metrics.jsonl, progress, watchdog, signals, the closing table."""
+"""What happens beside training: metrics.jsonl, progress, watchdog, report, trackers, signals."""
 
 import json
 import math
 import signal
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas
+from omegaconf import OmegaConf
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from job import trackers
+from job.config import Config, resolved
 from job.distributed import agreed
+from job.live_report import LiveReport
 from job.model import restore_adapter
 from job.run_evaluation import RunEvaluation
 from job.watchdog import Watchdog
+
+# Columns of MLflow's table of completions, where a run has them
+TABLE_COLUMNS = (
+    "step",
+    "group",
+    "prompt",
+    "completion",
+    "total",
+    "status",
+    "correct",
+    "cheating",
+    "detail",
+    "advantage",
+)
 
 
 class MetricsFile(TrainerCallback):
@@ -80,8 +99,9 @@ class Progress(TrainerCallback):
 class Watch(TrainerCallback):
     """Feeds the watchdog, and shows each diagnosis once when it starts.
 
-    Under `watchdog.on: stop` it also ends the run with a checkpoint. It adds the names of the
-    active diagnoses to the logs. MetricsFile writes them, so it must come after this callback.
+    Under `watchdog.on: stop` it also ends the run with a checkpoint. To the logs it adds the names
+    of the active diagnoses, and the paragraphs of those that start. MetricsFile writes them, so it
+    must come after this callback.
     """
 
     def __init__(self, watchdog: Watchdog):
@@ -94,6 +114,8 @@ class Watch(TrainerCallback):
         started = self.watchdog.observe(state.global_step, logs)
         if self.watchdog.active:
             logs["watchdog"] = list(self.watchdog.active)
+        if started:
+            logs["diagnoses"] = {diagnosis.name: diagnosis.paragraph for diagnosis in started}
         if state.is_world_process_zero:
             for diagnosis in started:
                 tqdm.write(f"watchdog: {diagnosis.name}: {diagnosis.paragraph}")
@@ -104,6 +126,78 @@ class Watch(TrainerCallback):
             if names:
                 self.stopped_by = names
                 control.should_save = control.should_training_stop = True
+
+
+class ReportFile(TrainerCallback):
+    """Refreshes the report of the run now and then. It must come after MetricsFile."""
+
+    def __init__(self, report: LiveReport):
+        self.report = report
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if is_step(logs):
+            self.report.refresh_when_due()
+
+
+class TrackerExtras(TrainerCallback):
+    """Sends the config to each tracker, and to MLflow a table of completions at each logged step.
+
+    Args:
+        callbacks: of the trainer; one of them has TensorBoard's writer.
+    """
+
+    def __init__(self, config: Config, folder: Path, callbacks: Sequence[TrainerCallback]):
+        self.trackers = trackers.of_config(config)
+        self.folder = folder
+        self.callbacks = callbacks
+        self.config: dict[str, Any] = OmegaConf.to_container(resolved(config))
+        self.config["grpo"].pop("hub_token", None)
+        self.sent: set[Path] = set()  # tables
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        if "tensorboard" in self.trackers:
+            text = f"```yaml\n{OmegaConf.to_yaml(self.config)}\n```"
+            for callback in self.callbacks:
+                if getattr(callback, "tb_writer", None) is not None:
+                    callback.tb_writer.add_text("config", text)
+        if "wandb" in self.trackers:
+            import wandb
+
+            wandb.config.update({"job": self.config}, allow_val_change=True)
+        if "trackio" in self.trackers:
+            import trackio
+
+            trackio.config.update({"job": self.config}, allow_val_change=True)
+        if "mlflow" in self.trackers:
+            import mlflow
+
+            mlflow.log_dict(self.config, "config.yaml")
+
+    # TRL writes the completions of a step after the last call of on_log. The next step or the last
+    # checkpoint, whichever comes first, finds them.
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        self._send_table(state)
+
+    def on_save(self, args, state, control, **kwargs):
+        self._send_table(state)
+
+    def _send_table(self, state: Any) -> None:
+        """Send the completions of this step to MLflow, once."""
+        if "mlflow" not in self.trackers or not state.is_world_process_zero:
+            return
+        name = f"completions_{state.global_step:05d}"
+        file = self.folder / "completions" / f"{name}.parquet"
+        if file in self.sent or not file.is_file():
+            return
+        import mlflow
+
+        table = pandas.read_parquet(file)
+        columns = [column for column in TABLE_COLUMNS if column in table.columns]
+        mlflow.log_table(table[columns], f"completions/{name}.json")
+        self.sent.add(file)
 
 
 class RestoreAdapter(TrainerCallback):

@@ -366,8 +366,8 @@ def tracker_mistakes(get: Get) -> Iterator[str]:
             yield f"grpo.report_to: no tracker {tracker!r}{hint}; there are {TRACKERS}"
         elif tracker != "none" and not is_installed(tracker):
             yield (
-                f"grpo.report_to: {tracker} is not installed; pip install {tracker}, "
-                "or leave it out"
+                f"grpo.report_to: {tracker} is not installed, and requirements.txt does not pin "
+                f"it; pip install {tracker}, or leave it out"
             )
 
 

@@ -26,7 +26,13 @@ PRODUCTS = {
     "evaluation.json": "every evaluation on held-out rows, and what training changed",
     "evaluation": "the completions of each evaluation, Parquet",
     "runs": "TensorBoard",
+    "wandb": "W&B",
+    "trackio": "trackio",
+    "mlflow": "MLflow",
     "config.yaml": "the resolved config",
+    "environment.json": "versions and hardware of each start, and how it ended",
+    "report.md": "what the run did, in words and tables",
+    "report.html": "the same with curves and completions: open it in a browser",
 }
 MIN_FREE_MB = 200  # enough for metrics, completions and one checkpoint of an adapter
 FULL_MB = 20  # with less than this free, a failed write is put down to the full disk

@@ -9,6 +9,7 @@ import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import train  # noqa: E402
+from job.live_report import LiveReport  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 
 # Hypothesis stops at 0.2 s an example by default, and no test may depend on the wall clock.
@@ -34,7 +36,8 @@ def sandbox():
 @pytest.fixture(scope="session")
 def run_job():
     """Runs train.py in this process, because a small job takes less time than importing its
-    libraries. Returns what subprocess.run would: returncode, stdout, stderr."""
+    libraries. Returns what subprocess.run would: returncode, stdout, stderr. No report is drawn,
+    because that takes as long as some of these jobs."""
 
     def run_job(*arguments):
         handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -44,6 +47,7 @@ def run_job():
                 contextlib.chdir(Path(__file__).parent.parent),
                 contextlib.redirect_stdout(stdout),
                 contextlib.redirect_stderr(stderr),
+                mock.patch.object(LiveReport, "refresh"),
             ):
                 returncode = train.main([str(argument) for argument in arguments])
         finally:

@@ -19,6 +19,7 @@ from job.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 1200  # a run takes seconds; a busy machine may need much more
+TIMES = {"step_time", "time/rollout", "time/grading", "time/scoring", "time/backward"}
 FAST = [
     "grpo.per_device_train_batch_size=4",
     "grpo.num_generations=4",
@@ -92,7 +93,15 @@ def test_completions_are_kept_with_every_reward(finished):
         "correctness_check",
         "speed_check",
     }
+    columns |= {"group", "total", "weights", "correct", "cheating"}
     assert columns | {"status", "detail", "advantage"} <= set(table.columns)
+
+
+def test_the_parts_of_a_step_add_up_to_its_time(finished):
+    output, _ = finished
+    for entry in metrics(output):
+        parts = [entry[name] for name in TIMES - {"step_time"}]
+        assert min(parts) > 0 and sum(parts) == pytest.approx(entry["step_time"], rel=0.05)
 
 
 def test_the_final_model_is_the_trained_adapter(finished):
@@ -192,7 +201,7 @@ def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, ru
     again = run_here(resumed, *job, "grpo.resume_from_checkpoint=auto", fast=FAST[:2])
     assert again.returncode == 0, again.stderr
     differing = [
-        {name for name in step if step[name] != other.get(name) and name != "step_time"}
+        {name for name in step if step[name] != other.get(name)} - TIMES
         for step, other in zip(metrics(whole)[1:], metrics(resumed), strict=True)
     ]
     assert differing == [set()] * 3
@@ -376,7 +385,7 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     assert len(pandas.read_parquet(whole / "completions" / "completions_00003.parquet")) == 8
 
     for step, again in zip(steps[1:], metrics(resumed), strict=True):
-        assert {name for name in step if step[name] != again.get(name)} <= {"step_time"}
+        assert {name for name in step if step[name] != again.get(name)} <= TIMES
 
 
 def test_sigterm_saves_a_checkpoint(tmp_path):
@@ -396,6 +405,9 @@ def test_sigterm_saves_a_checkpoint(tmp_path):
     assert "resume_from_checkpoint=auto" in rest
     assert list((tmp_path / "run").glob("checkpoint-*/trainer_state.json"))
     assert not (tmp_path / "run" / "final_model").exists()
+    # The report is written however a run ends
+    assert "| state | stopped by SIGTERM |" in (tmp_path / "run" / "report.md").read_text()
+    assert "time of a step, seconds" in (tmp_path / "run" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -391,6 +391,8 @@ def test_a_warning_is_shown_and_written_down(tmp_path, capsys):
     )
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("watchdog: truncated: step 2: 100% of the completions")
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert line == f"watchdog: truncated: {last['diagnoses']['truncated']}"
 
 
 def test_off_is_silent_and_only_the_main_process_speaks(tmp_path, capsys):

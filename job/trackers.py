@@ -1,0 +1,106 @@
+"""Trackers that show a run elsewhere: TensorBoard, W&B, trackio and MLflow.
+
+Their files lie in the output folder, so that a read-only container and a machine without a network
+will do. transformers sends them the metrics, and TRL sends completions to W&B and trackio;
+callbacks.TrackerExtras adds the rest.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from job.config import Config
+
+PROJECT = "gpt-oss-grpo"
+
+
+def of_config(config: Config) -> list[str]:
+    """The trackers that `grpo.report_to` names."""
+    named = config.grpo.get("report_to") or []
+    if isinstance(named, str):
+        named = [named]
+    return [name for name in named if name != "none"]
+
+
+def names(config: Config, folder: Path) -> dict[str, str]:
+    """The keys of GRPOConfig that name the run where the config does not."""
+    types = "+".join(options.type for options in config.tasks)
+    return {"run_name": f"{types}-{folder.name}", "project": PROJECT}
+
+
+def variables(config: Config, folder: Path) -> dict[str, str]:
+    """The environment variables that keep each tracker's files in the output folder."""
+    found = {}
+    trackers = of_config(config)
+    project = config.grpo.get("project", PROJECT)
+    if "wandb" in trackers:
+        own = folder / "wandb"
+        found |= {
+            "WANDB_DIR": str(folder),  # W&B adds the folder `wandb` itself
+            "WANDB_DATA_DIR": str(own / "data"),
+            "WANDB_CACHE_DIR": str(own / "cache"),
+            "WANDB_CONFIG_DIR": str(own / "config"),
+            "WANDB_PROJECT": project,
+        }
+        if not has_wandb_key():
+            found["WANDB_MODE"] = "offline"
+    if "trackio" in trackers:
+        found["TRACKIO_DIR"] = str(folder / "trackio")
+    if "mlflow" in trackers:
+        found |= {
+            "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}",
+            "MLFLOW_EXPERIMENT_NAME": project,
+            "MLFLOW_FLATTEN_PARAMS": "true",
+        }
+    return found
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B would find a key; without one it would ask for it and wait."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return "wandb" in file.read_text(encoding="utf-8")
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+@contextlib.contextmanager
+def files_in(config: Config, folder: Path) -> Iterator[None]:
+    """Set `variables` within this context, but none that the user has set."""
+    mine = {}
+    for name, value in variables(config, folder).items():
+        if not os.environ.get(name):
+            mine[name] = value
+    if mine.get("WANDB_MODE") == "offline":
+        print(
+            f"wandb: there is no WANDB_API_KEY, so it works offline; "
+            f"`wandb sync {folder / 'wandb' / 'offline-run-*'}` sends it later"
+        )
+    os.environ.update(mine)
+    try:
+        yield
+    finally:
+        for name in mine:
+            os.environ.pop(name, None)
+
+
+def make_mlflow_experiment(config: Config, folder: Path) -> None:
+    """Make MLflow's experiment, so that its files lie beside its database.
+
+    MLflow would put them into the current folder. Where the user's environment names another place
+    for MLflow, nothing is done.
+    """
+    own = variables(config, folder).get("MLFLOW_TRACKING_URI")
+    if own is None or os.environ.get("MLFLOW_TRACKING_URI") != own:
+        return
+    import mlflow
+
+    (folder / "mlflow").mkdir(exist_ok=True)
+    mlflow.set_tracking_uri(own)
+    name = os.environ["MLFLOW_EXPERIMENT_NAME"]
+    if mlflow.get_experiment_by_name(name) is None:
+        files = (folder / "mlflow" / "artifacts").as_uri()
+        mlflow.create_experiment(name, artifact_location=files)
