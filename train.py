@@ -11,6 +11,7 @@ It ends with the exit codes of job/errors.py:
 5        the sandbox lacks a layer that `sandbox.require` names, or cannot start
 6        the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
+8        an export differs from what was trained (export.py)
 128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
