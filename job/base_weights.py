@@ -133,10 +133,13 @@ class BaseWeights:
                 whole[expert] = unpack_mxfp4(blocks[expert], scales[expert]).T
             return whole
         if UNSLOTH_EXPERT.fullmatch(parts[0]):
-            first = self._unpacked(parts[0])
-            whole = torch.empty((len(parts), *reversed(first.shape)), dtype=first.dtype)
+            dtype = self._unpacked(parts[0]).dtype
+            whole = torch.empty(self.shape(name), dtype=dtype)
             for expert, part in enumerate(parts):
-                whole[expert] = self._unpacked(part).T
+                unpacked = self._unpacked(part)
+                if unpacked.dim() == 2:  # a bias has one dimension
+                    unpacked = unpacked.T
+                whole[expert] = unpacked
             return whole
         return self._unpacked(parts[0])
 

@@ -97,7 +97,10 @@ def compare_weights(base: BaseWeights, adapter: Adapter, export: BaseWeights) ->
     for name in base.parameters.keys() & export.parameters.keys():
         if name in adapter.changes:
             merged += 1
-            steps = error_steps(base, name, adapter.changes[name], export.read(name))
+            start = adapter.replaced.get(name)
+            if start is None:
+                start = unpacked_by_library(base, name)
+            steps = error_steps(start, adapter.changes[name], export.read(name))
             largest = max(largest, steps)
             if steps > MAX_STEPS:
                 different.append(name)
@@ -115,7 +118,7 @@ def compare_weights(base: BaseWeights, adapter: Adapter, export: BaseWeights) ->
 
 
 def is_unchanged(base: BaseWeights, adapter: Adapter, export: BaseWeights, name: str) -> bool:
-    """Whether the export holds what the base holds, or the bias that was trained in its place."""
+    """Whether the export holds what the base holds, or what was trained in its place."""
     if is_packed(export, name):
         return all(same_bytes(base.stored(part), export.stored(part))
                    for part in base.parameters[name])  # fmt: skip
@@ -137,12 +140,18 @@ def unpacked_by_library(base: BaseWeights, name: str) -> Any:
     return convert_moe_packed_tensors(blocks, scales)
 
 
-def error_steps(base: BaseWeights, name: str, change: Change, found: Any) -> float:
-    """The largest error of a merged parameter, in units of the last place; infinite if the shape
-    differs or a value is not finite."""
+def error_steps(weight: Any, change: Change, found: Any) -> float:
+    """The largest error of a merged parameter, in units of the last place.
+
+    Args:
+        weight: what the adapter is added to.
+        found: the sum in the export.
+
+    Returns:
+        infinity if the shape differs or a value is not finite.
+    """
     import torch
 
-    weight = unpacked_by_library(base, name)
     if weight.shape != found.shape or not found.isfinite().all():
         return float("inf")
     if change.experts == 1:

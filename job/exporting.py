@@ -30,7 +30,7 @@ from typing import Any
 import tasks
 from job import hub, model_card
 from job.base_weights import BaseWeights, is_packed
-from job.config import ROOT, Config, load_config
+from job.config import ROOT, Config, load_config, note
 from job.errors import ConfigError, ExportError, OutputError, nearest, one_line
 from job.export_check import free_memory_bytes
 from job.lora_weights import Adapter, read_adapter, read_adapter_files
@@ -131,14 +131,17 @@ def export(
     if repo:
         hub.check_access(repo, public)
     job = prepare(source, format, output, base)
-    for note in job.notes:
-        print(f"note: {note}")
+    for text in job.notes:
+        note(text)
     print(check_resources(job), flush=True)
     with writing(job.output) as folder:
         write(job, folder)
         verdict = compare(job, folder)
         if job.format == "gguf":
-            convert_to_gguf(folder, job.output.parent.parent.name)
+            convert_to_gguf(folder, run_of(job.source).name)
+            verdict["summary"] += (
+                "; compared before the conversion to GGUF, which was not read back"
+            )
         model_card.save(folder, card_facts(job, verdict))
         report(job, folder, verdict, time.monotonic() - began)
     print(f"{job.output}  {verdict['summary']}")
@@ -216,7 +219,7 @@ def run_config(adapter: Path) -> Config | None:
     try:
         return load_config(file)
     except ConfigError as error:  # the data or the model's folder may be gone since
-        print(f"note: {file} is not used: {error.mistakes[0]}")
+        note(f"{file} is not used: {error.mistakes[0]}")
         return None
 
 
@@ -382,6 +385,7 @@ def writing(output: Path) -> Iterator[Path]:
         OutputError: if it cannot be written, or another export is writing it.
     """
     folder = output.with_name(f".{output.name}.unfinished")
+    is_new = not output.parent.exists()
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with locked(output):
@@ -392,6 +396,8 @@ def writing(output: Path) -> Iterator[Path]:
                 folder.rename(output)
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
+                if is_new and not output.exists():
+                    output.parent.rmdir()
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
@@ -467,9 +473,9 @@ def merged_tensor(job: Export, name: str) -> Any:
     weight = job.weights.read(name)
     dtype = sixteen_bit(weight.dtype)
     if name in job.adapter.replaced:
-        return job.adapter.replaced[name].to(dtype)
+        weight = job.adapter.replaced[name]
     if name in job.adapter.changes:
-        return job.adapter.changes[name].added_to(weight)
+        return job.adapter.changes[name].added_to(weight, dtype)
     return weight.to(dtype)
 
 

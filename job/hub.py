@@ -17,8 +17,6 @@ from job.config import ROOT
 from job.errors import ConfigError, ExportError, one_line
 
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
-# What the Hub's client raises: no network, no access, no such user, a name that is not allowed
-HUB_ERRORS = (OSError, ValueError)
 
 
 def check_access(repo: str, public: bool) -> None:
@@ -74,6 +72,7 @@ def last_line(process: subprocess.CompletedProcess) -> str:
 
 def main(arguments: list[str]) -> str:
     """Returns what is to be printed. Exits with one line if the Hub refuses."""
+    import httpx
     from huggingface_hub import get_token
 
     command, repo, wanted, *folders = arguments
@@ -83,7 +82,8 @@ def main(arguments: list[str]) -> str:
         if command == "check":
             return check_in_process(repo, wanted)
         return upload_in_process(repo, wanted, folders[0])
-    except HUB_ERRORS as error:
+    # No network, no access, no such user, a name that is not allowed
+    except (OSError, ValueError, httpx.HTTPError) as error:
         sys.exit(f"the Hub does not take {repo}: {one_line(error)[:300]}")
 
 

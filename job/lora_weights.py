@@ -38,18 +38,10 @@ class Change:
             left, right, scaling = self.layer.get_delta_factors("default")
             return scaling * (left[expert] @ right[expert])
 
-    def added_to(self, weight: Any) -> Any:
-        """The sum, worked out in float32 and rounded once.
-
-        Args:
-            weight: the parameter of the base.
-
-        Returns:
-            a tensor of the same shape, in 16 bit.
-        """
+    def added_to(self, weight: Any, dtype: Any) -> Any:
+        """The sum with the parameter, worked out in float32 and rounded once to `dtype`."""
         import torch
 
-        dtype = sixteen_bit(weight.dtype)
         if self.experts == 1:
             return (weight.float() + self.delta()).to(dtype)
         merged = torch.empty(weight.shape, dtype=dtype)
@@ -65,7 +57,8 @@ class Adapter:
     Attributes:
         config: its adapter_config.json.
         changes: parameter of the base -> what is added to it.
-        replaced: parameter of the base -> the trained tensor that takes its place (`lora.bias`).
+        replaced: parameter of the base -> the tensor of the adapter that takes its place, before
+            anything is added: trained biases (`lora.bias`), and whole modules that were trained.
     """
 
     folder: Path
@@ -91,7 +84,7 @@ def read_adapter(folder: Path, architecture: dict[str, Any]) -> Adapter:
             not finite, or belongs to another architecture.
     """
     config, weights = read_adapter_files(folder)
-    model = adapted_model(folder, config, architecture)
+    model, shapes = adapted_model(folder, config, architecture)
     adapter = Adapter(folder, config)
     for name, layer in lora_layers(model):
         parameter = getattr(layer, "parameter_name", None) or "weight"
@@ -100,12 +93,11 @@ def read_adapter(folder: Path, architecture: dict[str, Any]) -> Adapter:
             fill(folder, layer, part, name, weights)
         adapter.changes[target] = Change(layer, getattr(layer, "num_experts", 1))
 
-    names = {base_name(name) for name, _ in model.named_parameters()}
     for name, tensor in weights.items():
         target = base_name(name)
-        if not target.endswith("bias") or target not in names:
+        if shapes.get(target) != tuple(tensor.shape):
             raise ConfigError(
-                f"{folder}: {name} is neither a LoRA matrix of this base nor a bias of it; the "
+                f"{folder}: {name} is neither a LoRA matrix nor a parameter of this base; the "
                 "adapter belongs to another architecture, or is of a kind that is not merged here"
             )
         adapter.replaced[target] = tensor
@@ -133,8 +125,13 @@ def read_adapter_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, {name: tensor.float() for name, tensor in weights.items()}
 
 
-def adapted_model(folder: Path, config: dict[str, Any], architecture: dict[str, Any]) -> Any:
+def adapted_model(
+    folder: Path, config: dict[str, Any], architecture: dict[str, Any]
+) -> tuple[Any, dict[str, tuple[int, ...]]]:
     """The base with PEFT's layers, on the meta device: it takes no memory.
+
+    Returns:
+        the model, and the shape of each parameter of the base.
 
     Raises:
         ConfigError: if transformers or PEFT cannot build it.
@@ -159,7 +156,8 @@ def adapted_model(folder: Path, config: dict[str, Any], architecture: dict[str, 
         with torch.device("meta"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the base has another name than when it was saved
             model = AutoModelForCausalLM.from_config(built_from, dtype=torch.float32)
-            return get_peft_model(model, PeftConfig.from_pretrained(str(folder)))
+            shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+            return get_peft_model(model, PeftConfig.from_pretrained(str(folder))), shapes
     except Exception as error:  # of any type, because files of the user decide what is built
         raise ConfigError(
             f"{folder}: the adapter does not fit a {kind_of_model} model: {one_line(error)[:300]}"

@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 import shutil
+import signal
+import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,12 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-import export as script
-from job import base_weights, config, export_check, exporting, hub, model
+from job import base_weights, config, export_check, exporting
 from job.base_weights import BaseWeights
 from job.errors import ConfigError, ExportError, OutputError
-from job.lora_weights import read_adapter
-from job.run_folder import RunFolder
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -215,10 +213,13 @@ def test_lora_needs_no_base_on_this_machine(dense_base, tmp_path, in_this_proces
     assert "not on this machine" in verdict_of(made)["tokens"]["skipped"]
 
 
-def rename_base(adapter, name):
+def edit_config(adapter, **values):
     file = adapter / "adapter_config.json"
-    values = json.loads(file.read_text()) | {"base_model_name_or_path": str(name)}
-    file.write_text(json.dumps(values))
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def rename_base(adapter, name):
+    edit_config(adapter, base_model_name_or_path=str(name))
 
 
 def test_trained_biases_are_exported(dense_base, tmp_path, in_this_process):
@@ -230,6 +231,21 @@ def test_trained_biases_are_exported(dense_base, tmp_path, in_this_process):
     trained = load_file(adapter / "adapter_model.safetensors")
     (bias,) = [trained[key] for key in trained if "1.self_attn.o_proj" in key and "bias" in key]
     assert torch.equal(BaseWeights(made).stored(name), bias.bfloat16())
+
+
+def test_modules_that_were_trained_as_a_whole_take_their_place(
+    dense_base, tmp_path, in_this_process
+):
+    options = {"modules": ["q_proj", "lm_head"], "modules_to_save": ["embed_tokens"]}
+    adapter = save_adapter(tmp_path / "run" / "final_model", dense_base, **options)
+    trained = load_file(adapter / "adapter_model.safetensors")
+    made = BaseWeights(exporting.export(adapter, "merged_16bit"))
+    (embedding,) = [trained[key] for key in trained if "embed_tokens" in key]
+    assert torch.equal(made.stored("model.embed_tokens.weight"), embedding.bfloat16())
+    head = trained["base_model.model.lm_head.base_layer.weight"].double()
+    a, b = (trained[f"base_model.model.lm_head.lora_{part}.weight"].double() for part in "AB")
+    off = made.stored("lm_head.weight") - (head + 3 * b @ a)
+    assert off.abs().max() < 0.01
 
 
 def test_a_base_in_4_bit_is_unpacked_and_named(dense_base, tmp_path, in_this_process, capsys):
@@ -256,7 +272,7 @@ def test_a_base_in_4_bit_is_unpacked_and_named(dense_base, tmp_path, in_this_pro
     base = save_base(tmp_path / "base-4bit", architecture, weights)
     adapter = save_adapter(tmp_path / "run" / "final_model", base)
     made = exporting.export(adapter, "merged_16bit")
-    assert "which the adapter was trained on" in capsys.readouterr().out
+    assert "which the adapter was trained on" in capsys.readouterr().err
     assert "quantised to 4 bit by bitsandbytes" in (made / "README.md").read_text()
     for name, tensor in unpacked.items():
         off = BaseWeights(base).read(name).float() - tensor.float()
@@ -266,7 +282,7 @@ def test_a_base_in_4_bit_is_unpacked_and_named(dense_base, tmp_path, in_this_pro
     other = exporting.export(
         adapter, "merged_16bit", output=tmp_path / "other", base=str(dense_base)
     )
-    assert f"trained on {base}" in capsys.readouterr().out
+    assert f"trained on {base}" in capsys.readouterr().err
     assert "base-4bit" in (other / "README.md").read_text()
 
 
@@ -302,3 +318,306 @@ def test_unsloths_4_bit_experts_are_put_back_into_their_stacks(tmp_path):
     bias = base.read(f"{layer}.experts.gate_up_proj_bias")
     assert bias.shape == base.shape(f"{layer}.experts.gate_up_proj_bias") == (2, 32)
     assert bias[1].unique().tolist() == [1.0]
+
+
+# ---- what the comparison finds
+
+
+def test_a_wrong_sum_is_found_and_nothing_is_left(
+    dense_base, tmp_path, in_this_process, monkeypatch
+):
+    """One weight of one matrix, off by one unit in the last place."""
+    adapter = save_adapter(tmp_path / "run" / "final_model", dense_base)
+    right = exporting.merged_tensor
+
+    def wrong(job, name):
+        tensor = right(job, name)
+        if name == "model.layers.1.self_attn.q_proj.weight":
+            tensor.view(torch.int16)[3, 5] += 1
+        return tensor
+
+    monkeypatch.setattr(exporting, "merged_tensor", wrong)
+    with pytest.raises(ExportError, match="1 tensors differ, such as model.layers.1.self_attn.q"):
+        exporting.export(adapter, "merged_16bit")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["final_model"]
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.0.mlp.experts.down_proj_blocks"])
+def test_a_changed_byte_of_what_was_to_stay_is_found(
+    mxfp4_base, tmp_path, in_this_process, monkeypatch, name
+):
+    adapter = save_adapter(tmp_path / "run" / "final_model", mxfp4_base)
+    right = exporting.mxfp4_tensor
+
+    def wrong(job, asked):
+        tensor = right(job, asked).clone()
+        if asked == name:
+            tensor.view(torch.uint8).flatten()[7] ^= 1
+        return tensor
+
+    monkeypatch.setattr(exporting, "mxfp4_tensor", wrong)
+    with pytest.raises(ExportError, match=f"1 tensors differ, such as {name.split('_blocks')[0]}"):
+        exporting.export(adapter, "mxfp4")
+
+
+def test_a_model_that_says_something_else_is_found(dense_base, tmp_path, monkeypatch):
+    """The weights are right, but config.json makes another model of them."""
+    adapter = save_adapter(tmp_path / "run" / "final_model", dense_base)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "compare", lambda *_: {"summary": ""})
+        made = exporting.export(adapter, "merged_16bit")
+    file = made / "config.json"
+    values = json.loads(file.read_text())
+    values["rope_parameters"]["rope_theta"] = 3.0
+    file.write_text(json.dumps(values))
+    asked = {"format": "merged_16bit", "adapter": str(adapter), "base": str(dense_base)}
+    verdict = export_check.check(
+        asked | {"export": str(made), "prompts": exporting.prompts_of(None)}
+    )
+    assert verdict["tensors"]["passed"] and not verdict["tokens"]["passed"]
+
+
+def test_a_model_that_does_not_fit_is_compared_by_tensors_alone(
+    dense_base, tmp_path, in_this_process, monkeypatch
+):
+    adapter = save_adapter(tmp_path / "run" / "final_model", dense_base)
+    monkeypatch.setattr(export_check, "free_memory_bytes", lambda: 1000)
+    made = exporting.export(adapter, "merged_16bit")
+    verdict = verdict_of(made)
+    assert verdict["tensors"]["merged"] == 8
+    assert "GB of memory are needed" in verdict["tokens"]["skipped"]
+
+
+@given(st.lists(st.integers(0, 255), min_size=16, max_size=16), st.integers(0, 254))
+def test_mxfp4_blocks_are_unpacked_as_transformers_does(values, scale):
+    blocks = torch.tensor(values, dtype=torch.uint8).reshape(1, 1, 16)
+    scales = torch.tensor([[scale]], dtype=torch.uint8)
+    ours = base_weights.unpack_mxfp4(blocks, scales)
+    theirs = convert_moe_packed_tensors(blocks[None], scales[None])[0].T
+    if 2 <= scale <= 252:  # beyond them bfloat16 ends
+        assert torch.equal(ours, theirs)
+    pair = values[0] & 15
+    magnitude = [0, 0.5, 1, 1.5, 2, 3, 4, 6][pair & 7] * (-1) ** (pair >> 3)
+    if 2 <= scale <= 252:
+        assert ours[0, 0].item() == magnitude * 2.0 ** (scale - 127)
+
+
+# ---- what cannot be exported is one clear line, and nothing is written
+
+
+def refused(kind, match, source, form="merged_16bit", **options):
+    """Exports, and checks that it is refused and that nothing was written."""
+    run = source
+    before = sorted(path for path in run.rglob("*"))
+    with pytest.raises(kind, match=match) as caught:
+        exporting.export(source, form, **options)
+    assert "\n" not in str(caught.value)
+    assert sorted(path for path in run.rglob("*")) == before
+
+
+@pytest.fixture
+def dense_run(dense_base, tmp_path):
+    save_adapter(tmp_path / "run" / "final_model", dense_base)
+    return tmp_path / "run"
+
+
+def test_a_missing_run_and_an_empty_one(tmp_path):
+    refused(ConfigError, "nowhere: there is no such folder", tmp_path / "nowhere")
+    (tmp_path / "checkpoint-3").mkdir()  # not whole
+    refused(ConfigError, "neither final_model nor a whole checkpoint", tmp_path)
+
+
+def test_a_run_without_final_model_gives_its_last_checkpoint(dense_run, in_this_process, capsys):
+    for step in (8, 10, 9):
+        checkpoint = dense_run / f"checkpoint-{step}"
+        shutil.copytree(dense_run / "final_model", checkpoint)
+        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+    shutil.rmtree(dense_run / "final_model")
+    (dense_run / "checkpoint-10" / "trainer_state.json").write_text("{")  # its save was killed
+    made = exporting.export(dense_run, "lora")
+    assert "its last checkpoint is taken, checkpoint-9" in capsys.readouterr().err
+    assert json.loads((made / "export.json").read_text())["adapter"] == "checkpoint-9"
+
+
+def test_an_adapter_of_another_architecture(dense_run, mxfp4_base, tmp_path):
+    other = LlamaConfig(**SHAPE | {"hidden_size": 32})
+    base = save_base(tmp_path / "other", other.to_dict(), random_weights(other))
+    refused(ConfigError, "belongs to another architecture: .*q_proj", dense_run, base=str(base))
+    adapter = save_adapter(tmp_path / "moe", mxfp4_base, EXPERTS)
+    refused(ConfigError, "another architecture", adapter, base=str(dense_run_base(dense_run)))
+
+
+def dense_run_base(run):
+    values = json.loads((run / "final_model" / "adapter_config.json").read_text())
+    return values["base_model_name_or_path"]
+
+
+def test_a_base_that_is_not_there(dense_run):
+    rename_base(dense_run / "final_model", "/models/gone")
+    refused(ConfigError, "the base /models/gone .* name it with --base", dense_run)
+    rename_base(dense_run / "final_model", "someone/not-in-the-cache")
+    refused(ConfigError, "the base someone/not-in-the-cache .* name it with --base", dense_run)
+
+
+def test_damaged_files(dense_run, dense_base, tmp_path):
+    base = tmp_path / "damaged"
+    shutil.copytree(dense_base, base)
+    rename_base(dense_run / "final_model", base)
+    whole = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(whole[:-100])
+    refused(ConfigError, "model.safetensors is damaged", dense_run)
+    (base / "model.safetensors").unlink()
+    refused(ConfigError, "no model.safetensors", dense_run)
+    (base / "config.json").write_text("{")
+    refused(ConfigError, "config.json cannot be read", dense_run)
+
+    file = dense_run / "final_model" / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:50])
+    refused(ConfigError, "the adapter cannot be read", dense_run)
+    file.unlink()
+    refused(ConfigError, "the adapter cannot be read", dense_run)
+
+
+def test_a_missing_shard(mxfp4_base, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(mxfp4_base, base)
+    save_adapter(tmp_path / "run" / "final_model", base)
+    (base / "model-1.safetensors").unlink()
+    refused(ConfigError, "model-1.safetensors is missing", tmp_path / "run", "mxfp4")
+
+
+def test_weights_that_are_not_finite(dense_run):
+    file = dense_run / "final_model" / "adapter_model.safetensors"
+    weights = load_file(file)
+    next(iter(weights.values()))[0, 0] = torch.nan
+    save_file(weights, file)
+    refused(ConfigError, "values that are not finite", dense_run)
+
+
+def test_kinds_of_adapters_that_are_not_merged(dense_base, tmp_path):
+    save_adapter(tmp_path / "run" / "final_model", dense_base, use_dora=True)
+    refused(ConfigError, "only plain LoRA adapters", tmp_path / "run")
+    other = save_adapter(tmp_path / "other", dense_base)
+    edit_config(other, init_lora_weights="pissa_niter_1")
+    refused(ConfigError, "init_lora_weights is pissa_niter_1", tmp_path / "other")
+
+
+def test_a_parameter_that_the_base_does_not_store(tmp_path):
+    tied = LlamaConfig(**SHAPE, tie_word_embeddings=True)
+    weights = random_weights(tied)
+    del weights["lm_head.weight"]
+    base = save_base(tmp_path / "base", tied.to_dict(), weights)
+    save_adapter(tmp_path / "run" / "final_model", base, modules=["q_proj", "lm_head"])
+    refused(ConfigError, "changes lm_head.weight, which the base stores in parts or shares",
+            tmp_path / "run")  # fmt: skip
+
+
+def test_what_cannot_become_mxfp4(dense_run, mxfp4_base, tmp_path):
+    refused(ConfigError, "is not a gpt-oss in MXFP4; name one with --base", dense_run, "mxfp4")
+    adapter = save_adapter(tmp_path / "experts", mxfp4_base, EXPERTS)
+    refused(ConfigError, r"also changes the experts \(4 of its 12 parameters", adapter, "mxfp4")
+
+
+def test_too_little_disk_or_memory(dense_run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 10))
+        refused(OutputError, "on the disk of .*, and 0.0 GB are free", dense_run)
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "free_memory_bytes", lambda: 10**8)
+        refused(ConfigError, "takes 1.0 GB of memory, and 0.1 GB are free", dense_run)
+
+
+def test_an_output_that_exists_or_cannot_be_made(dense_run, tmp_path):
+    refused(OutputError, "exists; remove it", dense_run, output=tmp_path)
+    (tmp_path / "file").touch()
+    refused(OutputError, "cannot write", dense_run, output=tmp_path / "file" / "export")
+
+
+def test_an_unknown_format(dense_run):
+    refused(ConfigError, "no merged_16bits; did you mean merged_16bit", dense_run, "merged_16bits")
+
+
+def test_a_run_that_is_stopped_leaves_nothing(dense_run, monkeypatch):
+    def stop(*_):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(exporting, "compare", stop)
+    refused(SystemExit, "143", dense_run)
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(dense_run, in_this_process):
+    left = dense_run / "exports" / ".lora.unfinished"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    made = exporting.export(dense_run, "lora")
+    assert [path.name for path in made.parent.iterdir()] == ["lora"]
+    assert not (made / "half").exists()
+
+
+# ---- gguf
+
+
+CONVERTER = """
+import sys
+from pathlib import Path
+folder, target = Path(sys.argv[1]), Path(sys.argv[3])
+assert (folder / "model.safetensors").is_file() and sys.argv[2] == "--outfile"
+target.write_bytes({content!r})
+"""
+
+
+def test_gguf_through_the_converter_of_llama_cpp(dense_run, tmp_path, in_this_process, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    refused(ConfigError, "convert_hf_to_gguf.py is not in PATH; put a checkout", dense_run, "gguf")
+    converter = tmp_path / "convert_hf_to_gguf.py"
+    monkeypatch.setenv("CONVERT_HF_TO_GGUF", str(converter))
+    refused(ConfigError, "is not at .*convert_hf_to_gguf.py", dense_run, "gguf")
+    converter.write_text("raise SystemExit('this model is not supported')")
+    refused(ExportError, "failed: this model is not supported", dense_run, "gguf")
+    converter.write_text(CONVERTER.format(content=b"no"))
+    refused(ExportError, "wrote no GGUF file", dense_run, "gguf")
+    converter.write_text(CONVERTER.format(content=b"GGUF..."))
+    made = exporting.export(dense_run, "gguf")
+    assert sorted(path.name for path in made.iterdir()) == ["README.md", "export.json", "run.gguf"]
+    assert "not read back" in verdict_of(made)["summary"]
+
+
+# ---- the whole command
+
+
+SCRIPT = config.ROOT / "export.py"
+
+
+def run_script(*arguments):
+    command = [sys.executable, SCRIPT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.slow  # starts several processes that import torch
+def test_the_command_compares_in_a_fresh_process(mxfp4_base, tmp_path):
+    save_adapter(tmp_path / "run" / "final_model", mxfp4_base)
+    done = run_script(tmp_path / "run", "--format", "mxfp4")
+    assert done.returncode == 0, done.stderr
+    made = tmp_path / "run" / "exports" / "mxfp4"
+    assert f"{made}  29 tensors equal to the bit, 8 merged" in done.stdout
+    assert (made / "export.json").is_file()
+
+    again = run_script(tmp_path / "run", "--format", "mxfp4")
+    assert again.returncode == 4 and re.fullmatch("error: .* exists; remove it.*\n", again.stderr)
+    missing = run_script(tmp_path / "nowhere", "--format", "lora")
+    assert missing.returncode == 2 and missing.stderr.count("\n") == 1
+
+
+@pytest.mark.slow  # starts a process that imports torch
+def test_a_signal_leaves_nothing(dense_run):
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, dense_run, "--format", "merged_16bit"],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("comparing"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    assert [path.name for path in dense_run.iterdir()] == ["final_model"]
