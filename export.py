@@ -1,7 +1,7 @@
 """Turn what a run has trained into files that others load, and prove that they are the same model.
 
     python export.py RUN_OR_FOLDER --format lora|merged_16bit|mxfp4|gguf [--output DIR]
-                     [--base ID_OR_FOLDER] [--push-to-hub REPO [--public]]
+                     [--base ID_OR_FOLDER] [--compare all|tensors] [--push-to-hub REPO [--public]]
 
 lora          the adapter and the tokenizer
 merged_16bit  the whole model in 16 bit
@@ -36,6 +36,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--base", metavar="ID_OR_FOLDER", help="add the adapter to this model, not to its own base"
     )
+    parser.add_argument(
+        "--compare",
+        choices=["all", "tensors"],
+        default="all",
+        help="tensors: run no model, which is quicker; default: all",
+    )
     parser.add_argument("--push-to-hub", metavar="REPO", help="upload it, as USER/NAME")
     parser.add_argument("--public", action="store_true", help="everybody may see REPO")
     arguments = parser.parse_args(argv)
@@ -57,6 +63,7 @@ def export_command(arguments: argparse.Namespace) -> int:
         base=arguments.base,
         repo=arguments.push_to_hub,
         public=arguments.public,
+        tensors_only=arguments.compare == "tensors",
     )
     return DONE
 

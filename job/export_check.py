@@ -16,17 +16,20 @@ from job.errors import ConfigError, one_line
 from job.lora_weights import Adapter, Change, read_adapter, sixteen_bit
 from job.model import SMALL_MODEL, quiet_bitsandbytes
 
-# Rounding once to the nearest is off by half a step at most.
-MAX_STEPS = 0.5
-# What float32 arithmetic may add to that, as a share of the numbers that are summed
+# What float32 arithmetic may add to the error of rounding, as a share of the numbers summed
 FLOAT32_SLACK = 2.0**-20
+# Of the values of a matrix, so many may come out otherwise when they are summed in another order.
+# About one in ten thousand does.
+MAX_OTHER, MAX_OTHER_SHARE = 1000, 0.01
 # Tolerances by the type that is computed in: mean KL divergence in nats a token, and the largest
 # difference of a logit as a share of the largest logit. Rounding the merged weights causes both.
 # bfloat16 rounds every activation besides, merged or not.
 TOLERANCES = {"float32": (1e-2, 0.02), "bfloat16": (5e-2, 0.1)}
-# This share of the tokens must keep the tolerance of logits. Where two experts are nearly tied,
-# rounding sends a token to the other one, and its logits change at once.
+# This share of the tokens must keep the tolerance of logits. In a mixture of experts none need:
+# where two experts are nearly tied, rounding sends a token to the other one, and its logits jump.
 WITHIN_TOLERANCE = 0.95
+# Larger models take too long on a CPU. Their tensors are compared all the same.
+MAX_CPU_PARAMETERS = 1.5e9
 NEW_TOKENS = 32
 # Loading needs more than the weights: the largest of them twice, and activations
 MEMORY_FACTOR = 1.3
@@ -45,7 +48,7 @@ def check(spec: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         spec: format; adapter, export: folders; base: a folder, or None if it is not on this
-            machine; prompts: lists of messages.
+            machine; prompts: lists of messages; tensors_only: whether to run no model.
 
     Returns:
         passed, and a verdict on tensors and on tokens, each with `passed` and its figures.
@@ -57,10 +60,12 @@ def check(spec: dict[str, Any]) -> dict[str, Any]:
         base = BaseWeights(Path(spec["base"]))
         adapter = read_adapter(adapter_folder, base.config)
         tensors = compare_weights(base, adapter, BaseWeights(folder))
-    if tensors["passed"]:
-        tokens = compare_tokens(spec)
-    else:
+    if not tensors["passed"]:
         tokens = {"passed": True, "skipped": "the tensors differ already"}
+    elif spec["tensors_only"]:
+        tokens = {"passed": True, "skipped": "--compare tensors"}
+    else:
+        tokens = compare_tokens(spec)
     return {
         "passed": tensors["passed"] and tokens["passed"],
         "tensors": tensors,
@@ -89,20 +94,17 @@ def compare_weights(base: BaseWeights, adapter: Adapter, export: BaseWeights) ->
     must be base + scaling · B·A, rounded once.
 
     Returns:
-        equal, merged: how many of each; largest_error_steps: of merged ones, in units of the last
-        place; different: names of those that break the rule.
+        equal, merged: how many of each; different: names of those that break the rule.
     """
     different = sorted(base.parameters.keys() ^ export.parameters.keys())
-    equal, merged, largest = 0, 0, 0.0
+    equal, merged = 0, 0
     for name in base.parameters.keys() & export.parameters.keys():
         if name in adapter.changes:
             merged += 1
             start = adapter.replaced.get(name)
             if start is None:
                 start = unpacked_by_library(base, name)
-            steps = error_steps(start, adapter.changes[name], export.read(name))
-            largest = max(largest, steps)
-            if steps > MAX_STEPS:
+            if not is_rounded_sum(start, adapter.changes[name], export.read(name)):
                 different.append(name)
             continue
         equal += 1
@@ -112,7 +114,6 @@ def compare_weights(base: BaseWeights, adapter: Adapter, export: BaseWeights) ->
         "passed": not different,
         "equal": equal,
         "merged": merged,
-        "largest_error_steps": round(largest, 4),
         "different": sorted(different),
     }
 
@@ -132,61 +133,77 @@ def is_unchanged(base: BaseWeights, adapter: Adapter, export: BaseWeights, name:
 
 def unpacked_by_library(base: BaseWeights, name: str) -> Any:
     """A parameter of the base. MXFP4 is unpacked by transformers, not by the code under test."""
-    if base.layout != "mxfp4" or not is_packed(base, name):
+    if not is_packed(base, name):
         return base.read(name)
+    import torch
     from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
     blocks, scales = (base.stored(part) for part in base.parameters[name])
-    return convert_moe_packed_tensors(blocks, scales)
+    whole = torch.empty(base.shape(name), dtype=torch.bfloat16)
+    for expert in range(len(blocks)):  # one by one, because it needs several times the memory
+        one = slice(expert, expert + 1)
+        whole[one] = convert_moe_packed_tensors(blocks[one], scales[one])
+    return whole
 
 
-def error_steps(weight: Any, change: Change, found: Any) -> float:
-    """The largest error of a merged parameter, in units of the last place.
+def is_rounded_sum(weight: Any, change: Change, found: Any) -> bool:
+    """Whether every value of a merged parameter is base + scaling · B·A, rounded once.
+
+    The sum is worked out again in float32. The few values that come out otherwise lie between two
+    numbers of 16 bit, and must be within half a step of the sum in float64.
 
     Args:
         weight: what the adapter is added to.
         found: the sum in the export.
-
-    Returns:
-        infinity if the shape differs or a value is not finite.
     """
-    import torch
-
-    if weight.shape != found.shape or not found.isfinite().all():
-        return float("inf")
+    if weight.shape != found.shape:
+        return False
     if change.experts == 1:
         weight, found = weight.unsqueeze(0), found.unsqueeze(0)
-    significand_bits = {torch.bfloat16: 8, torch.float16: 11}[found.dtype]
-    smallest = torch.finfo(found.dtype).smallest_normal * torch.finfo(found.dtype).eps
-    largest = 0.0
     for expert in range(change.experts):
-        start = weight[expert].double()
-        delta, bound = exact_delta(change, expert)
-        exact = start + delta
-        slack = FLOAT32_SLACK * (start.abs() + bound)
-        _, exponent = torch.frexp(exact)
-        step = torch.exp2((exponent - significand_bits).double()).clamp(min=smallest)
-        error = (found[expert].double() - exact).abs() - slack
-        largest = max(largest, (error / step).max().item())
-    return largest
+        left, right = factors(change, expert)
+        start, made = weight[expert].float(), found[expert]
+        other = ((start + left @ right).to(made.dtype) != made).nonzero()
+        if len(other) > max(MAX_OTHER, MAX_OTHER_SHARE * made.numel()):
+            return False
+        rows, columns = other.T
+        # Each of these values alone: (values, r) · (values, r)
+        products = left[rows].double() * right[:, columns].T.double()
+        exact = start[rows, columns].double() + products.sum(-1)
+        slack = FLOAT32_SLACK * (start[rows, columns].abs() + products.abs().sum(-1))
+        error = (made[rows, columns].double() - exact).abs() - slack
+        if not (error <= half_step(exact, made.dtype)).all():  # never true of nan
+            return False
+    return True
 
 
-def exact_delta(change: Change, expert: int) -> tuple[Any, Any]:
-    """scaling · B·A in float64, and the same of absolute values, which bounds rounding errors."""
+def half_step(values: Any, dtype: Any) -> Any:
+    """Half the distance between neighbours in `dtype`, at each of these values."""
+    import torch
+
+    limits = torch.finfo(dtype)
+    _, exponent = torch.frexp(values)
+    step = limits.eps * torch.exp2(exponent.double() - 1)
+    return step.clamp(min=limits.eps * limits.smallest_normal) / 2
+
+
+def factors(change: Change, expert: int) -> tuple[Any, Any]:
+    """Two float32 matrices whose product is scaling · B·A in the shape of the parameter.
+
+    They are taken from the adapter's file by PEFT's layout of experts, and not by its code.
+    """
     layer = change.layer
-    a = layer.lora_A["default"].weight.double()
-    b = layer.lora_B["default"].weight.double()
+    a = layer.lora_A["default"].weight
+    b = layer.lora_B["default"].weight * layer.scaling["default"]
     transposed = layer.fan_in_fan_out
     if change.experts > 1:
         a = a.reshape(change.experts, -1, a.shape[-1])[expert]
         b = b.reshape(b.shape[0], -1, change.experts)[:, :, expert]
         # gpt-oss stacks its experts as (experts, in, out); most others as (experts, out, in)
         transposed = getattr(layer.get_base_layer(), "is_transposed", False)
-    scaling = layer.scaling["default"]
-    delta, bound = scaling * (b @ a), abs(scaling) * (b.abs() @ a.abs())
     if transposed:
-        delta, bound = delta.T, bound.T
-    return delta, bound
+        return a.T, b.T
+    return b, a
 
 
 def same_bytes(one: Any, other: Any) -> bool:
@@ -216,10 +233,10 @@ def compare_tokens(spec: dict[str, Any]) -> dict[str, Any]:
     parameters = count_parameters(base)
     place = find_place(parameters)
     if place is None:
+        needed_gb = parameters * 2 * MEMORY_FACTOR / 1e9
         return {
             "passed": True,
-            "skipped": f"{parameters * 2 * MEMORY_FACTOR / 1e9:.0f} GB of memory are needed to run "
-            "the model in bfloat16",
+            "skipped": f"to run the model takes a GPU with {needed_gb:.0f} GB free",
         }
     try:
         reference = load_adapted(base, Path(spec["adapter"]), place)
@@ -238,7 +255,10 @@ def compare_tokens(spec: dict[str, Any]) -> dict[str, Any]:
         exported = load_adapted(base, Path(spec["export"]), place)
     else:
         exported = load(Path(spec["export"]), place)
-    return compare_answers(wanted, without, exported, prompts, place)
+    needed = WITHIN_TOLERANCE
+    if any(".experts" in name for name in BaseWeights(base).parameters):
+        needed = 0.0
+    return compare_answers(wanted, without, exported, prompts, place, needed)
 
 
 class Answers:
@@ -259,9 +279,20 @@ class Answers:
 
 
 def compare_answers(
-    wanted: Answers, without: list[Any], exported: Any, prompts: list[list[int]], place: Any
+    wanted: Answers,
+    without: list[Any],
+    exported: Any,
+    prompts: list[list[int]],
+    place: tuple[str, str],
+    needed: float,
 ) -> dict[str, Any]:
-    """The verdict on tokens. `without` are the logits of the base alone."""
+    """The verdict on tokens.
+
+    Args:
+        without: the logits of the base alone.
+        place: device and dtype of both models.
+        needed: share of the tokens that must keep the tolerance of logits.
+    """
     import torch
 
     # The same sequences, read by both models
@@ -283,13 +314,13 @@ def compare_answers(
         total += len(sequence) - len(prompt)
         equal += first_difference(sequence, greedy(exported, prompt)) - len(prompt)
     return {
-        "passed": kl <= kl_tolerance and within >= WITHIN_TOLERANCE,
+        "passed": kl <= kl_tolerance and within >= needed,
         "greedy_equal": equal,
         "greedy_total": total,
         "max_logit_difference": of_tokens.max().item(),
         "logit_tolerance": logit_tolerance,
         "tokens_within_tolerance": within,
-        "tokens_within_needed": WITHIN_TOLERANCE,
+        "tokens_within_needed": needed,
         "kl": kl,
         "kl_tolerance": kl_tolerance,
         "kl_without_adapter": mean_kl(wanted.logits, without),
@@ -393,7 +424,9 @@ def find_place(parameters: int) -> tuple[str, str] | None:
     """(device, dtype) where a model of this size fits, the most exact first; None if nowhere."""
     import torch
 
-    free = {"cpu": free_memory_bytes()}
+    free = {}
+    if parameters <= MAX_CPU_PARAMETERS:
+        free["cpu"] = free_memory_bytes()
     if torch.cuda.is_available():
         free["cuda"], _ = torch.cuda.mem_get_info()
     for dtype, size in (("float32", 4), ("bfloat16", 2)):

@@ -107,6 +107,7 @@ def export(
     base: str | None = None,
     repo: str | None = None,
     public: bool = False,
+    tensors_only: bool = False,
 ) -> Path:
     """Export what a run has trained, compare it with base + adapter, and upload it if asked to.
 
@@ -116,6 +117,7 @@ def export(
         base: Hub id or folder of the model that the adapter is added to, in place of the one that
             the adapter names.
         repo: on the Hub. It is made private unless `public`.
+        tensors_only: compare the weights, and run no model.
 
     Returns:
         the folder with the export.
@@ -136,7 +138,7 @@ def export(
     print(check_resources(job), flush=True)
     with writing(job.output) as folder:
         write(job, folder)
-        verdict = compare(job, folder)
+        verdict = compare(job, folder, tensors_only)
         if job.format == "gguf":
             convert_to_gguf(folder, run_of(job.source).name)
             verdict["summary"] += (
@@ -546,7 +548,7 @@ def is_gguf(file: Path) -> bool:
 # ---- the comparison, and what is said about it
 
 
-def compare(job: Export, folder: Path) -> dict[str, Any]:
+def compare(job: Export, folder: Path, tensors_only: bool) -> dict[str, Any]:
     """Reload what was written in a fresh process without a network, and compare it.
 
     Returns:
@@ -564,6 +566,7 @@ def compare(job: Export, folder: Path) -> dict[str, Any]:
             "base": job.base and str(job.base),
             "export": str(folder),
             "prompts": prompts_of(job.config),
+            "tensors_only": tensors_only,
         }
         save_json(asked, spec)
         process = subprocess.run(
@@ -610,19 +613,16 @@ def summary(verdict: dict[str, Any]) -> str:
     tensors, tokens = verdict["tensors"], verdict["tokens"]
     said = f"{tensors['equal']} tensors equal to the bit"
     if "merged" in tensors:
-        said += (
-            f", {tensors['merged']} merged with an error of at most "
-            f"{tensors['largest_error_steps']:.2f} of the last place"
-        )
+        said += f", {tensors['merged']} merged and rounded once"
     if tensors["different"]:
         said = f"{len(tensors['different'])} tensors differ, such as {tensors['different'][0]}"
     if "skipped" in tokens:
         return f"{said}; tokens not compared: {tokens['skipped']}"
     return (
         f"{said}; {tokens['greedy_equal']} of {tokens['greedy_total']} greedy tokens equal; "
-        f"max |Δlogit| {tokens['max_logit_difference']:.2g}, at "
-        f"{tokens['tokens_within_tolerance']:.1%} of the tokens below the "
-        f"{tokens['logit_tolerance']:.2g} allowed; KL {tokens['kl']:.2g} nats a token, "
+        f"max |Δlogit| {tokens['max_logit_difference']:.2g}, at most "
+        f"{tokens['logit_tolerance']:.2g} at {tokens['tokens_within_tolerance']:.1%} of the tokens "
+        f"({tokens['tokens_within_needed']:.0%} needed); KL {tokens['kl']:.2g} nats a token, "
         f"{tokens['kl_tolerance']:g} allowed, {tokens['kl_without_adapter']:.2g} without the "
         "adapter"
     )
