@@ -60,6 +60,7 @@ class Export:
         source: folder of the adapter.
         base: folder of the model that the adapter is added to; None for a lora export whose base is
             not on this machine.
+        adapter: None for a lora export, which copies it.
         base_name: its Hub id, or else its path.
         trained_on: the name of the base that the adapter was trained on.
         config: of the run; None for an adapter from elsewhere.
@@ -130,9 +131,9 @@ def export(
     """
     began = time.monotonic()
     quiet_bitsandbytes()
+    job = prepare(source, format, output, base)
     if repo:
         hub.check_access(repo, public)
-    job = prepare(source, format, output, base)
     for text in job.notes:
         note(text)
     print(check_resources(job), flush=True)
@@ -193,8 +194,9 @@ def prepare(source: Path, format: str, output: Path | None, base: str | None) ->
         if base is None:
             trained_on = base_name
         weights = BaseWeights(base_folder)
-        adapter = read_adapter(folder, weights.config)
-        check_format(format, weights, adapter, trained_on)
+        if format != "lora":
+            adapter = read_adapter(folder, weights.config)
+            check_format(format, weights, adapter, trained_on)
     return Export(
         format,
         folder,
@@ -273,7 +275,7 @@ def check_format(format: str, weights: BaseWeights, adapter: Adapter, trained_on
         ConfigError: with the reason and the way out.
     """
     for name in sorted(adapter.touched):
-        if format != "lora" and name not in weights.parameters:
+        if name not in weights.parameters:
             raise ConfigError(
                 f"{format}: the adapter changes {name}, which the base stores in parts or shares "
                 "with another parameter; that is not merged here. Use --format lora"

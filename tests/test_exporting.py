@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import signal
@@ -220,6 +221,12 @@ def edit_config(adapter, **values):
 
 def rename_base(adapter, name):
     edit_config(adapter, base_model_name_or_path=str(name))
+
+
+def test_lora_needs_no_adapter_that_can_be_merged(dense_base, tmp_path, in_this_process):
+    adapter = save_adapter(tmp_path / "run" / "final_model", dense_base, use_dora=True)
+    made = exporting.export(adapter, "lora")
+    assert verdict_of(made)["tokens"]["kl"] == 0
 
 
 def test_trained_biases_are_exported(dense_base, tmp_path, in_this_process):
@@ -459,6 +466,13 @@ def test_an_adapter_of_another_architecture(dense_run, mxfp4_base, tmp_path):
     refused(ConfigError, "another architecture", adapter, base=str(dense_run_base(dense_run)))
 
 
+def test_a_lora_export_over_another_architecture(dense_run, tmp_path, in_this_process):
+    other = LlamaConfig(**SHAPE | {"hidden_size": 32})
+    base = save_base(tmp_path / "other", other.to_dict(), random_weights(other))
+    refused(ExportError, "cannot load base .* adapter: .*size mismatch", dense_run, "lora",
+            base=str(base))  # fmt: skip
+
+
 def dense_run_base(run):
     values = json.loads((run / "final_model" / "adapter_config.json").read_text())
     return values["base_model_name_or_path"]
@@ -633,3 +647,36 @@ def test_a_signal_leaves_nothing(dense_run):
             process.send_signal(signal.SIGTERM)
     assert process.wait() == 143
     assert [path.name for path in dense_run.iterdir()] == ["final_model"]
+
+
+NO_NETWORK = """
+import os, socket, sys
+def refuse(*arguments, **options):
+    print("a network address was looked up or connected to", flush=True)
+    os._exit(99)
+socket.socket.connect = socket.getaddrinfo = refuse
+import export
+sys.exit(export.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow  # starts processes that import torch
+def test_a_base_in_the_cache_needs_no_network_and_is_named_by_its_id(dense_base, tmp_path):
+    repository = tmp_path / "hub" / "models--someone--some-model"
+    shutil.copytree(dense_base, repository / "snapshots" / "0123")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0123")
+    adapter = save_adapter(tmp_path / "run" / "final_model", dense_base)
+    rename_base(adapter, "someone/some-model")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    done = subprocess.run(
+        [sys.executable, "-c", NO_NETWORK, adapter.parent, "--format", "merged_16bit"],
+        cwd=config.ROOT,
+        capture_output=True,
+        text=True,
+        env=environment | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_DISABLE_TELEMETRY": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = tmp_path / "run" / "exports" / "merged_16bit"
+    assert json.loads((made / "export.json").read_text())["base"] == "someone/some-model"
+    assert "base_model: someone/some-model" in (made / "README.md").read_text()
