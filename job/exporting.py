@@ -177,36 +177,37 @@ def prepare(source: Path, format: str, output: Path | None, base: str | None) ->
     if format == "gguf":
         find_converter()
 
+    # The base: the one that the adapter names, or that the run's config names, if none is given
     config = run_config(folder)
     adapter_config, _ = read_adapter_files(folder)
     named = str(adapter_config.get("base_model_name_or_path"))
-    trained_on = hub_id(named) or named
     names = [named]
     if config is not None:
         names.append(config.model.path)
     if base is not None:
         names = [base]
-    place = find_base(names, must_exist=format != "lora")
+    base_folder, base_name = find_base(names, must_exist=format != "lora")
+    trained_on = base_name
+    if base is not None:
+        trained_on = hub_id(named) or named
+
+    # What is added to it
     weights, adapter = None, None
-    base_name = trained_on
-    if place is not None:
-        base_folder, base_name = place
-        if base is None:
-            trained_on = base_name
+    if base_folder is not None:
         weights = BaseWeights(base_folder)
-        if format != "lora":
-            adapter = read_adapter(folder, weights.config)
-            check_format(format, weights, adapter, trained_on)
+    if format != "lora":
+        adapter = read_adapter(folder, weights.config)
+        check_format(format, weights, adapter, base_name)
     return Export(
-        format,
-        folder,
-        output,
-        weights and weights.folder,
-        base_name,
-        trained_on,
-        config,
-        weights,
-        adapter,
+        format=format,
+        source=folder,
+        output=output,
+        base=base_folder,
+        base_name=base_name,
+        trained_on=trained_on,
+        config=config,
+        weights=weights,
+        adapter=adapter,
     )
 
 
@@ -227,48 +228,56 @@ def run_config(adapter: Path) -> Config | None:
         return None
 
 
-def find_base(names: list[str], must_exist: bool) -> tuple[Path, str] | None:
-    """(folder, name) of the first of these models that can be had, those on this machine first.
+def find_base(names: list[str], must_exist: bool) -> tuple[Path | None, str]:
+    """The first of these models that can be had, those on this machine first.
+
+    Returns:
+        its folder, and its Hub id or else its path. The folder is None if there is none.
 
     Raises:
         ConfigError: if there is none and `must_exist`.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    failure: Exception | None = None
-    for local in (True, False):
-        for name in names:
-            if (Path(name) / "config.json").is_file():
-                return Path(name).resolve(), hub_id(name) or name
-            if Path(name).is_absolute() or (not local and not must_exist):
-                continue
-            try:
-                folder = Path(
-                    snapshot_download(
-                        name,
-                        local_files_only=local,
-                        allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.md"],
-                        ignore_patterns=["*/*"],  # other forms of the same weights
-                    )
-                )
-            except (OSError, HFValidationError) as error:
-                failure = error
-                continue
-            if is_complete(folder):
-                return folder, name
-    if not must_exist:
-        return None
     reason = "there is no such folder"
-    if failure is not None:
-        reason = one_line(failure)[:300]
-    raise ConfigError(
-        f"the base {names[0]} is neither a folder, nor in the cache, nor to be downloaded: "
-        f"{reason}; name it with --base"
+    for name in names:
+        if (Path(name) / "config.json").is_file():
+            return Path(name).resolve(), hub_id(name) or name
+    ids = [name for name in names if not Path(name).is_absolute()]
+    for local in (True, False):
+        if not local and not must_exist:
+            break
+        for name in ids:
+            try:
+                return snapshot(name, local), name
+            except (OSError, ValueError) as error:  # not cached, no network, no access, no id
+                reason = one_line(error)[:300]
+    if must_exist:
+        raise ConfigError(
+            f"the base {names[0]} is neither a folder, nor in the cache, nor to be downloaded: "
+            f"{reason}; name it with --base"
+        )
+    return None, hub_id(names[0]) or names[0]
+
+
+def snapshot(name: str, local: bool) -> Path:
+    """The folder of a model of the Hub, from the cache or else downloaded.
+
+    Raises:
+        OSError, ValueError: if it is not to be had, or not complete.
+    """
+    from huggingface_hub import snapshot_download
+
+    folder = snapshot_download(
+        name,
+        local_files_only=local,
+        allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "*.md"],
+        ignore_patterns=["*/*"],  # other forms of the same weights
     )
+    if not is_complete(Path(folder)):
+        raise ValueError(f"{folder} lacks some of its files")
+    return Path(folder)
 
 
-def check_format(format: str, weights: BaseWeights, adapter: Adapter, trained_on: str) -> None:
+def check_format(format: str, weights: BaseWeights, adapter: Adapter, base_name: str) -> None:
     """Refuse a format that this base or this adapter cannot have.
 
     Raises:
@@ -284,17 +293,17 @@ def check_format(format: str, weights: BaseWeights, adapter: Adapter, trained_on
         return
     if weights.layout != "mxfp4":
         raise ConfigError(
-            f"mxfp4: {trained_on} is not a gpt-oss in MXFP4; name one with --base, for example "
+            f"mxfp4: {base_name} is not a gpt-oss in MXFP4; name one with --base, for example "
             "--base openai/gpt-oss-20b, and the adapter is added to that"
         )
     packed = [name for name in sorted(adapter.changes) if is_packed(weights, name)]
     if packed:
         raise ConfigError(
             f"mxfp4: the adapter also changes the experts ({len(packed)} of its "
-            f"{len(adapter.changes)} parameters, such as {packed[0]}). In 4 bit they would be "
-            "rounded a second time, which loses most of such a change. Use --format merged_16bit, "
-            "or train with lora.target_modules=[q_proj,k_proj,v_proj,o_proj] and no "
-            "lora.target_parameters"
+            f"{len(adapter.changes)} parameters, such as {packed[0]}). Rounded to 4 bit again, "
+            "they would lose every change smaller than half a step between two 4-bit values. Use "
+            "--format merged_16bit, or train q_proj, k_proj, v_proj and o_proj alone "
+            "(lora.target_modules)"
         )
 
 
@@ -623,10 +632,9 @@ def summary(verdict: dict[str, Any]) -> str:
     return (
         f"{said}; {tokens['greedy_equal']} of {tokens['greedy_total']} greedy tokens equal; "
         f"max |Δlogit| {tokens['max_logit_difference']:.2g}, at most "
-        f"{tokens['logit_tolerance']:.2g} at {tokens['tokens_within_tolerance']:.1%} of the tokens "
-        f"({tokens['tokens_within_needed']:.0%} needed); KL {tokens['kl']:.2g} nats a token, "
-        f"{tokens['kl_tolerance']:g} allowed, {tokens['kl_without_adapter']:.2g} without the "
-        "adapter"
+        f"{tokens['logit_tolerance']:.2g} at {tokens['tokens_within_tolerance']:.1%} of the "
+        f"tokens; KL {tokens['kl']:.2g} nats a token, {tokens['kl_tolerance']:g} allowed, "
+        f"{tokens['kl_without_adapter']:.2g} without the adapter"
     )
 
 
