@@ -581,6 +581,12 @@ def test_what_a_killed_export_left_is_removed_by_the_next(dense_run, in_this_pro
     assert not (made / "half").exists()
 
 
+def test_two_exports_do_not_write_beside_each_other(dense_run):
+    (dense_run / "exports").mkdir()
+    with exporting.locked(dense_run / "exports" / "mxfp4"):
+        refused(OutputError, "another export is writing to", dense_run)
+
+
 # ---- gguf
 
 
