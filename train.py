@@ -11,6 +11,7 @@ It ends with the exit codes of job/errors.py:
 5        the sandbox lacks a layer that `sandbox.require` names, or cannot start
 6        the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
+8        an export differs from what was trained (export.py)
 128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
@@ -103,38 +104,42 @@ def run(config: Config) -> int:
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
 
-    with folder, LiveReport(folder.path) as report, trackers.files_in(config, folder.path):
-        with GradingPool.of(config.sandbox) as sandbox:
-            # The rewards
-            print(sandbox)
-            for options in config.tasks:
-                if options.check:
-                    _, summary = check_rewards(options, sandbox)
-                    print(summary)
-                else:
-                    print(UNCHECKED.format(options.type))
+    with (
+        folder,
+        LiveReport(folder.path) as report,
+        trackers.files_in(config, folder.path),
+        GradingPool.of(config.sandbox) as sandbox,
+    ):
+        # The rewards
+        print(sandbox)
+        for options in config.tasks:
+            if options.check:
+                _, summary = check_rewards(options, sandbox)
+                print(summary)
+            else:
+                print(UNCHECKED.format(options.type))
 
-            # The model. Whatever failed before this left an earlier run in the folder alone.
-            model, tokenizer = load_model(config.model, config.lora)
-            folder.begin(config, fresh=checkpoint is None)
-            report.begin()
-            trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
-            evaluation = build_evaluation(config, folder, trainer, chat, plan, sandbox, checkpoint)
-            keep_reporting(config, trainer, folder, report)
+        # The model. Whatever failed before this left an earlier run in the folder alone.
+        model, tokenizer = load_model(config.model, config.lora)
+        folder.begin(config, fresh=checkpoint is None)
+        report.begin()
+        trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
+        evaluation = build_evaluation(config, folder, trainer, chat, plan, sandbox, checkpoint)
+        keep_reporting(config, trainer, folder, report)
 
-            began = time.monotonic()
-            stopped_by = train(trainer, folder, checkpoint)
+        began = time.monotonic()
+        stopped_by = train(trainer, folder, checkpoint)
 
-            # What is left of it
-            code = exit_code(trainer, folder, stopped_by)
-            if code == DONE:
-                if trainer.is_world_process_zero():
-                    folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
-                step = trainer.state.global_step
-                if evaluation and evaluation.is_due_at_end(step):
-                    evaluation.evaluate(step)
-            run_s = time.monotonic() - began
-            report.exit_code = code
+        # What is left of it
+        code = exit_code(trainer, folder, stopped_by)
+        if code == DONE:
+            if trainer.is_world_process_zero():
+                folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+            step = trainer.state.global_step
+            if evaluation and evaluation.is_due_at_end(step):
+                evaluation.evaluate(step)
+        run_s = time.monotonic() - began
+        report.exit_code = code
 
     if code == DONE and trainer.is_world_process_zero():
         print_report(config, trainer, folder, evaluation, run_s)

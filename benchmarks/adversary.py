@@ -28,7 +28,7 @@ from job.config import Config, load_config  # noqa: E402
 from job.grading import Grader  # noqa: E402
 from job.grading_pool import GradingPool  # noqa: E402
 from job.model import load_model, load_trained  # noqa: E402
-from job.rollout import BatchRollout, complete_with_transformers, generate  # noqa: E402
+from job.rollout import engine  # noqa: E402
 
 SHOWN = 10  # of the best-paid completions
 BATCH = 256  # completions decoded at once
@@ -94,8 +94,8 @@ def sample(
 
     chat = Chat(tokenizer, job.model.prompt_date, job.grpo.get("chat_template_kwargs"))
     tokens = job.grpo["max_completion_length"]
-    complete = complete_with_transformers(
-        model, tokenizer, max_new_tokens=tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0
+    complete, _ = engine.make_sampler(
+        model, tokenizer, job.rollout, rows=BATCH, max_new_tokens=tokens, do_sample=True
     )
     torch.manual_seed(seed)
     answers = []
@@ -104,7 +104,7 @@ def sample(
             chat.render([{"role": "user", "content": row["prompt"]}])
             for row in rows[start : start + BATCH]
         ]
-        completions = generate(BatchRollout(complete), [chat.ids(text) for text in texts])
+        completions = complete([chat.ids(text) for text in texts])
         for ids, text in zip(completions, texts, strict=True):
             answers.append(chat.read(ids, text).content)
     return answers

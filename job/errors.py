@@ -8,6 +8,7 @@
 5        SandboxError: the sandbox lacks a layer that `sandbox.require` names, or cannot start
 6        CheckError: the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
+8        ExportError: an export differs from base + adapter, or could not be uploaded
 128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
@@ -68,6 +69,12 @@ class CheckError(JobError):
     """
 
     exit_code = 6
+
+
+class ExportError(JobError):
+    """An export could not be made, differs from base + adapter, or could not be uploaded."""
+
+    exit_code = 8
 
 
 def exit_code_of(command: Callable[[], int]) -> int:

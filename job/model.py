@@ -11,13 +11,14 @@ import json
 import logging
 import math
 import os
+import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from job import memory
-from job.config import ROOT, Config, Lora, Model, load_config
+from job.config import ROOT, Config, Lora, Model, load_config, looks_local
 from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
 from job.quantization import IN_WORDS, HubCopies, check_stored, hub_copies, pick
@@ -53,9 +54,13 @@ def load_model(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
     if choose_backend(model_config) == "unsloth":
         load = load_unsloth
     try:
-        return load(model_config, lora)
+        model, tokenizer = load(model_config, lora)
     except LOADING_ERRORS as error:
         raise cannot_be_loaded(model_config, error) from error
+    for adapter in model.peft_config.values():
+        name = adapter.base_model_name_or_path
+        adapter.base_model_name_or_path = hub_id(name) or name
+    return model, tokenizer
 
 
 def stay_offline_if_complete(model_config: Model) -> None:
@@ -261,11 +266,15 @@ def load_tokenizer(model_config: Model) -> Any:
 
 def before_transformers(model_config: Model) -> None:
     """What must have happened before anything imports transformers."""
-    # It advises downloading a kernel that nothing here uses.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    quiet_bitsandbytes()
     if choose_backend(model_config) == "unsloth":
         import_unsloth()
     stay_offline_if_complete(model_config)
+
+
+def quiet_bitsandbytes() -> None:
+    """Silence its advice to download a kernel that nothing here uses. Call it before its import."""
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def load_architecture(model_config: Model) -> dict[str, Any]:
@@ -863,6 +872,20 @@ def stored_architecture(model_config: Model) -> dict[str, Any]:
     if not file.is_file():
         return {}
     return read_json(file)
+
+
+def hub_id(name: str) -> str | None:
+    """The id on the Hub that a name or a folder in the Hub's cache stands for.
+
+    Returns:
+        None for any other folder.
+    """
+    cached = re.search(r"/models--([^/]+)/snapshots/", f"{name}/")
+    if cached:
+        return cached[1].replace("--", "/", 1)
+    if looks_local(name) or Path(name).exists():
+        return None
+    return name
 
 
 def is_on_disk(model_config: Model) -> bool:

@@ -19,7 +19,7 @@ from job.errors import ConfigError, one_line
 from job.evaluation import EvaluationFolder, Problem, Record, Sampler
 from job.grading_pool import GradingPool
 from job.model import ModelSource, find_model, load_for_inference, load_tokenizer
-from job.rollout import BatchRollout, complete_with_transformers, generate
+from job.rollout import engine
 from job.rows import Row, fill_columns, mixed_rows, prompt_key
 from tasks import jsonl
 
@@ -286,9 +286,12 @@ def load_sampler(
 ) -> Sampler:
     """A sampler that holds the model."""
     model, tokenizer = load_for_inference(source, config)
-    complete = complete_with_transformers(model, tokenizer, max_new_tokens=max_tokens, **sampling)
     batch = request.batch or batch_plan(config.grpo, 1).generate_call
-    return Sampler(lambda ids: generate(BatchRollout(complete), ids), batch, max_tokens)
+    complete, words = engine.make_sampler(
+        model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **sampling
+    )
+    print(words)
+    return Sampler(complete, batch, max_tokens)
 
 
 def config_of_model(source: ModelSource, request: Request) -> Config:

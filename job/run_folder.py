@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from job import model_card
 from job.config import Config, changed_since, note, read_saved
 from job.config import save as save_config
 from job.distributed import is_first_process
@@ -29,6 +30,7 @@ PRODUCTS = {
     "wandb": "W&B",
     "trackio": "trackio",
     "mlflow": "MLflow",
+    "exports": "made by export.py",
     "config.yaml": "the resolved config",
     "environment.json": "versions and hardware of each start, and how it ended",
     "report.md": "what the run did, in words and tables",
@@ -61,6 +63,7 @@ class RunFolder:
     """
 
     def __init__(self, config: Config):
+        self._config = config
         self.path = Path(config.grpo["output_dir"]).absolute()
         self._closing = contextlib.ExitStack()
 
@@ -177,8 +180,25 @@ class RunFolder:
             # penalty. Only the trained one, called "default", is saved.
             model.save_pretrained(self.final_model, selected_adapters=["default"])
             tokenizer.save_pretrained(self.final_model)
-            # PEFT writes a model card in which nothing is filled in
-            (self.final_model / "README.md").unlink(missing_ok=True)
+            self.write_model_card()
+
+    def write_model_card(self) -> None:
+        """Write README.md of final_model, in place of PEFT's, in which nothing is filled in.
+
+        Write it again after an evaluation: it holds the sentence on before and after.
+        """
+        adapter = json.loads((self.final_model / "adapter_config.json").read_text("utf-8"))
+        base = Path(self._config.model.path)
+        if not base.is_dir():
+            base = None
+        facts = model_card.Facts(
+            config=self._config,
+            base=adapter["base_model_name_or_path"],
+            base_folder=base,
+            format="lora",
+            evaluation=model_card.read_evaluation(self.path),
+        )
+        model_card.save(self.final_model, facts)
 
     def report(self) -> str:
         """What the run left, one line for each kind. Paths are relative where they can be."""
@@ -253,6 +273,27 @@ def shown_path(path: Path) -> Path:
     if path.is_relative_to(Path.cwd()):
         return path.relative_to(Path.cwd())
     return path
+
+
+def find_adapter(folder: Path) -> Path:
+    """What a run has trained: the folder itself, its final_model, or its last whole checkpoint.
+
+    Raises:
+        ConfigError: if there is no such folder, or no adapter in it.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: there is no such folder")
+    for place in (folder, folder / "final_model"):
+        if (place / "adapter_config.json").is_file():
+            return place
+    whole = [place for place in folder.glob("checkpoint-*") if steps_done(place) >= 0]
+    if not whole:
+        raise ConfigError(
+            f"{folder}: nothing trained is in it, neither final_model nor a whole checkpoint"
+        )
+    last = max(whole, key=steps_done)
+    note(f"{folder} has no final_model; its last checkpoint is taken, {last.name}")
+    return last
 
 
 def steps_done(checkpoint: Path) -> int:

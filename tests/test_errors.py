@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from job import errors
-from job.errors import CheckError, ConfigError, JobError, OutputError, RewardError, exit_code_of
+from job.errors import (
+    CheckError,
+    ConfigError,
+    ExportError,
+    JobError,
+    OutputError,
+    RewardError,
+    exit_code_of,
+)
 from sandbox import SandboxError
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +36,7 @@ def raising(error):
         (OutputError("wrong"), 4),
         (SandboxError("wrong"), 5),
         (CheckError("wrong"), 6),
+        (ExportError("wrong"), 8),
     ],
 )
 def test_each_error_is_one_line_and_its_exit_code(error, exit_code, capsys):
@@ -42,7 +51,7 @@ def test_the_head_of_train_py_has_the_exit_codes_of_the_table():
         return re.findall(r"^(\d|128 \+ n) +", text, re.MULTILINE)
 
     said = ast.get_docstring(ast.parse((ROOT / "train.py").read_text(encoding="utf-8")))
-    assert rows(said) == rows(errors.__doc__) and len(rows(said)) == 9
+    assert rows(said) == rows(errors.__doc__) and len(rows(said)) == 10
 
 
 def test_every_error_class_has_its_own_exit_code():

@@ -87,6 +87,13 @@ def test_a_local_or_cached_model_touches_no_network(cache):
     assert "was looked up" in elsewhere.communicate()[0]
 
 
+def test_an_adapter_names_its_base_by_the_id_on_the_hub(cache):
+    (snapshot,) = cache.glob("models--*/snapshots/*")
+    job = load(config.ROOT / "configs" / "tiny.yaml", [f"model.name={snapshot}"])
+    loaded, _ = model.load_model(job.model, job.lora)
+    assert loaded.peft_config["default"].base_model_name_or_path == "someone/some-model"
+
+
 @pytest.mark.parametrize("missing", ["model.safetensors", "tokenizer_config.json", "config.json"])
 def test_an_interrupted_download_is_not_taken_for_a_model(cache, missing, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
@@ -453,6 +460,7 @@ def test_what_a_run_has_saved_is_loaded_again(tmp_path):
         folder.save_final(trained, tokenizer)
     again, _ = model.load_trained(folder.final_model)
     assert torch.equal(again(ids).logits, expected)
+    assert "trained on `matmul`" in (folder.final_model / "README.md").read_text()
 
     (tmp_path / "config.yaml").unlink()  # an adapter that was copied elsewhere
     again, _ = model.load_trained(folder.final_model)

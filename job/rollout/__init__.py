@@ -108,10 +108,7 @@ def complete_with_transformers(
     import torch
 
     pad = tokenizer.pad_token_id
-    stop = model.generation_config.eos_token_id
-    if stop is None:  # the model does not say how its text ends
-        stop = tokenizer.eos_token_id
-    stop_ids = set(stop) if isinstance(stop, list) else {stop}
+    stop_ids = stop_ids_of(model, tokenizer)
 
     def complete(prompts: list[TokenIds]) -> list[TokenIds]:
         longest = max(map(len, prompts))
@@ -130,6 +127,14 @@ def complete_with_transformers(
         return [until_stop(row, stop_ids) for row in decoded[:, longest:].tolist()]
 
     return complete
+
+
+def stop_ids_of(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a completion of this model."""
+    stop = model.generation_config.eos_token_id
+    if stop is None:  # the model does not say how its text ends
+        stop = tokenizer.eos_token_id
+    return set(stop) if isinstance(stop, list) else {stop}
 
 
 def until_stop(ids: TokenIds, stop_ids: set[int]) -> TokenIds:

@@ -4,13 +4,20 @@ auto picks graphs on a GPU from Ampere on, if a first try of this model as a gra
 of grpo.generation_kwargs that sampling.py does not know leaves it to generate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from omegaconf import MISSING
 
 from job.errors import ConfigError, one_line
+from job.rollout import (
+    BatchRollout,
+    TokenIds,
+    complete_with_transformers,
+    generate,
+    stop_ids_of,
+)
 
 # Keys of generate that graphs honour, and the values that change nothing
 NEUTRAL = {
@@ -105,6 +112,37 @@ def choose(
     if options.engine == "graph":
         raise ConfigError(f"rollout.engine: graph cannot be had, because {reason[:500]}")
     return None, f"rollout: generate, because {reason[:500]}"
+
+
+def make_sampler(
+    model: Any, tokenizer: Any, options: Options, *, rows: int, max_new_tokens: int, **sampling: Any
+) -> tuple[Callable[[list[TokenIds]], list[TokenIds]], str]:
+    """What decodes prompts outside a trainer, and a line that says what and why.
+
+    Args:
+        model: in evaluation mode, on its device.
+        rows: prompts of one call.
+        sampling: as in GenerationConfig: do_sample, temperature, top_k, top_p, ...
+
+    Raises:
+        ConfigError: as `choose` does.
+    """
+    from transformers import GenerationConfig
+
+    request = Request(
+        generation_config=GenerationConfig(**sampling),
+        stop_ids=sorted(stop_ids_of(model, tokenizer)),
+        pad_id=tokenizer.pad_token_id,
+        rows=rows,
+        tokens=max_new_tokens + 1,  # the buffers grow with the first prompts
+        max_new_tokens=max_new_tokens,
+    )
+    rollout, words = choose(model, options, request)
+    if rollout is None:
+        rollout = BatchRollout(
+            complete_with_transformers(model, tokenizer, max_new_tokens=max_new_tokens, **sampling)
+        )
+    return lambda prompts: generate(rollout, prompts), words
 
 
 def why_not(request: Request) -> str | None:
