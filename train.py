@@ -138,6 +138,8 @@ def run(config: Config) -> int:
             step = trainer.state.global_step
             if evaluation and evaluation.is_due_at_end(step):
                 evaluation.evaluate(step)
+                if trainer.is_world_process_zero():
+                    folder.write_model_card()
         run_s = time.monotonic() - began
         report.exit_code = code
 

@@ -92,10 +92,10 @@ class Export:
                 f"{self.base_name} is quantised to 4 bit by bitsandbytes. Its unpacked weights, "
                 "which the adapter was trained on, are what the adapter is added to."
             )
-        loaded_in_4bit = self.config is not None and self.config.model.load_in_4bit
+        loaded_in_4bit = self.config is not None and self.config.model.quantization == "bnb-4bit"
         if loaded_in_4bit and self.weights.layout == "plain":
             notes.append(
-                "The run had model.load_in_4bit: on a GPU it trained on a 4-bit copy of the base, "
+                "The run had model.quantization: bnb-4bit: on a GPU it trained on a 4-bit copy of the base, "
                 "made while loading. The adapter is added to the 16-bit weights."
             )
         return notes

@@ -53,7 +53,7 @@ class Facts:
         base: Hub id of the base, or its folder.
         base_folder: where its files are, if they are on this machine.
         format: lora, merged_16bit, mxfp4 or gguf.
-        evaluation: `sentence` compares before and after; `table` may hold the figures.
+        evaluation: the content of evaluation.json in the run's folder; empty: there is none.
         notes: what else must be known, a sentence each.
     """
 
@@ -168,16 +168,30 @@ def sections(facts: Facts) -> Iterator[str]:
 
 def result(evaluation: dict[str, Any]) -> Iterator[str]:
     """Before and after, or that it was not measured."""
-    sentence = evaluation.get("sentence")
-    if not sentence:
-        yield "**Result:** not evaluated on held-out problems."
+    comparison = evaluation.get("comparison")
+    if not comparison:
+        yield "**Result:** not evaluated on held-out problems before and after."
         return
-    yield f"**Result:** {sentence}"
-    table = evaluation.get("table")
-    if isinstance(table, str):
-        yield table
-    elif isinstance(table, list) and table and all(isinstance(row, dict) for row in table):
-        yield markdown_table(list(table[0]), [list(row.values()) for row in table])
+    yield f"**Result:** {comparison['sentence']}"
+    first, last = evaluation["evaluations"][0], evaluation["evaluations"][-1]
+    head = ["held-out problems", f"step {first['step']}", f"step {last['step']}"]
+    yield markdown_table(head, result_rows(first, last))
+
+
+def result_rows(first: dict[str, Any], last: dict[str, Any]) -> list[list[str]]:
+    """The figures of two evaluations with their 95 % intervals, in percent."""
+    rows = []
+    for name in first["pass_at"]:
+        if name in last["pass_at"]:
+            both = (first["pass_at"][name], last["pass_at"][name])
+            rows.append([f"pass@{name}", *map(in_percent, both)])
+    rows.append(["cheating", in_percent(first["cheating"]), in_percent(last["cheating"])])
+    return rows
+
+
+def in_percent(estimate: dict[str, float]) -> str:
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 
 
 def how_to_load(facts: Facts) -> str:
@@ -205,7 +219,7 @@ def training_table(config: Config) -> str:
         if value is not None:
             rows.append([f"lora.{key}", value])
     rows.append(["model.max_seq_length", config.model.max_seq_length])
-    rows.append(["model.load_in_4bit", str(config.model.load_in_4bit).lower()])
+    rows.append(["model.quantization", config.model.quantization])
     return markdown_table(["key", "value"], rows)
 
 

@@ -195,10 +195,9 @@ def sentences(runs: list[RunRecord]) -> list[str]:
 
 def sentence_of(run: RunRecord) -> str:
     """The before/after sentence of evaluation.json, or why there is none."""
-    for content in (run.evaluation.get("comparison"), run.evaluation):
-        sentence = content.get("sentence") if isinstance(content, dict) else None
-        if isinstance(sentence, str) and sentence:
-            return f"before and after: {sentence}"
+    comparison = run.evaluation.get("comparison")
+    if isinstance(comparison, dict) and isinstance(comparison.get("sentence"), str):
+        return f"before and after: {comparison['sentence']}"
     if run.evaluation.get("evaluations"):
         return "evaluated, but not both before and after"
     return "not evaluated"

@@ -64,12 +64,20 @@ def test_before_and_after_are_told_as_the_evaluation_tells_them(tmp_path):
     (tmp_path / "evaluation.json").write_text("[")
     assert model_card.read_evaluation(tmp_path) == {}
     assert "**Result:** not evaluated" in model_card.render(facts())
-    rows = [{"model": "before", "pass@1": "41 %"}, {"model": "after", "pass@1": "63 %"}]
-    found = {"sentence": "41 % → 63 %, +22 points [15, 29]", "table": rows}
+    few, many = {"value": 0.41, "low": 0.35, "high": 0.47}, {"value": 0.63, "low": 0.6, "high": 0.7}
+    evaluations = [
+        {"step": 0, "pass_at": {"1": few, "2": many}, "cheating": few},
+        {"step": 40, "pass_at": {"1": many}, "cheating": few},
+    ]
+    (tmp_path / "evaluation.json").write_text(json.dumps({"evaluations": evaluations[:1]}))
+    once = model_card.read_evaluation(tmp_path)
+    assert "**Result:** not evaluated" in model_card.render(facts(evaluation=once))
+    comparison = {"sentence": "41 % → 63 %, +22 points [15, 29]"}
+    found = {"evaluations": evaluations, "comparison": comparison}
     (tmp_path / "evaluation.json").write_text(json.dumps(found))
     text = model_card.render(facts(evaluation=model_card.read_evaluation(tmp_path)))
-    assert "**Result:** 41 % → 63 %, +22 points [15, 29]\n\n| model | pass@1 |\n" in text
-    assert "| after | 63 % |" in text
+    assert "**Result:** 41 % → 63 %, +22 points [15, 29]\n\n| held-out problems | step 0" in text
+    assert "| pass@1 | 41 % [35, 47] | 63 % [60, 70] |" in text and "pass@2" not in text
 
 
 def test_the_algorithm_the_rewards_and_the_data_are_named():
