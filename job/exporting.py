@@ -95,8 +95,8 @@ class Export:
         loaded_in_4bit = self.config is not None and self.config.model.quantization == "bnb-4bit"
         if loaded_in_4bit and self.weights.layout == "plain":
             notes.append(
-                "The run had model.quantization: bnb-4bit: on a GPU it trained on a 4-bit copy of the base, "
-                "made while loading. The adapter is added to the 16-bit weights."
+                "The run had model.quantization: bnb-4bit: on a GPU it trained on a 4-bit copy of "
+                "the base, made while loading. The adapter is added to the 16-bit weights."
             )
         return notes
 

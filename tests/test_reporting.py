@@ -99,7 +99,6 @@ def test_both_files_say_what_was_trained_and_how_it_went(one):
     [
         ({}, "not evaluated"),
         ({"evaluations": [{"step": 0}]}, "evaluated, but not both before and after"),
-        ({"sentence": "1 % → 2 %"}, "before and after: 1 % → 2 %"),
         ({"comparison": {"sentence": "1 % → 2 %"}}, "before and after: 1 % → 2 %"),
         ({"comparison": [7], "sentence": [7], "evaluations": 7}, "evaluated, but not both"),
     ],
