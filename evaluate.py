@@ -22,9 +22,9 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from job import evaluation
 from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
-from job.model_evaluation import DEFAULT_OUTPUT, Finished, Request, evaluate_models
+from job.evaluation import evaluation
+from job.evaluation.model_evaluation import DEFAULT_OUTPUT, Finished, Request, evaluate_models
 from job.run_folder import shown_path
 
 

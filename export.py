@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from job.errors import DONE, STOPPED_BY_SIGNAL, exit_code_of
-from job.exporting import FORMATS, export
+from job.export.exporting import FORMATS, export
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from job import generation
 from job.config import Config
 from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
+from job.evaluation.model_evaluation import Request, make_chat, with_task
 from job.generation import Conversation, Screen
 from job.model import ModelSource, find_model, load_for_inference
-from job.model_evaluation import Request, make_chat, with_task
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from job.errors import DONE, exit_code_of
-from job.reporting import write_report
+from job.report.reporting import write_report
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -35,10 +35,10 @@ from job.errors import (
     exit_code_of,
     one_line,
 )
-from job.evaluation import Sampler
+from job.evaluation.evaluation import Sampler
+from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
 from job.grading import Grader
 from job.grading_pool import GradingPool
-from job.live_report import LiveReport
 from job.model import (
     as_written,
     check_model,
@@ -51,8 +51,8 @@ from job.model import (
     trainer_settings,
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
+from job.report.live_report import LiveReport
 from job.reward_check import check_rewards
-from job.run_evaluation import RunEvaluation, plan_evaluation
 from job.run_folder import RunFolder, shown_path, steps_done
 
 UNCHECKED = (

@@ -21,7 +21,7 @@ sys.path[0:1] = [str(ROOT), str(ROOT / "tests")]
 import chromium  # noqa: E402
 import fake_run  # noqa: E402
 
-from job.reporting import write_report  # noqa: E402
+from job.report.reporting import write_report  # noqa: E402
 
 STEPS, COMPLETIONS, GROUP = 1000, 64, 8
 CHARACTERS = 3000

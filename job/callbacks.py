@@ -17,9 +17,9 @@ from transformers import TrainerCallback
 from job import trackers
 from job.config import Config, resolved
 from job.distributed import agreed
-from job.live_report import LiveReport
+from job.evaluation.run_evaluation import RunEvaluation
 from job.model import restore_adapter
-from job.run_evaluation import RunEvaluation
+from job.report.live_report import LiveReport
 from job.watchdog import Watchdog
 
 # Columns of MLflow's table of completions, where a run has them
@@ -297,7 +297,7 @@ def is_step(logs: dict[str, Any] | None) -> bool:
 
 
 def is_evaluation(logs: dict[str, Any] | None) -> bool:
-    """Whether the logs are an evaluation's: TRL's, or one of job/run_evaluation.py."""
+    """Whether the logs are an evaluation's: TRL's, or one of job/evaluation/run_evaluation.py."""
     return bool(logs) and "eval_reward" in logs
 
 

@@ -15,9 +15,9 @@ from job.chat import Chat, Reading
 from job.config import Config
 from job.errors import ConfigError, one_line
 from job.evaluation import make_grader
+from job.evaluation.model_evaluation import sampling_at
 from job.grading import Scored
 from job.grading_pool import GradingPool
-from job.model_evaluation import sampling_at
 from job.rows import Row, mixed_rows
 
 Message = dict[str, Any]

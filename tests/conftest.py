@@ -19,7 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import train  # noqa: E402
-from job.live_report import LiveReport  # noqa: E402
+from job.report.live_report import LiveReport  # noqa: E402
 from sandbox import Sandbox  # noqa: E402
 
 # Hypothesis stops at 0.2 s an example by default, and no test may depend on the wall clock.

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from job import estimates
+from job.evaluation import estimates
 
 DIFFERENCES = st.lists(st.integers(-3, 3), max_size=8)
 

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
-from job import evaluation
 from job.chat import Chat
 from job.config import ROOT, TINY_MODEL, load_config
 from job.errors import ConfigError, OutputError
-from job.evaluation import EvaluationFolder, Problem, Sampler
+from job.evaluation import evaluation
+from job.evaluation.evaluation import EvaluationFolder, Problem, Sampler
 from job.rows import mixed_rows
 from sandbox import Status
 from tasks import Grade, code, game_2048, matmul, prompt_injection, reasoning

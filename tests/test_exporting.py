@@ -18,9 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GptOssConfig, LlamaConfig
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
-from job import base_weights, config, export_check, exporting
-from job.base_weights import BaseWeights
+from job import config
 from job.errors import ConfigError, ExportError, OutputError
+from job.export import base_weights, export_check, exporting
+from job.export.base_weights import BaseWeights
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]

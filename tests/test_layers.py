@@ -12,9 +12,9 @@ SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py") if path.stem != "reward
 LAYERS = ["sandbox", "tasks", "reward_functions", "job", *SCRIPTS]
 FILES = [
     *ROOT.glob("*.py"),
-    *ROOT.glob("job/*.py"),
+    *ROOT.glob("job/**/*.py"),
     *ROOT.glob("tasks/*.py"),
-    *ROOT.glob("sandbox/*.py"),
+    *ROOT.glob("sandbox/**/*.py"),
 ]
 
 
@@ -40,5 +40,5 @@ def test_nothing_imports_upwards(file):
 
 
 def test_the_sandbox_knows_nothing_of_the_project():
-    for file in ROOT.glob("sandbox/*.py"):
+    for file in ROOT.glob("sandbox/**/*.py"):
         assert not set(imports(file)) & {"tasks", "job", "reward_functions", "numpy", "torch"}

@@ -5,11 +5,11 @@ import json
 import pytest
 
 import evaluate
-from job import model_evaluation
 from job.config import ROOT, load_config
 from job.errors import ConfigError
+from job.evaluation import model_evaluation
+from job.evaluation.model_evaluation import Request
 from job.model import ModelSource, find_model, is_hub_id, load_for_inference, load_model
-from job.model_evaluation import Request
 from job.run_folder import RunFolder
 
 TINY = str(ROOT / "configs" / "tiny.yaml")

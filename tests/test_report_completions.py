@@ -6,7 +6,7 @@ from fake_run import completion, write_completions, write_run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job.report_completions import (
+from job.report.report_completions import (
     MAX_CHARACTERS,
     grouped,
     is_flat,
@@ -18,7 +18,7 @@ from job.report_completions import (
     within,
     within_bytes,
 )
-from job.run_record import read_run
+from job.report.run_record import read_run
 
 
 def groups_of(sizes):

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import report
-from job import live_report, reporting
 from job.errors import OutputError
-from job.live_report import LiveReport
-from job.report_pictures import MAX_POINTS, Curve, draw_curves, draw_parts, running_mean
-from job.reporting import write_report
+from job.report import live_report, reporting
+from job.report.live_report import LiveReport
+from job.report.report_pictures import MAX_POINTS, Curve, draw_curves, draw_parts, running_mean
+from job.report.reporting import write_report
 
 # What a model may write to take over the page of a reader
 ATTACKS = [

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from job import run_evaluation
 from job.batches import batch_plan
 from job.config import ROOT, load_config
 from job.errors import ConfigError
+from job.evaluation import run_evaluation
+from job.evaluation.run_evaluation import plan_evaluation
 from job.plan import Plan
-from job.run_evaluation import plan_evaluation
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 # Graded without any chance, so that runs can be compared

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from job.environment import begin_session, end_session, outcome, read_sessions
 from job.errors import ConfigError
-from job.run_record import curve_of, is_finite_number, read_line, read_run
+from job.report.run_record import curve_of, is_finite_number, read_line, read_run
 
 
 def test_a_whole_run_is_read(tmp_path):

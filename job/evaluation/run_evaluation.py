@@ -14,12 +14,12 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from job import evaluation
 from job.chat import Chat
 from job.config import Config, EvaluateOptions, note
 from job.distributed import agreed, gathered, is_first_process, rank, world_size
 from job.errors import ConfigError
-from job.evaluation import Comparison, EvaluationFolder, Problem, Sampler
+from job.evaluation import evaluation
+from job.evaluation.evaluation import Comparison, EvaluationFolder, Problem, Sampler
 from job.grading_pool import GradingPool
 from job.plan import Plan
 from job.rows import Row

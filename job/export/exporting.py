@@ -29,11 +29,11 @@ from typing import Any
 
 import tasks
 from job import hub, model_card
-from job.base_weights import BaseWeights, is_packed
 from job.config import ROOT, Config, load_config, note
 from job.errors import ConfigError, ExportError, OutputError, nearest, one_line
-from job.export_check import free_memory_bytes
-from job.lora_weights import Adapter, read_adapter, read_adapter_files
+from job.export.base_weights import BaseWeights, is_packed
+from job.export.export_check import free_memory_bytes
+from job.export.lora_weights import Adapter, read_adapter, read_adapter_files
 from job.model import hub_id, is_complete, quiet_bitsandbytes, read_json
 from job.run_folder import DISK_ERRORS, find_adapter
 
@@ -481,7 +481,7 @@ def save_tokenizer(job: Export, folder: Path) -> None:
 
 def merged_tensor(job: Export, name: str) -> Any:
     """One parameter in 16 bit, with what the adapter adds to it."""
-    from job.lora_weights import sixteen_bit
+    from job.export.lora_weights import sixteen_bit
 
     weight = job.weights.read(name)
     dtype = sixteen_bit(weight.dtype)
@@ -563,7 +563,7 @@ def compare(job: Export, folder: Path, tensors_only: bool) -> dict[str, Any]:
     """Reload what was written in a fresh process without a network, and compare it.
 
     Returns:
-        what job/export_check.py says, and a `summary` in one line.
+        what job/export/export_check.py says, and a `summary` in one line.
 
     Raises:
         ExportError: if it differs from base + adapter, or cannot be loaded.
@@ -581,7 +581,7 @@ def compare(job: Export, folder: Path, tensors_only: bool) -> dict[str, Any]:
         }
         save_json(asked, spec)
         process = subprocess.run(
-            [sys.executable, "-m", "job.export_check", str(spec), str(result)],
+            [sys.executable, "-m", "job.export.export_check", str(spec), str(result)],
             cwd=ROOT,
             env=os.environ | {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"},
             capture_output=True,

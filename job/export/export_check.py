@@ -1,8 +1,8 @@
 """Compares an export with base + adapter, in a process of its own that has no network.
 
-    python -m job.export_check SPEC.json RESULT.json
+    python -m job.export.export_check SPEC.json RESULT.json
 
-job/exporting.py starts it. First tensors: the rule is exact and holds for models of any size. Then,
+exporting.py starts it. First tensors: the rule is exact and holds for models of any size. Then,
 where the model fits into memory, what it says: greedy tokens, logits and KL divergence.
 """
 
@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from job.base_weights import BaseWeights, is_packed
 from job.errors import ConfigError, one_line
-from job.lora_weights import Adapter, Change, read_adapter, sixteen_bit
+from job.export.base_weights import BaseWeights, is_packed
+from job.export.lora_weights import Adapter, Change, read_adapter, sixteen_bit
 from job.model import SMALL_MODEL, quiet_bitsandbytes
 
 # What float32 arithmetic may add to the error of rounding, as a share of the numbers summed

@@ -56,7 +56,7 @@ class LiveReport:
         began = time.monotonic()
         with self._warning("there is no report"):
             # Imported late, because matplotlib takes a while and may be missing
-            from job.reporting import write_report
+            from job.report.reporting import write_report
 
             write_report([self.folder], self.folder)
         ended = time.monotonic()

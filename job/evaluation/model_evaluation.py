@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import tasks
-from job import evaluation
 from job.batches import batch_plan
 from job.chat import Chat
 from job.config import ROOT, Config, load_config, note
 from job.errors import ConfigError, one_line
-from job.evaluation import EvaluationFolder, Problem, Record, Sampler
+from job.evaluation import evaluation
+from job.evaluation.evaluation import EvaluationFolder, Problem, Record, Sampler
 from job.grading_pool import GradingPool
 from job.model import ModelSource, find_model, load_for_inference, load_tokenizer
 from job.rollout import engine

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import pyarrow.parquet
 
-from job.run_record import RunRecord, is_finite_number
+from job.report.run_record import RunRecord, is_finite_number
 
 MAX_COMPLETIONS = 2000  # in one report, of all its runs together
 MAX_JSON_BYTES = 7_000_000  # of them; the rest of a report stays below 3 MB

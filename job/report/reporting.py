@@ -23,7 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 from job.errors import OutputError, one_line
-from job.report_completions import (
+from job.report.report_completions import (
     MAX_COMPLETIONS,
     MAX_JSON_BYTES,
     read_groups,
@@ -31,8 +31,8 @@ from job.report_completions import (
     with_prompts_once,
     within_bytes,
 )
-from job.report_pictures import Curve, Picture, draw_curves, draw_parts
-from job.run_record import RunRecord, curve_of, mean_parts, read_run
+from job.report.report_pictures import Curve, Picture, draw_curves, draw_parts
+from job.report.run_record import RunRecord, curve_of, mean_parts, read_run
 from job.step_time import PARTS
 
 PAGE = Path(__file__).parent / "report_page"

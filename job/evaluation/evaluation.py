@@ -30,10 +30,10 @@ from typing import Any
 import numpy as np
 
 import tasks
-from job import estimates
 from job.chat import Chat
 from job.errors import ConfigError, OutputError, one_line
-from job.estimates import Estimate
+from job.evaluation import estimates
+from job.evaluation.estimates import Estimate
 from job.grading import Grader, Scored
 from job.grading_pool import GradingPool
 from job.rows import Row, prompt_key

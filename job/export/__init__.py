@@ -1,0 +1,1 @@
+"""What a run has trained, as files that others load, and whether they are the same model."""
