@@ -14,7 +14,7 @@ import tasks
 from job.chat import Chat, Reading
 from job.config import Config
 from job.errors import ConfigError, one_line
-from job.evaluation import make_grader
+from job.evaluation.evaluation import make_grader
 from job.evaluation.model_evaluation import sampling_at
 from job.grading import Scored
 from job.grading_pool import GradingPool

@@ -57,7 +57,7 @@ def load_model(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
         model, tokenizer = load(model_config, lora)
     except LOADING_ERRORS as error:
         raise cannot_be_loaded(model_config, error) from error
-    for adapter in model.peft_config.values():
+    for adapter in getattr(model, "peft_config", {}).values():
         name = adapter.base_model_name_or_path
         adapter.base_model_name_or_path = hub_id(name) or name
     return model, tokenizer

@@ -1,11 +1,13 @@
-"""From training to an answer, as a newcomer does it: train, evaluate, generate."""
+"""From training to a model for others: train, evaluate, read the report, generate, export."""
 
 import json
 import re
 
+import chromium
 import pytest
 
 import evaluate
+import export
 import generate
 from job.config import ROOT
 
@@ -36,3 +38,21 @@ def test_the_smoke_job_gets_better_and_says_so(tmp_path, run_job, capsys):
     assert generate.main([str(output), "--run", "--temperature", "0"]) == 0
     said = capsys.readouterr()
     assert "def matmul" in said.out and "\ncorrect   True" in said.err
+
+    # Read the report, where there is a browser
+    page = (output / "report.html").read_text(encoding="utf-8")
+    assert sentence.removeprefix("before and after: ") in page
+    if chromium.find() is not None:
+        browser = chromium.Browser(tmp_path / "profile")
+        try:
+            browser.open((output / "report.html").as_uri())
+            assert "points [" in browser.evaluate("document.body.innerText")
+            assert browser.errors == []
+        finally:
+            browser.close()
+
+    # Export, compared with what was trained in a process of its own
+    for form in ("lora", "merged_16bit"):
+        assert export.main([str(output), "--format", form]) == 0
+        told = json.loads((output / "exports" / form / "export.json").read_text())
+        assert told["verdict"]["passed"] is True

@@ -47,6 +47,7 @@ CALM = {
     "rewards/correctness_check/mean": 0.0,
     "rewards/style/mean": 0.0,
     "grades/correct": 0.25,
+    "rollout/logp_difference": 0.01,
 }
 TRIGGERS = {
     "nan": {"loss": math.nan},
@@ -375,7 +376,7 @@ def follow(tmp_path, on, logs, process_zero=True):
         entry = dict(logs)
         for callback in (watch, file):
             callback.on_log(SimpleNamespace(world_size=1), state, control, logs=entry)
-    lines = file.path.read_text().splitlines() if process_zero else []
+    lines = file.path.read_text().splitlines() if file.path.exists() else []
     return watch, control, [json.loads(line).get("watchdog") for line in lines]
 
 
@@ -500,6 +501,7 @@ def run(tmp_path, run_job, monkeypatch):
     monkeypatch.delitem(sys.modules, "scripted", raising=False)
     job = ["--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path / 'run'}"]
     job += ["grpo.per_device_train_batch_size=4", "grpo.num_generations=4", "task.timing_pairs=1"]
+    job += ["evaluate.before=false", "evaluate.after=false"]
     job += [
         "task.check=false",
         "grpo.report_to=[]",

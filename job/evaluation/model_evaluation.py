@@ -256,8 +256,9 @@ def evaluate_model(
         return folder.path, finished
 
     # Load it, and ask
-    sampler = load_sampler(source, config, request, max_tokens, sampling)
+    sampler, words = load_sampler(source, config, request, max_tokens, sampling)
     folder.begin(settings)
+    print(words)
     total = len(problems) * request.completions
     with (
         GradingPool.of(judging.sandbox) as pool,
@@ -283,15 +284,14 @@ def load_sampler(
     request: Request,
     max_tokens: int,
     sampling: dict[str, Any],
-) -> Sampler:
-    """A sampler that holds the model."""
+) -> tuple[Sampler, str]:
+    """A sampler that holds the model, and how it decodes in words."""
     model, tokenizer = load_for_inference(source, config)
     batch = request.batch or batch_plan(config.grpo, 1).generate_call
     complete, words = engine.make_sampler(
         model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **sampling
     )
-    print(words)
-    return Sampler(complete, batch, max_tokens)
+    return Sampler(complete, batch, max_tokens), words
 
 
 def config_of_model(source: ModelSource, request: Request) -> Config:
