@@ -18,7 +18,7 @@ TINY = str(ROOT / "configs" / "tiny.yaml")
 def test_the_smoke_job_gets_better_and_says_so(tmp_path, run_job, capsys):
     # Train
     output = tmp_path / "run"
-    result = run_job("--config", TINY, f"grpo.output_dir={output}")
+    result = run_job("--config", TINY, f"grpo.output_dir={output}", evaluate=True)
     assert result.returncode == 0, result.stderr
     sentence = result.stdout.splitlines()[-1]
     assert re.fullmatch(

@@ -649,6 +649,7 @@ def test_the_mean_of_the_best_tiles_is_reported(sandbox):
     assert 2 <= grade.data["mean_best_tile"] <= grade.data["best_tile"]
 
 
+@pytest.mark.slow
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, patient_sandbox, tmp_path):
     job = config.load_config(None, ["task.type=game_2048"])
     budgets = ["task.move_timeout_s=300", "task.game_timeout_s=600"]

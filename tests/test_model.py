@@ -79,6 +79,7 @@ def cache(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_local_or_cached_model_touches_no_network(cache):
     here = load_without_network(cache)
     cached = load_without_network(cache, "model.name=someone/some-model")

@@ -44,7 +44,13 @@ def job_file(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run_here(run_job, job_file):
     return lambda output, *overrides: run_job(
-        "--config", TINY, "--config", job_file, f"grpo.output_dir={output}", *overrides
+        "--config",
+        TINY,
+        "--config",
+        job_file,
+        f"grpo.output_dir={output}",
+        *overrides,
+        evaluate=True,
     )
 
 

@@ -191,10 +191,12 @@ def check_behaviour(tokenizer, model, sandbox):
         assert 0.02 <= share["grades/cheating"] <= 0.30, task
 
 
+@pytest.mark.slow
 def test_the_model_is_sometimes_right_and_sometimes_cheats(committed, sandbox):
     check_behaviour(*committed, sandbox)
 
 
+@pytest.mark.slow
 def test_a_few_steps_of_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "STEPS", 4)
     try:

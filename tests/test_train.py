@@ -25,6 +25,8 @@ FAST = [
     "grpo.num_generations=4",
     "task.timing_pairs=1",
     "task.check=false",
+    "evaluate.before=false",
+    "evaluate.after=false",
 ]
 
 
