@@ -230,6 +230,14 @@ class Watchdog:
             return None
         return mean
 
+    def _high_median(self, name: str, limit: float) -> float | None:
+        """The median of a signal over the window if it is above `limit`, else None."""
+        values = self.window_values(name)
+        if values is None:
+            return None
+        median = statistics.median(values)
+        return median if median > limit else None
+
     # ---- One check for each diagnosis: its paragraph if it holds, else None
 
     def nan(self, steps: int) -> str | None:
@@ -274,11 +282,8 @@ class Watchdog:
         )
 
     def kl_limit(self, limit: float) -> str | None:
-        values = self.window_values("kl")
-        if values is None:
-            return None
-        median = statistics.median(values)
-        if median <= limit:
+        median = self._high_median("kl", limit)
+        if median is None:
             return None
         return (
             f"the kl to the starting model was above {limit:g} in most of the last "
@@ -359,11 +364,8 @@ class Watchdog:
         )
 
     def logp_difference(self, limit: float) -> str | None:
-        values = self.window_values("rollout/logp_difference")
-        if values is None:
-            return None
-        median = statistics.median(values)
-        if median <= limit:
+        median = self._high_median("rollout/logp_difference", limit)
+        if median is None:
             return None
         return (
             "the rollout and the trainer disagree about the log-probabilities of what was sampled, "

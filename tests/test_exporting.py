@@ -20,8 +20,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from job import config
 from job.errors import ConfigError, ExportError, OutputError
-from job.export import base_weights, export_check, exporting
+from job.export import export_check, exporting
 from job.export.base_weights import BaseWeights
+from job.mxfp4 import unpack_mxfp4
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
@@ -412,7 +413,7 @@ def test_where_a_model_is_run(monkeypatch):
 def test_mxfp4_blocks_are_unpacked_as_transformers_does(values, scale):
     blocks = torch.tensor(values, dtype=torch.uint8).reshape(1, 1, 16)
     scales = torch.tensor([[scale]], dtype=torch.uint8)
-    ours = base_weights.unpack_mxfp4(blocks, scales)
+    ours = unpack_mxfp4(blocks, scales)
     theirs = convert_moe_packed_tensors(blocks[None], scales[None])[0].T
     if 2 <= scale <= 252:  # beyond them bfloat16 ends
         assert torch.equal(ours, theirs)

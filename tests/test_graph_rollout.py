@@ -25,6 +25,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from job.config import TINY_MODEL
 from job.errors import ConfigError
+from job.mxfp4 import unpack_mxfp4
 from job.rollout import decode_all, engine, functional
 from job.rollout.any_model import ModelDecoder, calls_super
 from job.rollout.cache import KeyValueCache, LayerShape, bytes_of
@@ -192,7 +193,7 @@ def test_what_cannot_be_decoded_is_said(tiny):
 def test_packed_experts_are_unpacked_as_transformers_does():
     blocks = torch.randint(0, 256, (2, 6, 3, 16), dtype=torch.uint8)
     scales = torch.randint(110, 130, (2, 6, 3), dtype=torch.uint8)
-    own = functional.unpack_mxfp4(blocks, scales, torch.bfloat16)
+    own = unpack_mxfp4(blocks, scales, torch.bfloat16)
     theirs = convert_moe_packed_tensors(blocks, scales, dtype=torch.bfloat16)
     assert torch.equal(own.transpose(1, 2), theirs)
 
@@ -207,7 +208,7 @@ def test_packed_experts_mix_as_dense_ones_do():
         scales = torch.randint(118, 124, shape, dtype=torch.uint8)
         bias = torch.randn(shape[:2])
         packed += [blocks, scales, bias]
-        weights = functional.unpack_mxfp4(blocks, scales, torch.float32).transpose(1, 2)
+        weights = unpack_mxfp4(blocks, scales, torch.float32).transpose(1, 2)
         dense += [weights, bias]
     x, experts = torch.randn(5, hidden), torch.tensor([[0, 1], [1, 2], [3, 0], [2, 3], [0, 2]])
     shares = torch.rand(5, 2)

@@ -20,11 +20,6 @@ from job.model import read_json
 
 # What a file of weights raises that is damaged, cut short or no longer there
 READING_ERRORS = (OSError, ValueError, KeyError, RuntimeError)
-# Values of the 4-bit floating point format E2M1, by their code (OCP Microscaling Formats (MX)
-# Specification v1.0, section 5.3.3)
-E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-E8M0_BIAS = 127  # a scale of the same specification is 2 ** (code - 127)
-E8M0_NAN = 255
 # Of the types that safetensors files name, in bits
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
@@ -124,6 +119,8 @@ class BaseWeights:
     def read(self, name: str) -> Any:
         """The whole parameter, unpacked."""
         import torch
+
+        from job.mxfp4 import unpack_mxfp4
 
         parts = self.parameters[name]
         if is_packed(self, name):
@@ -233,27 +230,3 @@ def find_layout(folder: Path, config: dict[str, Any]) -> str:
 
 def unreadable(file: Path, error: Exception) -> str:
     return f"{file} is damaged and cannot be read; copy or download it again: {one_line(error)}"
-
-
-def unpack_mxfp4(blocks: Any, scales: Any) -> Any:
-    """The matrix that MXFP4 blocks stand for.
-
-    Each block holds 32 values of 4 bit, two a byte, the first in the low half, and shares one
-    scale: OCP Microscaling Formats (MX) Specification v1.0, section 6.3.
-
-    Args:
-        blocks: uint8, (rows, columns / 32, 16).
-        scales: uint8, (rows, columns / 32).
-
-    Returns:
-        bfloat16, (rows, columns). It is exact: a value has 2 significant bits.
-    """
-    import torch
-
-    values = torch.tensor(E2M1 + [-value for value in E2M1], dtype=torch.float32)
-    codes = torch.arange(256)
-    pairs = torch.stack([values[codes & 15], values[codes >> 4]], dim=1)  # of each possible byte
-    factors = torch.exp2(scales.float() - E8M0_BIAS)
-    factors[scales == E8M0_NAN] = torch.nan
-    unpacked = pairs[blocks.int()].flatten(-2) * factors.unsqueeze(-1)
-    return unpacked.flatten(-2).to(torch.bfloat16)

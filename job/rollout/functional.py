@@ -208,25 +208,3 @@ def mix_experts(
         down = active.to(x.dtype) @ layer.down(expert, x.dtype) + layer.down_bias[expert]
         out.index_add_(0, row, (down * weights[row, choice, None]).to(x.dtype))
     return out
-
-
-# Values of the 4 bits sign, exponent, exponent, mantissa.
-# Source: OCP Microscaling Formats (MX) Specification 1.0, section 5.3.3.
-E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
-def unpack_mxfp4(blocks: torch.Tensor, scales: torch.Tensor, dtype: Any) -> torch.Tensor:
-    """The weights that packed blocks stand for.
-
-    Args:
-        blocks: (..., groups, 16) uint8, two values a byte, the low half first.
-        scales: (..., groups) uint8; the factor is 2^(scale - 127).
-
-    Returns:
-        (..., 32 * groups).
-    """
-    values = torch.tensor([*E2M1, *(-value for value in E2M1)], device=blocks.device)
-    low, high = values[(blocks & 15).long()], values[(blocks >> 4).long()]
-    both = torch.stack([low, high], -1).flatten(-2)
-    scaled = torch.ldexp(both, (scales.int() - 127)[..., None])
-    return scaled.flatten(-2).to(dtype)

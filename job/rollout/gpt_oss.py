@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as torch_functional
 
+from job.mxfp4 import unpack_mxfp4
 from job.rollout import functional
 from job.rollout.cache import KeyValueCache, LayerShape
 
@@ -83,7 +84,7 @@ class Projections:
 
 @dataclass
 class PackedExperts:
-    """Experts of one layer in MXFP4; see functional.unpack_mxfp4 for the layout."""
+    """Experts of one layer in MXFP4; see job/mxfp4.py for the layout."""
 
     gate_up_blocks: torch.Tensor  # (experts, 2 * intermediate, hidden / 32, 16) uint8
     gate_up_scales: torch.Tensor
@@ -97,12 +98,12 @@ class PackedExperts:
     def gate_up(self, expert: int, dtype: Any) -> torch.Tensor:
         """(hidden, 2 * intermediate)"""
         blocks, scales = self.gate_up_blocks[expert], self.gate_up_scales[expert]
-        return functional.unpack_mxfp4(blocks, scales, dtype).T
+        return unpack_mxfp4(blocks, scales, dtype).T
 
     def down(self, expert: int, dtype: Any) -> torch.Tensor:
         """(intermediate, hidden)"""
         blocks, scales = self.down_blocks[expert], self.down_scales[expert]
-        return functional.unpack_mxfp4(blocks, scales, dtype).T
+        return unpack_mxfp4(blocks, scales, dtype).T
 
 
 @dataclass
