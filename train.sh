@@ -18,7 +18,8 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   --smoke         no Docker and no GPU: trains the embedded tiny model (configs/tiny.yaml) in .venv on the CPU
   --setup         only create or update .venv (dev: for the tests; gpu: for an NVIDIA GPU)
   --dry-run       check the config, show prompts and batches, estimate the GPU memory; load and write nothing
-  --config FILE   merged over config.yaml (--smoke: and configs/tiny.yaml); sought from here, then in the repository
+  --config FILE   merged over config.yaml (--smoke: and configs/tiny.yaml), and over earlier ones; sought from here,
+                  then in the repository
   key.path=value  overrides one key, e.g. grpo.max_steps=1
   SCRIPT.py       run this script of the repository in place of train.py
 
@@ -174,7 +175,7 @@ install_requirements() {
 
 # ---- the command line
 
-# Sets mode, kind, config, script, dry_run and args from the words of the command line.
+# Sets mode, kind, configs, script, dry_run and args from the words of the command line.
 parse_arguments() {
     while (($#)); do
         case $1 in
@@ -188,10 +189,10 @@ parse_arguments() {
                 ;;
             --config)
                 (($# > 1)) || die 2 "--config needs a file name (see --help)."
-                config=$2
+                configs+=("$2")
                 shift
                 ;;
-            --config=*) config=${1#*=} ;;
+            --config=*) configs+=("${1#*=}") ;;
             --dry-run) dry_run=--dry-run ;;
             -*) die 2 "there is no option $1 (see --help)." ;;
             *=*) args+=("$1") ;;
@@ -211,9 +212,10 @@ parse_arguments() {
     done
 }
 
-# Makes of config an absolute path, or one from the root of the repository if the file is in it.
+# Sets config to the absolute path of the file $1, or to that from the root of the repository if it is in it.
 find_config() {
-    local given=$config
+    local given=$1
+    config=$given
     [[ -e $config ]] || config=$repo/$config
     [[ -e $config ]] || die 2 "there is no config file $given (sought in $PWD and $repo)."
     config=$(cd -- "$(dirname -- "$config")" && pwd -P)/$(basename -- "$config")
@@ -223,10 +225,11 @@ find_config() {
 # Completes args, the words that the script is given.
 complete_arguments() {
     [[ -f $repo/$script ]] || die 2 "there is no script $script in $repo."
-    if [[ -n $config ]]; then
-        find_config
+    local i
+    for ((i = ${#configs[@]} - 1; i >= 0; i--)); do
+        find_config "${configs[i]}"
         args=(--config "$config" "${args[@]}")
-    fi
+    done
     if [[ -n $dry_run ]]; then
         [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
         args=(--dry-run "${args[@]}")
@@ -252,7 +255,7 @@ run_locally() {
     # train.py writes below the repository; other scripts read and write files where the user is.
     [[ $script != train.py ]] || cd -- "$repo"
     # With a config file, train.py itself finds the output folder that the file names.
-    if [[ $script == train.py && -z $dry_run && (-n $output || -z $config) ]]; then
+    if [[ $script == train.py && -z $dry_run && (-n $output || ${#configs[@]} == 0) ]]; then
         usable "${output:-gpt-oss-grpo}" 1 grpo.output_dir=/path >/dev/null
     fi
     if [[ $mode == smoke ]]; then
@@ -408,7 +411,7 @@ start_container() {
 hint=
 mode=docker # or local, cpu, smoke, setup
 kind=
-config=
+configs=()
 script=train.py
 dry_run=
 args=()

@@ -9,11 +9,11 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,6 +30,9 @@ from job.rules import impossible, in_vain, is_texts
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_MODEL = ROOT / "tiny_model"
+NAMES = r"\s*\w+(?:\s*,\s*\w+)+\s*"  # of modules, where one is expected
+NULLS = ("null", "Null", "NULL", "~")
+OCTAL = r"[+-]?0[0-7_]*[1-9_][0-7_]*"  # what YAML 1.1 reads to the base 8
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,9 @@ class Lora:
             mistakes.append(
                 f"lora_dropout: must be at least 0 and below 1, not {self.lora_dropout}"
             )
+        if isinstance(self.target_modules, str) and re.fullmatch(NAMES, self.target_modules):
+            names = re.sub(r"\s*,\s*", ", ", self.target_modules.strip())
+            mistakes.append(f"target_modules: for several modules write [{names}]")
         if not isinstance(self.target_modules, str) and not is_texts(self.target_modules):
             mistakes.append(
                 f"target_modules: must be a name or a list of names, not {self.target_modules!r}"
@@ -172,6 +178,17 @@ class Config:
     # What is worth knowing about the keys that were written, in words
     notices: tuple[str, ...] = ()
 
+
+# Section -> its dataclass, all but the tasks
+SECTIONS: dict[str, Callable[[], type]] = {
+    "model": lambda: Model,
+    "lora": lambda: Lora,
+    "grpo": grpo_keys.schema,
+    "rollout": lambda: engine.Options,
+    "sandbox": lambda: SandboxOptions,
+    "watchdog": lambda: watchdog.Options,
+    "evaluate": lambda: EvaluateOptions,
+}
 
 # Keys of older recipes and libraries: where each went (None: nothing is left to set), and why.
 LEGACY = {
@@ -320,10 +337,32 @@ def parse_override(text: str) -> tuple[str, str, Any]:
         value = OmegaConf.to_container(parsed, resolve=False)["value"]
     except (YAMLError, OmegaConfBaseException, ValueError) as error:
         raise ValueError(f"the value is not valid YAML: {one_line(error)}") from error
+    # A text is meant as it is written: `yes`, `007` and `#tag` are not true, 7 and null.
+    if not isinstance(value, str) and written.strip() not in NULLS and is_text(section, key):
+        return section, key, written.strip()
+    if re.fullmatch(OCTAL, written.strip()):
+        decimal = written.strip().replace("_", "").lstrip("+-0")
+        raise ValueError(f"YAML reads {written} as the octal number {value}; write {decimal}")
     # YAML reads `say: this` as a mapping. Only what is written with brackets is meant as one.
     if isinstance(value, dict | list) and not written.lstrip().startswith(("{", "[")):
         value = written
     return section, key, value
+
+
+def is_text(section: str, key: str) -> bool:
+    """Whether every section of this name takes a text, or null, for this key.
+
+    Keys that take one of a few words do not count: grpo_keys.spell_out reads booleans for them.
+    """
+    if section == "grpo" and key in grpo_keys.enumerations():
+        return False
+    if section == "task":
+        schemas = [tasks.load(name).Options for name in tasks.names()]
+    else:
+        schemas = [SECTIONS[section]()] if section in SECTIONS else []
+    kinds = [get_type_hints(schema).get(key) for schema in schemas]
+    known = [kind for kind in kinds if kind is not None]
+    return bool(known) and all(kind in (str, str | None) for kind in known)
 
 
 def rename_legacy(layer: dict[str, Any]) -> Iterator[str]:
@@ -511,15 +550,7 @@ def task_mistakes(name: str, keys: Any, types: Sequence[Any]) -> list[str]:
 
 def make_tree(task_keys: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """An OmegaConf node for each section, which knows the type of each key."""
-    schema = {
-        "model": Model,
-        "lora": Lora,
-        "grpo": grpo_keys.schema(),
-        "rollout": engine.Options,
-        "sandbox": SandboxOptions,
-        "watchdog": watchdog.Options,
-        "evaluate": EvaluateOptions,
-    }
+    schema = {name: section() for name, section in SECTIONS.items()}
     for name, keys in task_keys.items():
         schema[name] = tasks.load(keys["type"]).Options
     tree = {}

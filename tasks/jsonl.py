@@ -236,7 +236,7 @@ def read_lines(path: Path) -> Iterable[tuple[str, Any]]:
     the row's place."""
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as lines:
+        with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield f"{shown}:{number}", read_line(line)
@@ -244,10 +244,15 @@ def read_lines(path: Path) -> Iterable[tuple[str, Any]]:
         raise ValueError(f"data: {path} cannot be read: {error}") from error
 
 
-def read_line(line: str) -> Any:
+def read_line(line: bytes) -> Any:
     """The value of a line of JSON, or a ValueError in its place."""
     try:
-        return json.loads(line)
+        return json.loads(line.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        return ValueError(
+            f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}; "
+            "save the file as UTF-8"
+        )
     except (ValueError, RecursionError) as error:
         return ValueError(f"not JSON: {error}")
 

@@ -512,3 +512,21 @@ def test_changing_the_task_drops_the_other_tasks_own_keys(tmp_path, sort_task):
         [],
     )
     assert "task.length: no such key" in mistakes(path, ["task.length=6"])[0]
+
+
+@pytest.mark.parametrize("text", ["007", "yes", "#tag", "1e5", "1:30", "off", "[a]"])
+def test_a_text_is_taken_as_it_is_written(text):
+    assert load(None, [f"grpo.run_name={text}"]).grpo["run_name"] == text
+
+
+def test_a_number_that_yaml_reads_as_octal_is_refused():
+    for text in ("010", "-0012", "0_17"):
+        with pytest.raises(ConfigError, match="reads .* as the octal number"):
+            load(None, [f"grpo.max_steps={text}"])
+    assert load(None, ["grpo.seed=0"]).grpo["seed"] == 0
+    assert load(None, ["grpo.learning_rate=0.01"]).grpo["learning_rate"] == 0.01
+
+
+def test_modules_with_commas_between_them_are_a_list_that_was_meant():
+    with pytest.raises(ConfigError, match=r"for several modules write \[q_proj, v_proj\]"):
+        load(None, ["lora.target_modules=q_proj,v_proj"])

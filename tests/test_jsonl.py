@@ -368,3 +368,11 @@ def test_a_marker_may_be_required(sandbox, completion, without, required):
     ):
         (grade,) = Grader([options], sandbox, seed=0).grade([completion], [row])
         assert grade.correct is expected
+
+
+def test_a_line_that_is_not_utf_8_is_named_and_not_read_with_other_characters(tmp_path):
+    path = tmp_path / "latin.jsonl"
+    good = json.dumps({"prompt": "Was kostet ein Brötchen?", "answer": 1}, ensure_ascii=False)
+    path.write_bytes(good.encode() + b"\n" + good.encode("latin-1") + b"\n")
+    with pytest.raises(ValueError, match=r"latin.jsonl:2: not UTF-8: byte 0xf6 at column 30"):
+        mixed_rows([options(path)])

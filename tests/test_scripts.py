@@ -381,6 +381,11 @@ def test_smoke_trains_the_tiny_model_in_a_fresh_environment(machine: Machine):
     merged = "--config configs/tiny.yaml --config config.yaml"
     assert done.stdout == f"ran train.py {merged} in {machine.repo} cuda=\n"
     assert len(machine.pip_calls()) == 1
+    two = ["--config", "config.yaml", "--config=configs/tiny.yaml"]
+    done = machine.run("train.sh", "--smoke", *two, cwd=machine.home)
+    assert (
+        done.stdout == f"ran train.py {merged} --config configs/tiny.yaml in {machine.repo} cuda=\n"
+    )
     done = machine.run("train.sh", "--smoke", "check.py", "x", cwd=machine.home)
     # Its files are the user's
     assert done.stdout == f"ran {machine.repo}/check.py x in {machine.home} cuda=\n"
