@@ -1,5 +1,6 @@
 """From training to a model for others: train, evaluate, read the report, generate, export."""
 
+import html
 import json
 import re
 
@@ -9,6 +10,7 @@ import pytest
 import evaluate
 import export
 import generate
+import report
 from job.config import ROOT
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -40,8 +42,9 @@ def test_the_smoke_job_gets_better_and_says_so(tmp_path, run_job, capsys):
     assert "def matmul" in said.out and "\ncorrect   True" in said.err
 
     # Read the report, where there is a browser
+    assert report.main([str(output)]) == 0
     page = (output / "report.html").read_text(encoding="utf-8")
-    assert sentence.removeprefix("before and after: ") in page
+    assert html.escape(sentence.removeprefix("before and after: ")) in page
     if chromium.find() is not None:
         browser = chromium.Browser(tmp_path / "profile")
         try:

@@ -67,7 +67,10 @@ def lines(output):
 def training(output):
     """The metrics of the steps, without their times."""
     steps = [line for line in lines(output) if "loss" in line]
-    return [{name: step[name] for name in step if name != "step_time"} for step in steps]
+    for step in steps:
+        for name in [name for name in step if name.startswith(("step_time", "time/"))]:
+            del step[name]
+    return steps
 
 
 # ---- when, and how much
