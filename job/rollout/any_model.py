@@ -21,7 +21,7 @@ from transformers import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from job.rollout import functional
-from job.rollout.cache import KeyValueCache, LayerShape
+from job.rollout.cache import KeyValueCache, LayerShape, Prompts
 from job.rollout.gpt_oss import CannotDecode
 
 ATTENTION = "rollout"  # the name of our attention function in transformers' table
@@ -31,14 +31,14 @@ KNOWN_LAYERS = ("full_attention", "sliding_attention")
 class RolloutCache(Cache):
     """What the model's layers hand their keys and values to.
 
-    While prompts are read, `prompts` holds (lengths, sources, rows). While tokens are decoded, it
-    is None, and `positions` holds the places.
+    While prompts are read, `prompts` holds them. While tokens are decoded, it is None, and
+    `positions` holds the places.
     """
 
     def __init__(self, buffers: KeyValueCache | None):
         super().__init__(layers=[])
         self.buffers = buffers
-        self.prompts: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+        self.prompts: Prompts | None = None
         self.positions: torch.Tensor | None = None
         self.shapes: dict[int, tuple[int, int]] = {}  # layer -> (kv_heads, head_dim)
 
@@ -49,7 +49,7 @@ class RolloutCache(Cache):
             self.shapes[layer] = (keys.shape[1], keys.shape[3])
             return keys, values
         if self.prompts is not None:
-            self.buffers.write_prompts(layer, keys, values, *self.prompts)
+            self.buffers.write_prompts(layer, keys, values, self.prompts)
             return keys, values
         rows = len(self.positions)
         own_keys = self.buffers.keys[layer][:rows]
@@ -163,17 +163,10 @@ class ModelDecoder:
     def refresh(self) -> None:
         """Nothing: the forward reads the weights that are trained."""
 
-    def read_prompts(
-        self,
-        cache: KeyValueCache,
-        ids: torch.Tensor,
-        lengths: torch.Tensor,
-        sources: torch.Tensor,
-        rows: torch.Tensor,
-    ) -> None:
+    def read_prompts(self, cache: KeyValueCache, prompts: Prompts) -> None:
         wrapped = RolloutCache(cache)
-        wrapped.prompts = (lengths, sources, rows)
-        self._forward(self._body, wrapped, ids)
+        wrapped.prompts = prompts
+        self._forward(self._body, wrapped, prompts.ids)
 
     def decode(
         self, cache: KeyValueCache, tokens: torch.Tensor, positions: torch.Tensor

@@ -18,6 +18,16 @@ class LayerShape:
     window: int | None  # positions that the layer attends to, the newest included; None: all
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts that are read at once. Several rows may have the same one."""
+
+    ids: torch.Tensor  # (prompts, tokens), padded on the right
+    lengths: torch.Tensor  # (prompts,) tokens of each
+    sources: torch.Tensor  # (n,) the prompt of each row
+    rows: torch.Tensor  # (n,) the rows that have them
+
+
 class KeyValueCache:
     """Buffers of (rows, kv_heads, length, head_dim) for each layer.
 
@@ -39,22 +49,14 @@ class KeyValueCache:
             self.values.append(torch.zeros(shape, dtype=dtype, device=device))
 
     def write_prompts(
-        self,
-        layer: int,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        lengths: torch.Tensor,
-        sources: torch.Tensor,
-        rows: torch.Tensor,
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, prompts: Prompts
     ) -> None:
-        """Take in what a layer made of prompts. Several rows may have the same prompt.
+        """Take in what a layer made of prompts.
 
         Args:
             keys, values: (prompts, kv_heads, tokens, head_dim), padded on the right.
-            lengths: (prompts,) tokens of each.
-            sources: (n,) the prompt of each row.
-            rows: (n,) the rows to write.
         """
+        rows, sources = prompts.rows, prompts.sources
         tokens = keys.shape[2]
         length = self.keys[layer].shape[2]
         if tokens <= length:
@@ -62,7 +64,7 @@ class KeyValueCache:
             self.values[layer][rows, :, :tokens] = values[sources].to(self.values[layer].dtype)
             return
         # The newest position that falls into each place of the ring
-        last = lengths[:, None] - 1
+        last = prompts.lengths[:, None] - 1
         places = torch.arange(length, device=keys.device)
         held = last - (last - places) % length
         index = held.clamp(min=0)[:, None, :, None].expand(-1, keys.shape[1], -1, keys.shape[3])

@@ -46,6 +46,7 @@ IGNORED = (
     "output_logits",
     "output_attentions",
     "output_hidden_states",
+    "transformers_version",
     # NaN is drawn without an error in a graph, and the watchdog sees it
     "remove_invalid_values",
 )

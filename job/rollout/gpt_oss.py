@@ -14,7 +14,7 @@ from torch.nn import functional as torch_functional
 
 from job.mxfp4 import unpack_mxfp4
 from job.rollout import functional
-from job.rollout.cache import KeyValueCache, LayerShape
+from job.rollout.cache import KeyValueCache, LayerShape, Prompts
 
 ADAPTER = "default"  # PEFT's name of the adapter that is trained
 RANK_STEP = 16  # kernels.py reads ranks in steps of this
@@ -181,6 +181,8 @@ class GptOssDecoder:
 
     def _read_layer(self, layer: Any) -> Layer:
         attention, router = layer.self_attn, layer.mlp.router
+        # First, because what cannot be decoded is mostly found here, and nothing is joined yet
+        experts = read_experts(layer.mlp.experts, self.on_gpu)
         return Layer(
             attention_norm=layer.input_layernorm.weight,
             qkv=Projections([attention.q_proj, attention.k_proj, attention.v_proj]),
@@ -190,7 +192,7 @@ class GptOssDecoder:
             mlp_norm=layer.post_attention_layernorm.weight,
             router=router.weight,
             router_bias=router.bias,
-            experts=read_experts(layer.mlp.experts, self.on_gpu),
+            experts=experts,
         )
 
     def make_cache(self, rows: int, tokens: int) -> KeyValueCache:
@@ -240,26 +242,19 @@ class GptOssDecoder:
             x, normed = self._mix(layer.output(attended.flatten(1)), x, layer, self._norms[i])
         return torch_functional.linear(normed, self._head)
 
-    def read_prompts(
-        self,
-        cache: KeyValueCache,
-        ids: torch.Tensor,
-        lengths: torch.Tensor,
-        sources: torch.Tensor,
-        rows: torch.Tensor,
-    ) -> None:
-        prompts, tokens = ids.shape
-        x = self._embed(ids.flatten())
+    def read_prompts(self, cache: KeyValueCache, prompts: Prompts) -> None:
+        count, tokens = prompts.ids.shape
+        x = self._embed(prompts.ids.flatten())
         normed = functional.rms_norm(x, self.layers[0].attention_norm, self.eps)
         cos, sin = self._cos[:tokens], self._sin[:tokens]
         for i, layer in enumerate(self.layers):
             qkv = functional.apply_lora(layer.qkv(normed), layer.qkv.b)
-            qkv = qkv.view(prompts, tokens, -1, self.head_dim)
+            qkv = qkv.view(count, tokens, -1, self.head_dim)
             q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 2)
             q = functional.rotate(q, cos, sin).transpose(1, 2)
             k = functional.rotate(k, cos, sin).transpose(1, 2)
             v = v.transpose(1, 2)
-            cache.write_prompts(i, k, v, lengths, sources, rows)
+            cache.write_prompts(i, k, v, prompts)
             if i == len(self.layers) - 1:
                 return  # nothing reads what comes after the last keys and values
             attended = functional.attend_prompts(
@@ -270,7 +265,7 @@ class GptOssDecoder:
                 window=layer.window,
                 sinks=layer.sinks,
             )
-            attended = attended.transpose(1, 2).reshape(prompts * tokens, -1)
+            attended = attended.transpose(1, 2).reshape(count * tokens, -1)
             x, normed = self._mix(layer.output(attended), x, layer, self._norms[i])
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:

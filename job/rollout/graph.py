@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from job.rollout import Finished, TokenIds
-from job.rollout.cache import KeyValueCache
+from job.rollout.cache import KeyValueCache, Prompts
 from job.rollout.engine import PROMPT_TOKENS
 from job.rollout.sampling import Sampling
 
@@ -35,19 +35,8 @@ class Decoder(Protocol):
     def refresh(self) -> None:
         """Take in what training has changed since the last rollout."""
 
-    def read_prompts(
-        self,
-        cache: KeyValueCache,
-        ids: torch.Tensor,
-        lengths: torch.Tensor,
-        sources: torch.Tensor,
-        rows: torch.Tensor,
-    ) -> None:
-        """Put the keys and values of prompts (prompts, tokens) into the cache.
-
-        Args:
-            Others as in KeyValueCache.write_prompts.
-        """
+    def read_prompts(self, cache: KeyValueCache, prompts: Prompts) -> None:
+        """Put the keys and values of prompts into the cache."""
 
     def decode(
         self, cache: KeyValueCache, tokens: torch.Tensor, positions: torch.Tensor
@@ -210,13 +199,13 @@ class GraphRollout:
             for source, (_, own) in enumerate(piece):
                 sources += [source] * len(own)
                 rows += own
-            self.decoder.read_prompts(
-                self._cache,
-                torch.tensor(padded, device=device),
-                torch.tensor([len(ids) for ids, _ in piece], device=device),
-                torch.tensor(sources, device=device),
-                torch.tensor(rows, device=device),
+            read = Prompts(
+                ids=torch.tensor(padded, device=device),
+                lengths=torch.tensor([len(ids) for ids, _ in piece], device=device),
+                sources=torch.tensor(sources, device=device),
+                rows=torch.tensor(rows, device=device),
             )
+            self.decoder.read_prompts(self._cache, read)
 
     def _size(self) -> int:
         """Rows of the smallest graph that holds all that are live."""

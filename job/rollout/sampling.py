@@ -87,6 +87,6 @@ def from_generation_config(settings: Any) -> tuple[Sampling, list[str]]:
     for key, value in settings.to_diff_dict().items():
         if key in NEUTRAL or key in IGNORED or key.startswith("_"):
             continue
-        if key != "transformers_version" and value not in (None, getattr(usual, key, None)):
+        if value not in (None, getattr(usual, key, None)):
             foreign.append(key)
     return Sampling(**own), sorted(foreign)
