@@ -326,7 +326,8 @@ class EvaluationFolder:
         with self._writing():
             self.path.mkdir(parents=True, exist_ok=True)
             lines = [json.dumps(line) + "\n" for line in (self.settings, *self.records)]
-            replace_file(self.path / UNFINISHED, "".join(lines).encode())
+            with whole_file(self.path / UNFINISHED) as beside:
+                beside.write_text("".join(lines), encoding="utf-8")
 
     def _refuse_other_settings(self, earlier: dict[str, Any]) -> None:
         for key in dict.fromkeys([*self.settings, *earlier]):
@@ -391,11 +392,12 @@ def whole_problems(records: Sequence[Record], completions: int) -> list[Record]:
     return [record for record in records if counts[record["problem"]] == completions]
 
 
-def replace_file(file: Path, content: bytes) -> None:
-    """Write a file so that it is there as a whole or not at all."""
+@contextlib.contextmanager
+def whole_file(file: Path) -> Iterator[Path]:
+    """A path to write to, so that the file is there as a whole or not at all."""
     beside = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
+        yield beside
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
@@ -403,7 +405,8 @@ def replace_file(file: Path, content: bytes) -> None:
 
 def write_json(content: Mapping[str, Any], file: Path) -> None:
     text = json.dumps(plain(content), indent=2, ensure_ascii=False) + "\n"
-    replace_file(file, text.encode())
+    with whole_file(file) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def write_parquet(records: Sequence[Record], file: Path) -> None:
@@ -418,12 +421,8 @@ def write_parquet(records: Sequence[Record], file: Path) -> None:
         flat.append(row | record["measures"] | record["rewards"])
         names |= dict.fromkeys(flat[-1])
     columns = {name: [row.get(name) for row in flat] for name in names}
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with whole_file(file) as beside:
         parquet.write_table(pyarrow.table(columns), beside)
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:
