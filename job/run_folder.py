@@ -16,7 +16,7 @@ from job.config import Config, changed_since, note, read_saved
 from job.config import save as save_config
 from job.distributed import is_first_process
 from job.errors import ConfigError, OutputError, one_line
-from job.model import check_adapter
+from job.model import check_adapter, checkpoints
 
 # What a run leaves: name in the folder -> what it is
 PRODUCTS = {
@@ -286,12 +286,12 @@ def find_adapter(folder: Path) -> Path:
     for place in (folder, folder / "final_model"):
         if (place / "adapter_config.json").is_file():
             return place
-    whole = [place for place in folder.glob("checkpoint-*") if steps_done(place) >= 0]
+    whole = [place for place in checkpoints(folder) if steps_done(place) >= 0]
     if not whole:
         raise ConfigError(
             f"{folder}: nothing trained is in it, neither final_model nor a whole checkpoint"
         )
-    last = max(whole, key=steps_done)
+    last = whole[0]
     note(f"{folder} has no final_model; its last checkpoint is taken, {last.name}")
     return last
 
