@@ -76,12 +76,3 @@ class KeyValueCache:
         for buffers in (self.keys, self.values):
             for buffer in buffers:
                 buffer[: len(rows)] = buffer[rows]
-
-
-def bytes_of(layers: Sequence[LayerShape], rows: int, tokens: int, bytes_of_an_element: int) -> int:
-    """Bytes of a KeyValueCache."""
-    total = 0
-    for layer in layers:
-        length = tokens if layer.window is None else min(layer.window, tokens)
-        total += 2 * rows * layer.kv_heads * length * layer.head_dim
-    return total * bytes_of_an_element
