@@ -318,11 +318,14 @@ class Trainer(GRPOTrainer):
         said = self.processing_class.batch_decode(completion_ids, skip_special_tokens=True)
         self._log_metric("completions/distinct", watchdog.distinct_share(said))
         self._log_metric("completions/repetitive", watchdog.repetitive_share(said))
+        answers = [reading.content for reading in readings]
+        asked = ["\n".join(part["content"] for part in row["prompt"]) for row in self._rows]
+        self._log_metric("completions/echo", watchdog.echo_share(answers, asked))
         if self.chat.kind == "plain":
             return
         # TRL's column of completions runs thinking and answer together
         self._log_completion_extra("thinking", [reading.thinking for reading in readings])
-        self._log_completion_extra("answer", [reading.content for reading in readings])
+        self._log_completion_extra("answer", answers)
         reached = [reading.reached_final for reading in readings]
         thinking = [reading.thinking_tokens for reading in readings]
         final = [reading.final_tokens for reading in readings]

@@ -363,3 +363,20 @@ def test_without_a_graph_nothing_is_compared(build, capsys):
     assert "old_per_token_logps" not in output
     assert "rollout/logp_difference" not in trainer._metrics["train"]
     assert "rollout: generate, because there is no CUDA GPU" in capsys.readouterr().out
+
+
+def test_answers_that_repeat_their_prompt_are_counted(build, monkeypatch):
+    trainer = build([{"flat": False}] * 3)
+    said = ["calculate  15 * 23", "Answer: 345"]
+    final = "<|channel|>final<|message|>{}<|return|>"
+    ids = [
+        trainer.processing_class(final.format(text), add_special_tokens=False)["input_ids"]
+        for text in said
+    ]
+    monkeypatch.setattr(
+        type(trainer),
+        "_generate_single_turn",
+        lambda self, prompts, *args: ([ids[i % 4 == 0] for i in range(12)], None),
+    )
+    trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert trainer._metrics["train"]["completions/echo"][-1] == 0.75
