@@ -101,7 +101,7 @@ def asks_task(arguments: argparse.Namespace) -> bool:
 
 def start(source: ModelSource, config: Config, arguments: argparse.Namespace) -> Conversation:
     """Load the model."""
-    chat = make_chat(config)
+    chat = make_chat(config, config.tasks)
     if arguments.reasoning_effort and not chat.has_effort:
         print(f"note: {source.name} has no reasoning effort; it is ignored", file=sys.stderr)
     temperature = arguments.temperature

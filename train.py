@@ -27,6 +27,7 @@ from job import distributed, grpo_keys, trackers, watchdog
 from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.config import Config, load_config, note
+from job.episodes.tools import schemas_of_rows
 from job.errors import (
     DONE,
     STOPPED_BY_SIGNAL,
@@ -192,6 +193,7 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
         load_tokenizer(config.model),
         config.model.prompt_date,
         config.grpo.get("chat_template_kwargs"),
+        schemas_of_rows(config.tasks),
     )
     name = config.model.name
     if not chat.has_effort:

@@ -9,14 +9,15 @@ PR_SET_PDEATHSIG = 1
 
 
 def main(descriptor: int) -> None:
-    """Serve one trainer: its sys.path, a Start, then (Job, seconds after which this process ends
-    itself)."""
+    """Serve one trainer: its sys.path, a Start, then (Job or Step, seconds after which this process
+    ends itself)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the trainer, whatever runs
     connection = Connection(descriptor)
     sys.path[:] = connection.recv()
     import tasks
+    from job.episodes.episode import Player
     from job.errors import GradeError
-    from job.grading_pool import Failure, grade_here
+    from job.grading_pool import Failure, Step, advance_here, grade_here
     from sandbox import Processors, Sandbox, SandboxError
 
     start = connection.recv()
@@ -30,15 +31,19 @@ def main(descriptor: int) -> None:
     with sandbox:
         layers = str(sandbox).partition("; ")[2]  # behind the number of its servers
         connection.send(layers)
+        player = Player(sandbox)
         while True:
             try:
-                job, limit_s = connection.recv()
+                work, limit_s = connection.recv()
             except EOFError:  # the trainer has ended
                 return
             # The kernel's own action on SIGALRM ends the process even while Python's lock is held.
             signal.setitimer(signal.ITIMER_REAL, limit_s)
             try:
-                answer = grade_here(job, sandbox)
+                if isinstance(work, Step):
+                    answer = advance_here(work, player)
+                else:
+                    answer = grade_here(work, sandbox)
             except SandboxError as error:
                 answer = Failure(str(error), is_of_sandbox=True)
             except GradeError as error:

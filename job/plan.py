@@ -126,7 +126,7 @@ def make_plan(config: Config, chat: Chat) -> Plan:
 
 def prompt_length(row: dict[str, Any], chat: Chat) -> int:
     """Tokens of a row's prompt."""
-    return len(chat.prompt_ids(row["prompt"], row["reasoning_effort"]))
+    return len(chat.row_ids(row))
 
 
 def rows_up_to(
@@ -177,7 +177,7 @@ def first_of_each_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def shown(row: dict[str, Any], chat: Chat) -> str:
     """A row's prompt as the model is given it, indented."""
-    text = chat.render(row["prompt"], row["reasoning_effort"])
+    text = chat.render_row(row)
     return f"prompt of {row['task']}:\n" + "\n".join(f"  | {line}" for line in text.split("\n"))
 
 

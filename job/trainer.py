@@ -266,7 +266,7 @@ class Trainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
         """Render each row with its own reasoning effort. TRL has one for all prompts."""
-        return [self.chat.prompt_ids(*rendered_from(row)) for row in self._rows], None, {}
+        return [self.chat.row_ids(row) for row in self._rows], None, {}
 
     def _generate(self, prompts: list) -> tuple:
         """Generate completions, check their prompts, and read them by channel."""
@@ -278,7 +278,7 @@ class Trainer(GRPOTrainer):
             generated = super()._generate(prompts)
         self._keep_sampled(generated)
         prompt_ids, completion_ids, mask, _, *others = generated
-        texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
+        texts = [self.chat.render_row(row) for row in self._rows]
         self._check_prompts(texts, prompt_ids)
         readings = []
         for ids, text in zip(completion_ids, texts, strict=True):
@@ -614,8 +614,3 @@ class Trainer(GRPOTrainer):
         mask = mask * is_kept.to(mask.device).unsqueeze(1)
         output["tool_mask"] = mask * output.get("tool_mask", 1)
         output["num_items_in_batch"] = self.accelerator.gather(output["tool_mask"].sum()).sum()
-
-
-def rendered_from(row: dict[str, Any]) -> tuple[list[dict[str, str]], str | None]:
-    """What of a row its prompt is rendered from: the messages and the reasoning effort."""
-    return row["prompt"], row.get("reasoning_effort")

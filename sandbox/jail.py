@@ -60,7 +60,7 @@ import warnings
 from array import array
 from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
-from io import TextIOBase
+from io import StringIO, TextIOBase
 from itertools import repeat
 from json.encoder import c_make_encoder, encode_basestring
 from operator import is_
@@ -244,6 +244,8 @@ def event_finding(event: str, arguments: tuple) -> str | None:
     reason = EVENTS.get(event) or EVENTS.get(event.partition(".")[0])
     if reason is None:
         return None
+    if event == "open" and type(first) is str and first[:1] == "<" and first[-1:] == ">":
+        return None  # a SyntaxError looks for the file of a text that has none
     detail = f" of {first[:80]!r}" if event == "open" and type(first) in (str, bytes) else ""
     return f"use of {event}{detail} ({reason})"
 
@@ -878,6 +880,7 @@ def probe_layers(limits: dict) -> dict[str, str]:
 
 MAX_DEPTH = 64  # of a result
 MAX_TEXT = 2000  # characters of an error
+MAX_OUTPUT = 20_000  # characters that one piece of a session prints; the middle is left out
 READY = b"+"  # what a locked child says first
 HEADER = struct.Struct("!II")  # reply: bytes of JSON, bytes of raw float64
 # In place of the second: a finding, whose text has that many bytes, comes before the reply
@@ -888,6 +891,7 @@ FILE_NAME = "<completion>"  # of the program, in tracebacks
 # C functions that the loop uses, whatever the program does to the modules that they come from.
 read, write, leave = os.read, os.write, os._exit
 from_marshal, to_marshal = marshal.loads, marshal.dumps
+printed_in = StringIO.getvalue
 true_name = type.__dict__["__name__"].__get__  # a metaclass may have its own idea of __name__
 true_traceback = BaseException.__dict__["__traceback__"].__get__
 
@@ -1183,14 +1187,92 @@ def encode_reply(status: str, error: str, box: list, subclasses: bool) -> bytes:
         return frame("bad_result", f"{type_name(problem)}: {problem}")
 
 
+# ---------------------------------------- a session: pieces of code, one after the other
+
+
+def pieces_of(tree: ast.Module) -> list[tuple[types.CodeType, object]]:
+    """What runs a piece of code: its statements, and the expression that it may end with, whose
+    value is shown."""
+    last = None
+    if tree.body and isinstance(tree.body[-1], ast.Expr):
+        last = ast.Expression(tree.body.pop().value)
+    found = []
+    if tree.body:
+        found.append((compile(tree, FILE_NAME, "exec"), exec))
+    if last is not None:
+        found.append((compile(last, FILE_NAME, "eval"), eval))
+    return found
+
+
+def run_piece(source: str, namespace: dict, collecting: bool) -> tuple[str, str, bool]:
+    """(status, error, collecting) of running one piece of a session. What it prints goes to
+    sys.stdout, and so does the value of its last expression."""
+    global own_code, watching
+    watching = False  # no code of the program runs here, and a SyntaxError looks for its file
+    try:
+        tree = ast.parse(source, FILE_NAME)
+        for finding in scan(tree):
+            report(finding)
+        pieces = pieces_of(tree)
+    except SyntaxError as error:
+        return "syntax_error", f"SyntaxError: {error.msg} (line {error.lineno})", collecting
+    except (ValueError, RecursionError, MemoryError) as error:
+        return "syntax_error", f"cannot be parsed: {type_name(error)}: {error}", collecting
+    finally:
+        watching = True
+    box: list = []
+    for code, runs in pieces:
+        empty(box)
+        own_code = code
+        status, collecting = call_program(runs, [code, namespace], box, collecting)
+        if status == "ok" and runs is eval and box[0] is not None:
+            value = box.pop()
+            status, collecting = call_program(print, [value], box, collecting)
+        if status != "ok":
+            error = "MemoryError" if status == "memory" else describe(box)
+            empty(box)
+            return status, error, collecting
+    empty(box)
+    return "ok", "", collecting
+
+
+def run_session():
+    """Serve an interpreter over descriptor 0. A request is [source]. The value of its reply is
+    [status, what was printed, error], and names that one piece defines are there in the next."""
+    global watching
+    module = types.ModuleType("completion")
+    sys.modules["completion"] = module
+    namespace = vars(module)
+    namespace["__builtins__"] = vars(builtins)
+    gc.disable()
+    watching = collecting = True
+    send(frame("ok", ""))
+    while True:
+        (source,) = read_request()
+        screen = StringIO()
+        sys.stdout = sys.stderr = screen
+        status, error, collecting = run_piece(source, namespace, collecting)
+        try:
+            text = printed_in(screen)
+        except (ValueError, MemoryError):  # it has closed the screen, or filled the memory
+            text = ""
+        if len(text) > MAX_OUTPUT:
+            half = MAX_OUTPUT // 2
+            left_out = f"\n[{len(text) - 2 * half} characters are left out]\n"
+            text = text[:half] + left_out + text[-half:]
+        send(frame("ok", "", [status, text, error]))
+
+
 def run_child():
     """Serve one completion over descriptor 0: first (code, entry_point, subclasses), then argument
-    lists.
+    lists. Without an entry point it is a session.
 
     Whether a call has changed its arguments is looked at after it, and after the next call once
     more."""
     code, entry_point, subclasses = read_request()
     random.seed(0)  # a fork gets a seed of its own; equal code should get an equal grade
+    if not entry_point:
+        run_session()
     function: list = []
     status, error, collecting = load(code, entry_point, function)
     send(frame(status, error))

@@ -81,7 +81,7 @@ def make_problems(rows: Sequence[Row], chat: Chat) -> list[Problem]:
     problems = []
     for row in rows:
         name = hashlib.sha256(f"{row['task']} {prompt_key(row)}".encode()).hexdigest()[:12]
-        prompt = chat.render(row["prompt"], row["reasoning_effort"])
+        prompt = chat.render_row(row)
         number = seen[name]
         seen[name] += 1
         problems.append(Problem(f"{name}-{number}", number, row, prompt, chat.ids(prompt)))

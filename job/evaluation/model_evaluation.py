@@ -14,6 +14,7 @@ import tasks
 from job.batches import batch_plan
 from job.chat import Chat
 from job.config import ROOT, Config, load_config, note
+from job.episodes.tools import schemas_of_rows
 from job.errors import ConfigError, one_line
 from job.evaluation import evaluation
 from job.evaluation.evaluation import EvaluationFolder, Problem, Record, Sampler
@@ -230,7 +231,7 @@ def evaluate_model(
         judging: the config whose tasks judge the completions.
     """
     config = config_of_model(source, request)
-    chat = make_chat(config)
+    chat = make_chat(config, judging.tasks)
     problems = problems_that_fit(rows, chat, config, request)
     sampling = sampling_of(config, request)
     max_tokens = tokens_for_completions(problems, config, request)
@@ -299,11 +300,13 @@ def config_of_model(source: ModelSource, request: Request) -> Config:
     return source.config(request.config_files, without_task(request.overrides))
 
 
-def make_chat(config: Config) -> Chat:
+def make_chat(config: Config, mixture: Sequence[tasks.Options]) -> Chat:
+    """The chat template of a model, for rows of these tasks."""
     return Chat(
         load_tokenizer(config.model),
         config.model.prompt_date,
         config.grpo.get("chat_template_kwargs"),
+        schemas_of_rows(mixture),
     )
 
 
