@@ -337,6 +337,7 @@ def build_evaluation(
         complete=trainer.complete,
         batch=arguments.generation_batch_size // arguments.world_size,
         max_tokens=arguments.max_completion_length,
+        play=trainer.play,
     )
     evaluation = RunEvaluation(evaluation_plan, config, folder, chat, sandbox, sampler, log)
     if checkpoint:

@@ -94,7 +94,7 @@ def sample(
 
     chat = Chat(tokenizer, job.model.prompt_date, job.grpo.get("chat_template_kwargs"))
     tokens = job.grpo["max_completion_length"]
-    complete, _ = engine.make_sampler(
+    rollout, _ = engine.make_rollout(
         model, tokenizer, job.rollout, rows=BATCH, max_new_tokens=tokens, do_sample=True
     )
     torch.manual_seed(seed)
@@ -104,7 +104,7 @@ def sample(
             chat.render([{"role": "user", "content": row["prompt"]}])
             for row in rows[start : start + BATCH]
         ]
-        completions = complete([chat.ids(text) for text in texts])
+        completions = generate(rollout, [chat.ids(text) for text in texts])
         for ids, text in zip(completions, texts, strict=True):
             answers.append(chat.read(ids, text).content)
     return answers

@@ -5,11 +5,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import tasks
 from job import grpo_keys
 from job.batches import BatchPlan, batch_plan
 from job.chat import Chat
 from job.config import Config
 from job.distributed import world_size
+from job.episodes.episode import Call, Turn
+from job.episodes.tool_format import ToolFormat
 from job.errors import ConfigError, nearest, one_line
 from job.rows import mixed_rows
 
@@ -87,6 +90,7 @@ def make_plan(config: Config, chat: Chat) -> Plan:
     # Make the rows and measure them
     try:
         rows, eval_rows = mixed_rows(config.tasks)
+        check_turns(config, chat)
         lengths = [prompt_length(row, chat) for row in rows]
         eval_lengths = [prompt_length(row, chat) for row in eval_rows]
     except ValueError as error:
@@ -122,6 +126,18 @@ def make_plan(config: Config, chat: Chat) -> Plan:
         dropped=too_long,
         batches=batches,
     )
+
+
+def check_turns(config: Config, chat: Chat) -> None:
+    """Raises ValueError if a task wants several turns and the chat template cannot have them."""
+    for options in config.tasks:
+        if not tasks.takes_turns(options):
+            continue
+        tool_format = ToolFormat(chat)
+        call = Turn(calls=(Call("tool"),))
+        tool_format.following(call, [{"role": "tool", "name": "tool", "content": "1"}])
+        if hasattr(tasks.load(options.type), "Environment"):
+            tool_format.following(Turn("-"), [{"role": "user", "content": "-"}])
 
 
 def prompt_length(row: dict[str, Any], chat: Chat) -> int:

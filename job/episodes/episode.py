@@ -40,8 +40,8 @@ SPENT = {
 }
 ANSWER_NOW = "Not run: {}. Give your answer now."
 DOES_NOT_FIT = "the completion does not fit grpo.max_completion_length"
-# What a call came to; see `Episode._run`
-RAN, FAILED, NOT_RUN = "ok", "error", "not run"
+# What a transcript says of a call that did not fail
+RAN, NOT_RUN = "ok", "not run"
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Episode:
         return self._cpu_s + in_sandbox
 
     def _run(self, call: Call) -> tuple[str, str]:
-        """(result in words for the model, what the call came to)."""
+        """(result in words for the model, how the call ended)."""
         self._calls += 1
         began_s = time.thread_time()
         try:
@@ -213,12 +213,12 @@ class Episode:
         except SandboxError:
             raise
         except ToolError as error:
-            text, status = f"Error: {error}", FAILED
+            text, status = f"Error: {error}", error.status
         except Exception as error:  # of the task's own tool
-            text, status = f"Error: {type(error).__name__}: {error}", FAILED
+            text, status = f"Error: {type(error).__name__}: {error}", "error"
             self._tell_the_user(call, error)
         self._cpu_s += time.thread_time() - began_s
-        if status == FAILED:
+        if status != RAN:
             self._failures += 1
         return shortened(text, self._options.tool_characters), status
 
@@ -348,7 +348,9 @@ def play(
             answer = episode.take(turn)
             if answer.grade is not None:
                 return answer.grade
-        return episode.end(Status.NO_FINAL, CUT_OFF)
+        if not turns or turns[-1].calls:
+            return episode.end(Status.NO_FINAL, CUT_OFF)
+        return episode.end()  # in the midst of a conversation
     finally:
         episode.close()
 

@@ -6,8 +6,19 @@ from sandbox.session import Output
 LOST = "The interpreter was ended, and all that was defined is lost."
 
 
+NOTHING = "(no output)"
+
+
 class ToolError(Exception):
-    """A call failed; the text says why, in words for the model."""
+    """A call failed; the text says why, in words for the model.
+
+    Args:
+        status: what the transcript says of the call.
+    """
+
+    def __init__(self, text: str, status: str = "error"):
+        super().__init__(text)
+        self.status = status
 
 
 class Interpreter:
@@ -36,7 +47,7 @@ class Interpreter:
         self.cpu_s += output.cpu_s
         text = in_words(output)
         if output.status is not Status.OK:
-            raise ToolError(text)
+            raise ToolError(text, str(output.status))
         return text
 
     def close(self) -> None:
@@ -50,4 +61,4 @@ def in_words(output: Output) -> str:
         parts.append(output.error or str(output.status))
     if output.is_lost:
         parts.append(LOST)
-    return "\n".join(part for part in parts if part)
+    return "\n".join(part for part in parts if part) or NOTHING

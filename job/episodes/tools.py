@@ -82,7 +82,9 @@ def schemas(row: Mapping[str, Any], options: tasks.Options) -> list[dict[str, An
             schema = get_json_schema(tool)
         except Exception as error:  # of two types, which are not public
             raise ValueError(f"{options.type}: the tool {name}: {error}") from error
-        schema["function"].pop("return", None)  # a result is text, whatever it says
+        function = schema["function"]
+        function.pop("return", None)  # a result is text, whatever it says
+        function["description"] = " ".join(function["description"].split())  # in one line
         found.append(schema)
     return found
 
