@@ -28,7 +28,7 @@ from job.config import Config, load_config  # noqa: E402
 from job.grading import Grader  # noqa: E402
 from job.grading_pool import GradingPool  # noqa: E402
 from job.model import load_model, load_trained  # noqa: E402
-from job.rollout import engine  # noqa: E402
+from job.rollout import engine, generate  # noqa: E402
 
 SHOWN = 10  # of the best-paid completions
 BATCH = 256  # completions decoded at once

@@ -1,17 +1,18 @@
 """Does a model learn to use the interpreter? And what do tools cost a rollout?
 
-    python benchmarks/tools.py                   teaches the tiny model a few ways to answer sums, then
-                                                 trains it with three seeds, with the tool python
-    python benchmarks/tools.py --rollout MODEL   the time of a batch whose rows each make four calls
-                                                 that wait, against the same tokens without calls
+    python benchmarks/tools.py   teaches the tiny model a few ways to answer sums, then trains it
+                                 with three seeds, with the tool python
+    python benchmarks/tools.py --rollout   the time of a batch whose rows each make four calls that
+                                 wait, against the same tokens without calls
 
 The tiny model can neither add nor write a program. So it is taught, by imitation, several ways to
-answer "17 + 25": to run the right code and repeat its output, to run the wrong code, to
-write a call that cannot be read, and to guess. Training can only make the first way likelier. That
-shows that rewards reach the turns that earned them, across what the tool said. It shows no discovery.
+answer "17 + 25": to run the right code and repeat its output, to run the wrong code, to write a
+call that cannot be read, and to guess. Training can only make the first way likelier. That shows
+that rewards reach the turns that earned them, across what the tool said. It shows no discovery.
 
 Options: --seeds 1 2 3, --steps 40, --out FOLDER (where the taught model and the runs go).
-With --rollout: --sequences 32, --calls 4, --turn-tokens 32, --tool-s 0.05.
+With --rollout: --model tiny, gpt-oss-20b (random weights of that shape) or a folder,
+--sequences 32, --calls 4, --turn-tokens 32, --tool-s 0.05.
 """
 
 import argparse

@@ -60,9 +60,7 @@ class Options(SharedOptions):
 def rows(options: Options) -> list[dict[str, Any]]:
     """Rows with the column board_seed, which decides all new tiles."""
     rng = random.Random(options.seed)
-    return [
-        make_row(rng.randrange(HELD_OUT_SEEDS.start), options) for _ in range(options.num_rows)
-    ]
+    return [make_row(rng.randrange(HELD_OUT_SEEDS.start), options) for _ in range(options.num_rows)]
 
 
 def make_row(board_seed: int, options: Options) -> dict[str, Any]:

@@ -40,6 +40,9 @@ SPENT = {
 }
 ANSWER_NOW = "Not run: {}. Give your answer now."
 DOES_NOT_FIT = "the completion does not fit grpo.max_completion_length"
+FORGED = "wrote the result of a tool itself"
+# What only the chat template writes, in front of a result
+FORGED_MARKS = ("<tool_response>", "<|start|>functions.", "<|start_header_id|>ipython")
 # What a transcript says of a call that did not fail
 RAN, NOT_RUN = "ok", "not run"
 
@@ -139,6 +142,8 @@ class Episode:
         self._turns += 1
         self._content = turn.content
         self._findings += turn.findings
+        if tasks.takes_turns(self._options) and is_forged(turn.content):
+            self._findings += (FORGED,)
         if turn.is_cut_off and tasks.takes_turns(self._options):
             return Answer(grade=self.end(Status.OUT_OF_TOKENS, DOES_NOT_FIT))
         if turn.calls and self._tools:
@@ -274,6 +279,11 @@ class Episode:
         close = getattr(self._environment, "close", None)
         if close is not None:
             close()
+
+
+def is_forged(text: Any) -> bool:
+    """Whether a text of the model has what only stands in front of results."""
+    return isinstance(text, str) and any(mark in text for mark in FORGED_MARKS)
 
 
 def shortened(text: str, limit: int) -> str:

@@ -10,20 +10,13 @@ import re
 from collections.abc import Sequence
 
 from job.chat import CLOSE_CALL, CLOSE_RESULT, OPEN_CALL, OPEN_RESULT, Chat
-from job.episodes.episode import Call, Message, Turn
+from job.episodes.episode import FORGED, Call, Message, Turn, is_forged
 
 # What may end a turn, apart from the tokenizer's own token
 TURN_ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")  # models may stop with these as well
 STAND_IN = "stand-in-for-what-was-said"
 PYTHON_TAG = "<|python_tag|>"
-# What in a turn of the model says that a tool speaks
-FORGED_MARKS = {
-    "hermes": (OPEN_RESULT,),
-    "text": (OPEN_RESULT,),
-    "llama": ("<|start_header_id|>ipython", "<|start_header_id|>tool"),
-}
-FORGED = "wrote the result of a tool itself"
 RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 NAME = re.compile(r"[A-Za-z_]\w{0,63}")
 
@@ -71,7 +64,7 @@ class ToolFormat:
             else:
                 content, calls = hermes_calls(text)
             rest = content if calls else text
-            if any(mark in rest for mark in FORGED_MARKS[self.kind]):
+            if is_forged(rest):
                 findings = (FORGED,)
             if self.kind == "llama" and calls:
                 content = ""
