@@ -16,6 +16,7 @@ It ends with the exit codes of job/errors.py:
 """
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -23,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job import distributed, grpo_keys, trackers, watchdog
+from job import distributed, grpo_keys, hub, trackers, watchdog
 from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.config import Config, load_config, note
@@ -52,7 +53,7 @@ from job.model import (
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.report.live_report import LiveReport
-from job.reward_check import check_rewards
+from job.reward_check import check_rewards, rehearse_rewards
 from job.run_folder import RunFolder, shown_path, steps_done
 
 UNCHECKED = (
@@ -112,6 +113,7 @@ def run(config: Config) -> int:
     ):
         # The rewards
         print(sandbox)
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox, with_programs=False))
         for options in config.tasks:
             if options.check:
                 _, summary = check_rewards(options, sandbox)
@@ -155,6 +157,8 @@ def dry_run(config: Config) -> int:
     RunFolder(config).checkpoint_to_resume(config)  # refuses one that does not fit
     for row in first_of_each_kind(plan.rows):
         print(shown(row, chat))
+    with GradingPool.of(dataclasses.replace(config.sandbox, workers=1)) as sandbox:
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox))
     print(estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
@@ -170,6 +174,7 @@ def settle(config: Config) -> Config:
         ConfigError: if this machine or the model cannot do what the config says.
     """
     check_vllm(config)
+    hub.check_push(config.grpo, RunFolder(config).path)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
     return config

@@ -149,8 +149,8 @@ class Grader:
             "completions": list(completions),
             "prompts": [row.get("prompt", []) for row in rows],
             "completion_ids": list(completion_ids),
-            "trainer_state": SimpleNamespace(global_step=step),
-            "log_metric": lambda name, value: None,
+            "trainer_state": SimpleNamespace(global_step=step, max_steps=max(step, 1), epoch=0.0),
+            "log_metric": lambda name, value: float(value),  # raises where training would
             "log_extra": lambda column, values: None,
         }
         # What each function pays for the whole batch

@@ -11,7 +11,9 @@ the Hub's own file, and is handed to nothing else.
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from job.config import ROOT
 from job.errors import ConfigError, ExportError, one_line
@@ -19,16 +21,46 @@ from job.errors import ConfigError, ExportError, one_line
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-def check_access(repo: str, public: bool) -> None:
+def check_access(repo: str, public: bool, asked_by: str = "--push-to-hub") -> None:
     """Ask the Hub whether this token may write to `repo`, before hours of work.
 
+    Args:
+        asked_by: the option or key that wants it, for the message.
+
     Raises:
-        ConfigError: if there is no token, or the Hub does not accept it; if the repository is
-            public already and `public` is false.
+        ConfigError: if there is no token, or the Hub does not accept it; if it may not write there;
+            if the repository is public already and `public` is false.
     """
     process = run("check", repo, visibility(public))
     if process.returncode != 0:
-        raise ConfigError(f"--push-to-hub: {last_line(process)}")
+        raise ConfigError(f"{asked_by}: {last_line(process)}")
+
+
+def check_push(grpo: Mapping[str, Any], folder: Path) -> None:
+    """See before anything is loaded that the run can push its checkpoints, if it is to.
+
+    Call this before huggingface_hub is imported: it keeps this process on line.
+
+    Args:
+        grpo: the keys of the `grpo:` section. folder: the output folder, which gives the repository
+            its name where the config names none.
+
+    Raises:
+        ConfigError: if it cannot.
+    """
+    if not grpo.get("push_to_hub"):
+        return
+    for name in OFFLINE[:2]:
+        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise ConfigError(
+                f"grpo.push_to_hub: {name} is set, so nothing can be pushed; unset it, or leave "
+                "push_to_hub out"
+            )
+    # Otherwise a model that is on this machine would switch the network off.
+    os.environ["HF_HUB_OFFLINE"] = "0"
+    repo = grpo.get("hub_model_id") or folder.absolute().name
+    is_public = not grpo.get("hub_private_repo")
+    check_access(repo, is_public, "grpo.push_to_hub")
 
 
 def upload(folder: Path, repo: str, public: bool) -> str:
@@ -94,7 +126,20 @@ def check_in_process(repo: str, wanted: str) -> str:
 
     validate_repo_id(repo)
     api = HfApi()
-    name = api.whoami()["name"]
+    user = api.whoami()
+    name = user["name"]
+    if "/" not in repo:
+        repo = f"{name}/{repo}"
+
+    # What the token may do
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        sys.exit("the token may only read; make one that may write, and set HF_TOKEN to it")
+    owners = [name, *(organization["name"] for organization in user.get("orgs", []))]
+    if repo.partition("/")[0] not in owners:
+        sys.exit(f"{repo}: this token writes to repositories of {', '.join(owners)} alone")
+
+    # Whether the repository is as it should be
     try:
         found = api.model_info(repo)
     except RepositoryNotFoundError:

@@ -21,7 +21,9 @@ class FakeHub(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.answer(401, {"error": "Invalid user token."})
         elif self.path == "/api/whoami-v2":
-            self.answer(200, {"name": "me", "type": "user"})
+            token = {"role": self.server.role}
+            user = {"name": "me", "orgs": [{"name": "ours"}], "auth": {"accessToken": token}}
+            self.answer(200, user)
         elif self.repository() in self.server.repositories:
             private = self.server.repositories[self.repository()]
             self.answer(200, {"id": self.repository(), "private": private, "siblings": []})
@@ -72,7 +74,7 @@ class FakeHub(BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     running = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     running.address = f"http://127.0.0.1:{running.server_port}"
-    running.repositories, running.files = {}, {}
+    running.repositories, running.files, running.role = {}, {}, "write"
     threading.Thread(target=running.serve_forever, daemon=True).start()
     for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -125,3 +127,49 @@ def test_what_the_hub_refuses_is_one_line(server, monkeypatch, tmp_path):
     server.server_close()
     with pytest.raises(ExportError, match="the Hub does not take me/model.*the export is in"):
         hub.upload(tmp_path, "me/model", public=False)
+
+
+@pytest.fixture
+def push(server, monkeypatch, tmp_path):
+    """Checks a `grpo:` section that pushes, on a machine that is on line."""
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+
+    def push(**keys):
+        hub.check_push({"push_to_hub": True} | keys, tmp_path / "my-run")
+
+    return push
+
+
+def test_a_run_that_can_push_stays_on_line(server, push):
+    hub.check_push({}, None)  # a run that pushes nothing asks nothing
+    assert "HF_HUB_OFFLINE" not in os.environ
+    push()
+    assert os.environ["HF_HUB_OFFLINE"] == "0"  # or a model on this machine would set it to 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "role", "message"),
+    [
+        (
+            {"hub_model_id": "others/model"},
+            "write",
+            "others/model: this token writes to .* me, our",
+        ),
+        ({"hub_model_id": "a/b/c"}, "write", "the Hub does not take a/b/c"),
+        ({}, "read", "the token may only read"),
+        ({"hub_model_id": "me/open", "hub_private_repo": True}, "write", "exists and is public"),
+    ],
+)
+def test_a_run_that_cannot_push_is_refused(server, push, keys, role, message):
+    server.role, server.repositories["me/open"] = role, False
+    with pytest.raises(ConfigError, match=f"^grpo.push_to_hub: .*{message}"):
+        push(**keys)
+
+
+def test_nothing_can_be_pushed_off_line(push, monkeypatch, run_job):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    keys = ["--config", "configs/tiny.yaml", "grpo.push_to_hub=true"]
+    result = run_job("--dry-run", *keys)
+    assert result.returncode == 2
+    assert "grpo.push_to_hub: HF_HUB_OFFLINE is set" in result.stderr
