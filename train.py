@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from job import distributed, grpo_keys, hub, trackers, watchdog
+from job import distributed, grpo_keys, trackers, watchdog
+from job.adapters import drop_reference
 from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.config import Config, load_config, note
@@ -42,7 +43,6 @@ from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.model import (
     as_written,
-    check_model,
     check_vllm,
     estimate_memory,
     load_model,
@@ -51,6 +51,7 @@ from job.model import (
     settle_quantization,
     trainer_settings,
 )
+from job.model_checks import check_model, settle_targets
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.report.live_report import LiveReport
 from job.reward_check import check_rewards, rehearse_rewards
@@ -174,9 +175,11 @@ def settle(config: Config) -> Config:
         ConfigError: if this machine or the model cannot do what the config says.
     """
     check_vllm(config)
-    hub.check_push(config.grpo, RunFolder(config).path)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
+    config, notices = settle_targets(config)
+    for notice in notices:
+        note(notice)
     return config
 
 
@@ -294,6 +297,8 @@ def build_trainer(
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
+    if config.model.reference == "base":
+        drop_reference(trainer.accelerator.unwrap_model(trainer.model))
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
     batch = arguments.generation_batch_size // arguments.world_size

@@ -11,9 +11,7 @@ the Hub's own file, and is handed to nothing else.
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from job.config import ROOT
 from job.errors import ConfigError, ExportError, one_line
@@ -21,11 +19,8 @@ from job.errors import ConfigError, ExportError, one_line
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-def check_access(repo: str, public: bool, asked_by: str = "--push-to-hub") -> None:
+def check_access(repo: str, public: bool) -> None:
     """Ask the Hub whether this token may write to `repo`, before hours of work.
-
-    Args:
-        asked_by: the option or key that wants it, for the message.
 
     Raises:
         ConfigError: if there is no token, or the Hub does not accept it; if it may not write there;
@@ -33,34 +28,7 @@ def check_access(repo: str, public: bool, asked_by: str = "--push-to-hub") -> No
     """
     process = run("check", repo, visibility(public))
     if process.returncode != 0:
-        raise ConfigError(f"{asked_by}: {last_line(process)}")
-
-
-def check_push(grpo: Mapping[str, Any], folder: Path) -> None:
-    """See before anything is loaded that the run can push its checkpoints, if it is to.
-
-    Call this before huggingface_hub is imported: it keeps this process on line.
-
-    Args:
-        grpo: the keys of the `grpo:` section. folder: the output folder, which gives the repository
-            its name where the config names none.
-
-    Raises:
-        ConfigError: if it cannot.
-    """
-    if not grpo.get("push_to_hub"):
-        return
-    for name in OFFLINE[:2]:
-        if os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE"):
-            raise ConfigError(
-                f"grpo.push_to_hub: {name} is set, so nothing can be pushed; unset it, or leave "
-                "push_to_hub out"
-            )
-    # Otherwise a model that is on this machine would switch the network off.
-    os.environ["HF_HUB_OFFLINE"] = "0"
-    repo = grpo.get("hub_model_id") or folder.absolute().name
-    is_public = not grpo.get("hub_private_repo")
-    check_access(repo, is_public, "grpo.push_to_hub")
+        raise ConfigError(f"--push-to-hub: {last_line(process)}")
 
 
 def upload(folder: Path, repo: str, public: bool) -> str:

@@ -92,14 +92,21 @@ def named(function: RewardFunction, name: str) -> RewardFunction:
     wrapper = call_async if is_async(function) else call
     wrapper.__name__ = name
     wrapper.__signature__ = inspect.signature(function)
+    wrapper.needs_network = getattr(unwrapped(function), "needs_network", False)
     return wrapper
 
 
 def is_async(function: RewardFunction) -> bool:
     """Whether a callable is known to be async before it is called."""
+    function = unwrapped(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)
+
+
+def unwrapped(function: RewardFunction) -> RewardFunction:
+    """What a partial calls."""
     while isinstance(function, functools.partial):
         function = function.func
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)
+    return function
 
 
 # ---- calling them

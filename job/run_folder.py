@@ -16,7 +16,8 @@ from job.config import Config, changed_since, note, read_saved
 from job.config import save as save_config
 from job.distributed import is_first_process
 from job.errors import ConfigError, OutputError, one_line
-from job.model import check_adapter, checkpoints
+from job.model import checkpoints
+from job.model_checks import check_adapter
 
 # What a run leaves: name in the folder -> what it is
 PRODUCTS = {

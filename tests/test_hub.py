@@ -129,47 +129,16 @@ def test_what_the_hub_refuses_is_one_line(server, monkeypatch, tmp_path):
         hub.upload(tmp_path, "me/model", public=False)
 
 
-@pytest.fixture
-def push(server, monkeypatch, tmp_path):
-    """Checks a `grpo:` section that pushes, on a machine that is on line."""
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.delenv("HF_HUB_OFFLINE")
-
-    def push(**keys):
-        hub.check_push({"push_to_hub": True} | keys, tmp_path / "my-run")
-
-    return push
-
-
-def test_a_run_that_can_push_stays_on_line(server, push):
-    hub.check_push({}, None)  # a run that pushes nothing asks nothing
-    assert "HF_HUB_OFFLINE" not in os.environ
-    push()
-    assert os.environ["HF_HUB_OFFLINE"] == "0"  # or a model on this machine would set it to 1
-
-
 @pytest.mark.parametrize(
-    ("keys", "role", "message"),
+    ("repo", "role", "message"),
     [
-        (
-            {"hub_model_id": "others/model"},
-            "write",
-            "others/model: this token writes to .* me, our",
-        ),
-        ({"hub_model_id": "a/b/c"}, "write", "the Hub does not take a/b/c"),
-        ({}, "read", "the token may only read"),
-        ({"hub_model_id": "me/open", "hub_private_repo": True}, "write", "exists and is public"),
+        ("others/model", "write", "others/model: this token writes to repositories of me, ours al"),
+        ("model", "read", "the token may only read"),
+        ("open", "write", "me/open exists and is public"),  # a name alone is the user's own
     ],
 )
-def test_a_run_that_cannot_push_is_refused(server, push, keys, role, message):
+def test_a_token_that_may_not_write_there_is_refused(server, monkeypatch, repo, role, message):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     server.role, server.repositories["me/open"] = role, False
-    with pytest.raises(ConfigError, match=f"^grpo.push_to_hub: .*{message}"):
-        push(**keys)
-
-
-def test_nothing_can_be_pushed_off_line(push, monkeypatch, run_job):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    keys = ["--config", "configs/tiny.yaml", "grpo.push_to_hub=true"]
-    result = run_job("--dry-run", *keys)
-    assert result.returncode == 2
-    assert "grpo.push_to_hub: HF_HUB_OFFLINE is set" in result.stderr
+    with pytest.raises(ConfigError, match=message):
+        hub.check_access(repo, public=False)
