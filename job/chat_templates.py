@@ -109,6 +109,9 @@ def turn_end(tokenizer: Any) -> str | None:
         {"role": "assistant", "content": ANSWER},
     ]
     text = tokenizer.apply_chat_template(conversation, tokenize=False)
+    for message in conversation:
+        if message["content"] not in text:
+            raise ValueError(f"it leaves out what the {message['role']} says")
     _, _, rest = text.rpartition(ANSWER)
     special = [entry.content for entry in tokenizer.added_tokens_decoder.values() if entry.special]
     for token in special:
