@@ -233,9 +233,10 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
             # Sampling from weights that are NaN would raise before the watchdog sees them.
             own = config.grpo.get("generation_kwargs") or {}
             settings["generation_kwargs"] = {"remove_invalid_values": True} | own
+        settings |= plan.batches.of_one_process(config.grpo)
         if processes > 1:
             for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-                settings[key] = config.grpo.get(key, BATCH_SIZE) * processes
+                settings[key] = settings.get(key, BATCH_SIZE) * processes
         try:
             arguments = GRPOConfig(**as_written(config.model, settings))
         except Exception as error:  # of any type, because the values are the user's
