@@ -12,6 +12,7 @@ It ends with the exit codes of job/errors.py:
 6        the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
 8        an export differs from what was trained (export.py)
+75       as 128 + n, where `train.requeue` is true: the run wants to be started again
 128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
@@ -29,8 +30,10 @@ from job.chat import Chat
 from job.config import Config, load_config, note
 from job.errors import (
     DONE,
+    REQUEUE,
     STOPPED_BY_SIGNAL,
     STOPPED_BY_WATCHDOG,
+    UNFORESEEN,
     ConfigError,
     exit_code_of,
     one_line,
@@ -88,18 +91,32 @@ def train_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
     if arguments.dry_run:
         return dry_run(config)
-    return run(config)
+    return run_and_mark(config)
+
+
+def run_and_mark(config: Config) -> int:
+    """Run the job, and leave its exit code in the file `exit_code` of the output folder."""
+    folder = RunFolder(config)
+    folder.forget_exit_code()
+    code = UNFORESEEN
+    try:
+        code = exit_code_of(lambda: run(config, folder))
+    except SystemExit as error:
+        code = error.code
+        raise
+    finally:
+        folder.mark_exit_code(code)
+    return code
 
 
 # ---- The job
 
 
-def run(config: Config) -> int:
+def run(config: Config, folder: RunFolder) -> int:
     """Check, load, train, save. Returns the exit code."""
     # What can be checked without the weights
     distributed.check_started()
     config = settle(config)
-    folder = RunFolder(config)
     chat, plan = prepare(config)
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
@@ -131,7 +148,7 @@ def run(config: Config) -> int:
         stopped_by = train(trainer, folder, checkpoint)
 
         # What is left of it
-        code = exit_code(trainer, folder, stopped_by)
+        code = exit_code(config, trainer, folder, stopped_by)
         if code == DONE:
             if trainer.is_world_process_zero():
                 folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
@@ -401,7 +418,7 @@ def find_callback(trainer: Any, kind: type) -> Any:
 # ---- The end
 
 
-def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
+def exit_code(config: Config, trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
     """0 if the run came to its end with weights worth keeping. Otherwise the reason is printed."""
     from job.callbacks import Watch
 
@@ -414,6 +431,8 @@ def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
         if folder.has_checkpoint(step):
             place = "there"
         print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto continues from {place}")
+        if config.train.requeue:
+            return REQUEUE
         return STOPPED_BY_SIGNAL + stopped_by
 
     diagnoses = find_callback(trainer, Watch).stopped_by
