@@ -55,6 +55,7 @@ from job.model import (
     trainer_settings,
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
+from job.preflight import preflight
 from job.report.live_report import LiveReport
 from job.reward_check import check_rewards
 from job.run_folder import RunFolder, shown_path, steps_done
@@ -163,7 +164,7 @@ def run(config: Config, folder: RunFolder) -> int:
 
         # The other processes, if there are any
         if distributed.world_size() > 1:
-            print(distributed.preflight(), flush=True)
+            print(preflight(), flush=True)
 
         # The model. Whatever failed before this left an earlier run in the folder alone.
         model, tokenizer = load_model(config.model, config.lora)

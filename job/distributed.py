@@ -7,7 +7,6 @@ import contextlib
 import functools
 import itertools
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -15,24 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from job.errors import UNFORESEEN, ConfigError, JobError, RewardError, one_line
+from job.errors import SANDBOX_FAILED, UNFORESEEN, ConfigError, JobError, RewardError
+from sandbox import SandboxError
 
-FIRST_SUM_S = 180.0  # the first all-reduce also connects the processes
-SHARED_MEMORY_MB = 256  # NCCL takes a few buffers for each pair of GPUs; Docker's default is 64
-POLL_S = 0.05
+POLL_S = 0.01
 PATIENCE_S = 1800.0  # what TRL waits for in a collective, beyond what grading may take
 TELL_S = 30.0  # how often a waiting process says whom it waits for
 FAILED = "failed"  # key under which a process that failed says so
 
 meetings = itertools.count()  # every process counts alike
-
-
-class OtherProcessError(JobError):
-    """Another process has failed, and has said why. This one ends with the same exit code."""
-
-    def __init__(self, rank: int, exit_code: int):
-        self.exit_code = exit_code
-        super().__init__(f"rank {rank} has failed; its message says why")
 
 
 def world_size() -> int:
@@ -147,116 +137,6 @@ def gathered(items: list, limit_s: float) -> list:
     return gather_object(items)
 
 
-# ---- Before the weights
-
-
-def preflight() -> str:
-    """Add up a number over all processes, which connects them. Returns a line that says so.
-
-    What is wrong with the connection is so found in seconds, before minutes of loading.
-
-    Raises:
-        ConfigError: with what is wrong: shared memory, peer access, network, NCCL.
-    """
-    from accelerate import PartialState
-
-    state = PartialState()  # GRPOConfig has started the process group
-    began = time.monotonic()
-    try:
-        if state.device.type == "cuda":
-            check_shared_memory(shutil.disk_usage("/dev/shm").total)
-        total = first_sum(state.device)
-    except ConfigError:
-        raise
-    except Exception as error:  # NCCL's and gloo's are RuntimeErrors of several kinds
-        raise ConfigError(connection_failure(one_line(error))) from error
-    expected = world_size() * (world_size() + 1) // 2
-    if total != expected:
-        raise ConfigError(
-            f"the first all-reduce of {world_size()} processes gave {total:g}, not {expected}: "
-            f"{REMEDIES['peer access']}"
-        )
-    took = time.monotonic() - began
-    return f"{world_size()} processes are connected by {state.backend}, after {took:.1f} s"
-
-
-def first_sum(device: Any) -> float:
-    """1 + 2 + ... over all processes, by an all-reduce on `device`.
-
-    Raises:
-        TimeoutError: if it does not end in time.
-    """
-    import torch
-    from torch import distributed
-
-    numbers = torch.full((1 << 18,), rank() + 1.0, device=device)  # 1 MB, which uses all channels
-    work = distributed.all_reduce(numbers, async_op=True)
-    end = time.monotonic() + FIRST_SUM_S
-    while not work.is_completed():
-        if time.monotonic() > end:
-            raise TimeoutError(f"it did not end within {FIRST_SUM_S:g} s")
-        time.sleep(POLL_S)
-    work.wait()
-    if not bool((numbers == numbers[0]).all()):
-        return float("nan")
-    return numbers[0].item()
-
-
-def check_shared_memory(size: int) -> None:
-    """Refuse a /dev/shm that NCCL would fill. It would end with SIGBUS, which says nothing.
-
-    Raises:
-        ConfigError: if `size`, in bytes, is too small.
-    """
-    if size < SHARED_MEMORY_MB << 20:
-        raise ConfigError(f"/dev/shm has {size >> 20} MB: {REMEDIES['shared memory']}")
-
-
-REMEDIES = {
-    "shared memory": (
-        f"the processes need at least {SHARED_MEMORY_MB} MB of shared memory (docker run "
-        "--shm-size 8g; in Kubernetes an emptyDir with medium: Memory at /dev/shm)"
-    ),
-    "peer access": (
-        "the GPUs cannot read each other's memory (peer access); `nvidia-smi topo -m` shows how "
-        "they are connected, and NCCL_P2P_DISABLE=1 goes through main memory instead"
-    ),
-    "one GPU": "two processes were given the same GPU; start one process for each GPU",
-    "network": (
-        "the nodes do not reach each other; name the network between them with "
-        "NCCL_SOCKET_IFNAME (GLOO_SOCKET_IFNAME), and open its ports"
-    ),
-    "NCCL": "NCCL failed; NCCL_DEBUG=INFO says more",
-    "a process": "another process may have failed first; its message says why",
-}
-
-# Words of an error in lower case -> the remedy. The first that fits counts.
-CAUSES = (
-    (("/dev/shm", "shared memory", "no space left"), "shared memory"),
-    (("duplicate gpu",), "one GPU"),
-    (("peer access", "p2p", "peer mapping", "did not end within"), "peer access"),
-    (("connection closed by peer", "connection reset"), "a process"),
-    (
-        ("socket", "connection refused", "timed out", "no route", "connect to", "network"),
-        "network",
-    ),
-    (("nccl",), "NCCL"),
-)
-
-
-def connection_failure(error: str) -> str:
-    """What an error of the first all-reduce means, in words.
-
-    Args:
-        error: the message of NCCL or gloo, on one line.
-    """
-    said = error.lower()
-    for words, cause in CAUSES:
-        if any(word in said for word in words):
-            return f"the first all-reduce failed: {REMEDIES[cause]} ({error})"
-    return f"the first all-reduce failed: {error}"
-
-
 # ---- Waiting for each other outside of collectives, whose timeout would end the run
 
 
@@ -273,7 +153,7 @@ def wait_for_all(what: str, limit_s: float) -> list[int]:
         The ranks that have not come within `limit_s`.
 
     Raises:
-        OtherProcessError: if a process has failed meanwhile.
+        JobError: if a process has failed meanwhile, with its exit code.
     """
     if world_size() == 1:
         return []
@@ -288,13 +168,24 @@ def wait_for_all(what: str, limit_s: float) -> list[int]:
         if not missing or now - began > limit_s:
             break
         if store.check([FAILED]):
-            failed, exit_code = store.get(FAILED).decode().split()
-            raise OtherProcessError(int(failed), int(exit_code))
+            raise failure_of_another(store.get(FAILED).decode())
         if now - told > TELL_S and rank() == lowest_without(missing):
             told = now
             print(waiting(what, missing, now - began, limit_s), file=sys.stderr, flush=True)
         time.sleep(POLL_S)
     return missing
+
+
+def failure_of_another(said: str) -> JobError:
+    """The error with which a process follows one that has failed and has printed why.
+
+    Args:
+        said: the rank of that process, a space, and its exit code.
+    """
+    failed, exit_code = said.split()
+    error = JobError(f"rank {failed} has failed; its message says why")
+    error.exit_code = int(exit_code)
+    return error
 
 
 def lowest_without(missing: Sequence[int]) -> int:
@@ -341,14 +232,24 @@ def telling_others() -> Iterator[None]:
     """Let the other processes, which may wait for this one, know that it has failed."""
     try:
         yield
-    except OtherProcessError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if world_size() > 1:
-            exit_code = getattr(error, "exit_code", UNFORESEEN)
             with contextlib.suppress(Exception):  # the store may be gone with its process
-                group_store().set(FAILED, f"{rank()} {exit_code}")
+                say_failed(group_store(), error)
         raise
+
+
+def say_failed(store: Any, error: BaseException) -> None:
+    """Say so, unless another process was faster."""
+    exit_code = UNFORESEEN
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        exit_code = error.code
+    elif isinstance(error, JobError):
+        exit_code = error.exit_code
+    elif isinstance(error, SandboxError):
+        exit_code = SANDBOX_FAILED
+    if not store.check([FAILED]):
+        store.set(FAILED, f"{rank()} {exit_code}")
 
 
 def group_store() -> Any:

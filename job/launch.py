@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from job.errors import STOPPED_BY_SIGNAL, UNFORESEEN, ConfigError
+from job.errors import STOPPED_BY_SIGNAL, UNFORESEEN, ConfigError, JobError, one_line
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"  # handed on to the processes
 PORT = 29500  # torchrun's own
@@ -200,15 +200,20 @@ def start(launch: Launch, command: Sequence[str], exit_code: Path, grace_s: floa
         command: a Python script and its arguments.
         exit_code: the file into which the first process to end writes its exit code.
         grace_s: from a signal to the end of a process, at most.
+
+    Raises:
+        JobError: if the other nodes do not come.
     """
     import psutil
     import torch.distributed.run as torchrun
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     prepare_environment(launch)
     timeout = f"--shutdown-timeout={int(grace_s + AFTER_GRACE_S)}"
     exit_code.unlink(missing_ok=True)  # of an earlier run
+    others = psutil.Process().children()
     try:
         torchrun.main([*launch.torchrun(), timeout, *command])
     except ChildFailedError as error:
@@ -216,11 +221,18 @@ def start(launch: Launch, command: Sequence[str], exit_code: Path, grace_s: floa
         return read_exit_code(exit_code, failure.exitcode)
     except SignalException as error:
         return read_exit_code(exit_code, -error.sigval)
+    except DistError as error:
+        nodes = launch.nodes
+        raise JobError(
+            f"node {nodes.rank} of {nodes.count} did not meet the others at {nodes.host}:"
+            f"{nodes.port}; start the same command on every node ({one_line(error)})"
+        ) from error
     finally:
-        # After a second signal torchrun leaves them to themselves.
+        # Signal upon signal, torchrun would leave its processes to themselves.
         for child in psutil.Process().children():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                child.kill()
+            if child not in others:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    child.kill()
     return 0
 
 

@@ -65,7 +65,7 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
 
 
 def check_remedy(section, mistake):
-    """Each value that the message names, written instead, leaves at least no mistake of its kind."""
+    """Each value that the message names, written instead, mends it for one process."""
     remedies = re.findall(r"(\w+) (\d+)(?=,|$)", mistake.split("nearest that fits is ")[-1])
     for key, value in remedies:
         if key in section:
@@ -83,7 +83,9 @@ def test_a_batch_that_processes_cannot_share_names_the_nearest(batch, accumulati
     mistakes = list(batch_mistakes(section.get, processes))
     assert len(mistakes) == (2 * batch * accumulation % processes > 0)
     for mistake in mistakes:
-        steps, fewer = re.search(r"accumulation_steps (\d+), or take (\d+) process", mistake).groups()
+        steps, fewer = re.search(
+            r"accumulation_steps (\d+), or take (\d+) process", mistake
+        ).groups()
         more = section | {"gradient_accumulation_steps": int(steps)}
         assert not list(batch_mistakes(more.get, processes))
         assert int(fewer) < processes and not list(batch_mistakes(section.get, int(fewer)))
