@@ -42,6 +42,7 @@ from job.evaluation.evaluation import Sampler
 from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
 from job.grading import Grader
 from job.grading_pool import GradingPool
+from job.launch import plan_launch, start
 from job.model import (
     as_written,
     check_model,
@@ -54,10 +55,12 @@ from job.model import (
     trainer_settings,
 )
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
+from job.preflight import preflight
 from job.report.live_report import LiveReport
 from job.reward_check import check_rewards
 from job.run_folder import RunFolder, shown_path, steps_done
 
+LEAVING_S = 600.0  # for the first process to write what is left, while others wait
 UNCHECKED = (
     "warning: task.check is off for {}: nobody checked whether the rewards pay wrong or dishonest "
     "answers"
@@ -82,15 +85,27 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1"
     )
-    arguments = parser.parse_intermixed_args(argv)  # overrides may come between options
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="train on N GPUs of this machine (all that are visible), a process for each",
+    )
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_intermixed_args(words)  # overrides may come between options
     distributed.quiet_other_processes()
-    return exit_code_of(lambda: train_command(arguments))
+    return exit_code_of(lambda: train_command(arguments, words))
 
 
-def train_command(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.dry_run:
-        return dry_run(config)
+def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
+    launch = plan_launch(arguments.gpus)
+    with launch.announced():  # so that the batches are planned for all processes
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            return dry_run(config)
+    if launch.world_size > 1:
+        marker = RunFolder(config).exit_code
+        return start(launch, [__file__, *words], marker, config.train.grace_s)
     return run_and_mark(config)
 
 
@@ -100,12 +115,23 @@ def run_and_mark(config: Config) -> int:
     folder.forget_exit_code()
     code = UNFORESEEN
     try:
-        code = exit_code_of(lambda: run(config, folder))
+        code = exit_code_of(lambda: run_together(config, folder))
     except SystemExit as error:
         code = error.code
         raise
     finally:
         folder.mark_exit_code(code)
+    return code
+
+
+def run_together(config: Config, folder: RunFolder) -> int:
+    """Run the job. Several processes fail and end together.
+
+    The first to end would otherwise have the launcher end those that still write.
+    """
+    with distributed.telling_others():
+        code = run(config, folder)
+        distributed.wait_for_all("the end", LEAVING_S)
     return code
 
 
@@ -135,6 +161,10 @@ def run(config: Config, folder: RunFolder) -> int:
                 print(summary)
             else:
                 print(UNCHECKED.format(options.type))
+
+        # The other processes, if there are any
+        if distributed.world_size() > 1:
+            print(preflight(), flush=True)
 
         # The model. Whatever failed before this left an earlier run in the folder alone.
         model, tokenizer = load_model(config.model, config.lora)
@@ -250,9 +280,10 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
             # Sampling from weights that are NaN would raise before the watchdog sees them.
             own = config.grpo.get("generation_kwargs") or {}
             settings["generation_kwargs"] = {"remove_invalid_values": True} | own
+        settings |= plan.batches.of_one_process(config.grpo)
         if processes > 1:
             for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-                settings[key] = config.grpo.get(key, BATCH_SIZE) * processes
+                settings[key] = settings.get(key, BATCH_SIZE) * processes
         try:
             arguments = GRPOConfig(**as_written(config.model, settings))
         except Exception as error:  # of any type, because the values are the user's
@@ -286,6 +317,9 @@ def build_trainer(
     grader = Grader(config.tasks, sandbox)
     # Made a second time because Unsloth's GRPOConfig depends on the model that is loaded.
     arguments, _ = grpo_config(config, plan)
+    batch = arguments.generation_batch_size // arguments.world_size
+    longest_s = grader.longest_batch_s(batch)
+    limit_s = longest_s + arguments.ddp_timeout
     eval_dataset = None
     if plan.eval_rows:
         eval_dataset = Dataset.from_list(plan.eval_rows)
@@ -293,7 +327,7 @@ def build_trainer(
         trainer = Trainer(
             model=model,
             processing_class=tokenizer,
-            reward_funcs=grader.reward_functions(),
+            reward_funcs=distributed.then_wait(grader.reward_functions(), limit_s),
             args=arguments,
             train_dataset=Dataset.from_list(plan.rows),
             eval_dataset=eval_dataset,
@@ -308,8 +342,6 @@ def build_trainer(
         raise ConfigError(f"grpo: {one_line(error)}") from error
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
-    batch = arguments.generation_batch_size // arguments.world_size
-    longest_s = grader.longest_batch_s(batch)
     print(f"grading {batch} completions takes {longest_s:.0f} s at the very most")
     return trainer
 

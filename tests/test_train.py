@@ -367,6 +367,7 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     job = command(
         whole, "grpo.max_steps=3", "grpo.save_steps=1", "grpo.zero_std_groups=resample",
         "grpo.num_iterations=2", "grpo.max_resampling_tries=2", "grpo.max_completion_length=24",
+        "grpo.per_device_train_batch_size=8",
     )[2:]  # fmt: skip
     result = subprocess.run(
         [*torchrun, script, whole, resumed, *job],
