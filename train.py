@@ -12,6 +12,7 @@ It ends with the exit codes of job/errors.py:
 6        the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
 8        an export differs from what was trained (export.py)
+75       as 128 + n, where `train.requeue` is true: the run wants to be started again
 128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
@@ -31,8 +32,10 @@ from job.chat import Chat
 from job.config import Config, load_config, note
 from job.errors import (
     DONE,
+    REQUEUE,
     STOPPED_BY_SIGNAL,
     STOPPED_BY_WATCHDOG,
+    UNFORESEEN,
     ConfigError,
     exit_code_of,
     one_line,
@@ -41,6 +44,7 @@ from job.evaluation.evaluation import Sampler
 from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
 from job.grading import Grader
 from job.grading_pool import GradingPool
+from job.launch import plan_launch, start
 from job.model import (
     as_written,
     check_vllm,
@@ -53,10 +57,12 @@ from job.model import (
 )
 from job.model_checks import check_model, settle_targets
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
+from job.preflight import preflight
 from job.report.live_report import LiveReport
 from job.reward_check import check_rewards, rehearse_rewards
 from job.run_folder import RunFolder, shown_path, steps_done
 
+LEAVING_S = 600.0  # for the first process to write what is left, while others wait
 UNCHECKED = (
     "warning: task.check is off for {}: nobody checked whether the rewards pay wrong or dishonest "
     "answers"
@@ -81,27 +87,64 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1"
     )
-    arguments = parser.parse_intermixed_args(argv)  # overrides may come between options
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="train on N GPUs of this machine (all that are visible), a process for each",
+    )
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_intermixed_args(words)  # overrides may come between options
     distributed.quiet_other_processes()
-    return exit_code_of(lambda: train_command(arguments))
+    return exit_code_of(lambda: train_command(arguments, words))
 
 
-def train_command(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.dry_run:
-        return dry_run(config)
-    return run(config)
+def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
+    launch = plan_launch(arguments.gpus)
+    with launch.announced():  # so that the batches are planned for all processes
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            return dry_run(config)
+    if launch.world_size > 1:
+        marker = RunFolder(config).exit_code
+        return start(launch, [__file__, *words], marker, config.train.grace_s)
+    return run_and_mark(config)
+
+
+def run_and_mark(config: Config) -> int:
+    """Run the job, and leave its exit code in the file `exit_code` of the output folder."""
+    folder = RunFolder(config)
+    folder.forget_exit_code()
+    code = UNFORESEEN
+    try:
+        code = exit_code_of(lambda: run_together(config, folder))
+    except SystemExit as error:
+        code = error.code
+        raise
+    finally:
+        folder.mark_exit_code(code)
+    return code
+
+
+def run_together(config: Config, folder: RunFolder) -> int:
+    """Run the job. Several processes fail and end together.
+
+    The first to end would otherwise have the launcher end those that still write.
+    """
+    with distributed.telling_others():
+        code = run(config, folder)
+        distributed.wait_for_all("the end", LEAVING_S)
+    return code
 
 
 # ---- The job
 
 
-def run(config: Config) -> int:
+def run(config: Config, folder: RunFolder) -> int:
     """Check, load, train, save. Returns the exit code."""
     # What can be checked without the weights
     distributed.check_started()
     config = settle(config)
-    folder = RunFolder(config)
     chat, plan = prepare(config)
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
@@ -122,6 +165,10 @@ def run(config: Config) -> int:
             else:
                 print(UNCHECKED.format(options.type))
 
+        # The other processes, if there are any
+        if distributed.world_size() > 1:
+            print(preflight(), flush=True)
+
         # The model. Whatever failed before this left an earlier run in the folder alone.
         model, tokenizer = load_model(config.model, config.lora)
         folder.begin(config, fresh=checkpoint is None)
@@ -134,7 +181,7 @@ def run(config: Config) -> int:
         stopped_by = train(trainer, folder, checkpoint)
 
         # What is left of it
-        code = exit_code(trainer, folder, stopped_by)
+        code = exit_code(config, trainer, folder, stopped_by)
         if code == DONE:
             if trainer.is_world_process_zero():
                 folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
@@ -241,9 +288,10 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
             # Sampling from weights that are NaN would raise before the watchdog sees them.
             own = config.grpo.get("generation_kwargs") or {}
             settings["generation_kwargs"] = {"remove_invalid_values": True} | own
+        settings |= plan.batches.of_one_process(config.grpo)
         if processes > 1:
             for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-                settings[key] = config.grpo.get(key, BATCH_SIZE) * processes
+                settings[key] = settings.get(key, BATCH_SIZE) * processes
         try:
             arguments = GRPOConfig(**as_written(config.model, settings))
         except Exception as error:  # of any type, because the values are the user's
@@ -277,6 +325,9 @@ def build_trainer(
     grader = Grader(config.tasks, sandbox)
     # Made a second time because Unsloth's GRPOConfig depends on the model that is loaded.
     arguments, _ = grpo_config(config, plan)
+    batch = arguments.generation_batch_size // arguments.world_size
+    longest_s = grader.longest_batch_s(batch)
+    limit_s = longest_s + arguments.ddp_timeout
     eval_dataset = None
     if plan.eval_rows:
         eval_dataset = Dataset.from_list(plan.eval_rows)
@@ -284,7 +335,7 @@ def build_trainer(
         trainer = Trainer(
             model=model,
             processing_class=tokenizer,
-            reward_funcs=grader.reward_functions(),
+            reward_funcs=distributed.then_wait(grader.reward_functions(), limit_s),
             args=arguments,
             train_dataset=Dataset.from_list(plan.rows),
             eval_dataset=eval_dataset,
@@ -301,8 +352,6 @@ def build_trainer(
         drop_reference(trainer.accelerator.unwrap_model(trainer.model))
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
-    batch = arguments.generation_batch_size // arguments.world_size
-    longest_s = grader.longest_batch_s(batch)
     print(f"grading {batch} completions takes {longest_s:.0f} s at the very most")
     return trainer
 
@@ -410,7 +459,7 @@ def find_callback(trainer: Any, kind: type) -> Any:
 # ---- The end
 
 
-def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
+def exit_code(config: Config, trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
     """0 if the run came to its end with weights worth keeping. Otherwise the reason is printed."""
     from job.callbacks import Watch
 
@@ -423,6 +472,8 @@ def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
         if folder.has_checkpoint(step):
             place = "there"
         print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto continues from {place}")
+        if config.train.requeue:
+            return REQUEUE
         return STOPPED_BY_SIGNAL + stopped_by
 
     diagnoses = find_callback(trainer, Watch).stopped_by

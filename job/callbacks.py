@@ -225,7 +225,7 @@ class StopOnSignal(TrainerCallback):
     def __init__(self):
         self.received: int | None = None
         self.training = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, self.handle)
 
     def handle(self, number, frame):

@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 import sandbox
 import tasks
-from job import grpo_keys, watchdog
+from job import grpo_keys, interruption, watchdog
 from job.adapters import adopt_adapter
 from job.chat_templates import template_mistake
 from job.distributed import world_size
@@ -184,6 +184,7 @@ class Config:
     sandbox: SandboxOptions
     watchdog: watchdog.Options
     evaluate: EvaluateOptions
+    train: interruption.Options
     # What is worth knowing about the keys that were written, in words
     notices: tuple[str, ...] = ()
 
@@ -197,6 +198,7 @@ SECTIONS: dict[str, Callable[[], type]] = {
     "sandbox": lambda: SandboxOptions,
     "watchdog": lambda: watchdog.Options,
     "evaluate": lambda: EvaluateOptions,
+    "train": lambda: interruption.Options,
 }
 
 # Keys of older recipes and libraries: where each went (None: nothing is left to set), and why.
@@ -700,7 +702,7 @@ def note(text: str) -> None:
 def resolved(config: Config) -> Any:
     """The config as one OmegaConf tree. Written as YAML, it loads back as the same Config."""
     sections = {}
-    for name in ("model", "lora", "rollout", "sandbox", "watchdog", "evaluate"):
+    for name in ("model", "lora", "rollout", "sandbox", "watchdog", "evaluate", "train"):
         sections[name] = asdict(getattr(config, name))
     # A key that was set to null is written as null. Otherwise config.yaml or the algorithm would
     # set it again.

@@ -182,13 +182,21 @@ async def awaited(returned: Any) -> Any:
     return await returned
 
 
-@functools.cache
 def event_loop() -> asyncio.AbstractEventLoop:
     """The one loop in which all async functions run, in a thread of its own.
 
     A connection that a function keeps open belongs to the loop in which it was opened, so all
-    batches must use the same.
+    batches must use the same. Two threads may ask for it at once.
     """
+    with _event_loop_lock:
+        return _start_event_loop()
+
+
+_event_loop_lock = threading.Lock()
+
+
+@functools.cache
+def _start_event_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
     return loop

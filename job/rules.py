@@ -3,7 +3,8 @@
 Where the check of a key belongs:
     one key of a section of ours     `__post_init__` of the section's dataclass: Model, Lora and
                                      SandboxOptions in config.py, Options in watchdog.py, Options
-                                     in grpo_keys.py, Options of each task
+                                     in interruption.py, Options in grpo_keys.py, Options of each
+                                     task
     one key of GRPOConfig            the tables at the head of this file, because its dataclass
                                      is TRL's
     several keys                     a function here, one for each subject

@@ -67,6 +67,7 @@ class RunFolder:
         self._config = config
         self.path = Path(config.grpo["output_dir"]).absolute()
         self._closing = contextlib.ExitStack()
+        self._is_of_another = False  # another run is writing to the folder
 
     @property
     def metrics(self) -> Path:
@@ -79,6 +80,10 @@ class RunFolder:
     @property
     def evaluations(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def exit_code(self) -> Path:
+        return self.path / "exit_code"
 
     def evaluation(self, step: int) -> Path:
         return self.path / "evaluation" / f"step-{step}"
@@ -98,6 +103,26 @@ class RunFolder:
 
     def __exit__(self, *_) -> None:
         self._closing.close()
+
+    # ---- How the job ended
+
+    def forget_exit_code(self) -> None:
+        """Remove the marker of an earlier run, before anything of this one can fail."""
+        if is_first_process():
+            with contextlib.suppress(OSError):
+                self.exit_code.unlink()
+
+    def mark_exit_code(self, code: int) -> None:
+        """Write the file `exit_code`: the number that this job ends with, and a newline.
+
+        A launcher such as torchrun hides the exit code of its processes. Of several processes the
+        first to end has the reason, because the launcher then ends the others. So the first word
+        counts. A run that was killed leaves no such file.
+        """
+        if self._is_of_another or not self.path.is_dir():
+            return
+        with contextlib.suppress(OSError), self.exit_code.open("x") as file:
+            file.write(f"{code}\n")
 
     def _probe(self) -> None:
         """Make the folder. Check that it can be written and that its disk has space."""
@@ -119,6 +144,7 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._closing.close()
+            self._is_of_another = True
             raise OutputError(
                 f"grpo.output_dir: another run is writing to {self.path}; name another folder"
             ) from error
@@ -149,6 +175,7 @@ class RunFolder:
         A fresh run first moves what an earlier run left into a folder of its own. Otherwise a later
         run might resume from it by mistake.
         """
+        self._config = config
         if not is_first_process():
             return
         with self.saving():

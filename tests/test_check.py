@@ -389,6 +389,7 @@ def acceptable(row, graded, reference_total):
     return True  # either, contained
 
 
+@pytest.mark.slow
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(
     patient_sandbox, impatient_sandbox, tmp_path
 ):

@@ -1,5 +1,6 @@
 """reward_functions.py: grades to numbers, and the user's own functions kept honest."""
 
+import asyncio
 import contextlib
 import importlib
 import inspect
@@ -9,6 +10,7 @@ import re
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,7 @@ from trl.trainer.utils import is_async_callable
 
 import reward_functions
 import tasks
+from job import rewards
 from job.errors import RewardError
 from job.grading import Grader, shares
 from job.rewards import checked, named, resolve
@@ -398,6 +401,20 @@ def test_any_callable_is_a_reward_function_and_async_ones_run_together(kinds, sa
         for scored in grader.score(["", "x"], [{}, {}]):
             assert list(scored.rewards.values()) == [1.0, 2.0, 0.5, 3.0, 4.0, 2.0, 6.0]
     assert len(kinds.loops) == 1
+
+
+def test_threads_that_ask_at_once_get_one_event_loop(monkeypatch):
+    makes_loop = asyncio.new_event_loop
+
+    def slow_loop():
+        time.sleep(0.05)  # so that the other threads ask before it is there
+        return makes_loop()
+
+    monkeypatch.setattr(asyncio, "new_event_loop", slow_loop)
+    rewards._start_event_loop.cache_clear()
+    with ThreadPoolExecutor(8) as threads:
+        loops = {id(loop) for loop in threads.map(lambda _: rewards.event_loop(), range(8))}
+    assert len(loops) == 1
 
 
 def test_trl_runs_async_functions_as_such(kinds):
