@@ -15,7 +15,7 @@ import numpy as np
 
 import tasks
 from job.grading_pool import GradingPool, Job, grade_here
-from job.rewards import RewardFunction, checked, resolve, select, text_of
+from job.rewards import RewardFunction, checked, resolve, select, text_of, time_limit
 from job.schedules import RewardWeights
 from sandbox import Sandbox, Status
 from tasks import Grade
@@ -55,6 +55,7 @@ class Grader:
         seed: for tests, which must repeat. None draws the inputs from the operating system's
             entropy: a program that could foresee them would work out the products while it is
             loaded, before any clock runs.
+        reward_timeout_s: wall clock for one call of a reward function; None: no limit.
     """
 
     def __init__(
@@ -62,7 +63,9 @@ class Grader:
         mixture: Sequence[tasks.Options],
         sandbox: Sandbox | GradingPool,
         seed: int | None = None,
+        reward_timeout_s: float | None = None,
     ):
+        self.reward_timeout_s = reward_timeout_s
         self.options = {options.type: options for options in mixture}
         self.weights = RewardWeights.of(mixture)
         self.sandbox = sandbox
@@ -177,7 +180,9 @@ class Grader:
                 return rewards
             if kwargs.get("log_extra"):
                 arguments["log_extra"] = log_for(own, len(completions), kwargs["log_extra"])
-            for i, value in zip(own, checked(function, select(arguments, own)), strict=True):
+            with time_limit(function.__name__, self.reward_timeout_s):
+                paid = checked(function, select(arguments, own))
+            for i, value in zip(own, paid, strict=True):
                 rewards[i] = value
             return rewards
 

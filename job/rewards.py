@@ -4,17 +4,20 @@ A reward function is the user's own code, so every way in which it can fail is t
 function, what it did, and on which completion.
 """
 
+import contextlib
 import importlib
 import inspect
 import math
 import os
+import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 import reward_functions
+from job.alarms import clear_alarm, set_alarm
 from job.errors import RewardError
 
 RewardFunction = Callable[..., list[float | None]]
@@ -160,3 +163,34 @@ def quoted(completion: Any) -> str:
     if len(text) <= SHOWN_CHARACTERS:
         return text
     return f"{text[:SHOWN_CHARACTERS]}… ({len(text)} characters)"
+
+
+class TooSlow(BaseException):
+    """A reward function has had its time. It is no Exception, so that none catches it."""
+
+
+@contextlib.contextmanager
+def time_limit(name: str, seconds: float | None) -> Iterator[None]:
+    """Stop a reward function that waits or computes for too long; None: never.
+
+    Raises:
+        RewardError: if it does.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def stop() -> None:
+        raise TooSlow
+
+    set_alarm("reward", time.monotonic() + seconds, stop)
+    try:
+        yield
+    except TooSlow as error:
+        frame = traceback.extract_tb(error.__traceback__)[-3]  # behind it: alarms.py
+        raise RewardError(
+            f"reward function {name} took more than {seconds:g} s, which train.reward_timeout_s "
+            f"allows ({os.path.basename(frame.filename)}:{frame.lineno})"
+        ) from None
+    finally:
+        clear_alarm("reward")
