@@ -29,11 +29,10 @@ from job import distributed, grpo_keys, trackers, watchdog
 from job.adapters import drop_reference
 from job.batches import BATCH_SIZE
 from job.chat import Chat
+from job.checkpoints import steps_done
 from job.config import Config, load_config, note
 from job.errors import (
     DONE,
-    REQUEUE,
-    STOPPED_BY_SIGNAL,
     STOPPED_BY_WATCHDOG,
     UNFORESEEN,
     ConfigError,
@@ -44,6 +43,7 @@ from job.evaluation.evaluation import Sampler
 from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
 from job.grading import Grader
 from job.grading_pool import GradingPool
+from job.interruption import Interruption, Stopped, deadline_of
 from job.launch import plan_launch, start
 from job.model import (
     as_written,
@@ -56,11 +56,12 @@ from job.model import (
     trainer_settings,
 )
 from job.model_checks import check_model, settle_targets
+from job.out_of_memory import ADVICE, is_out_of_memory
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.preflight import preflight
 from job.report.live_report import LiveReport
 from job.reward_check import check_rewards, rehearse_rewards
-from job.run_folder import RunFolder, shown_path, steps_done
+from job.run_folder import RunFolder, shown_path
 
 LEAVING_S = 600.0  # for the first process to write what is left, while others wait
 UNCHECKED = (
@@ -117,22 +118,26 @@ def run_and_mark(config: Config) -> int:
     folder.forget_exit_code()
     code = UNFORESEEN
     try:
-        code = exit_code_of(lambda: run_together(config, folder))
-    except SystemExit as error:
-        code = error.code
-        raise
+        with Interruption(config.train, deadline_of(config.train, os.environ)) as interruption:
+            code = exit_code_of(lambda: run_together(config, folder, interruption))
+    except Stopped as stopped:  # while nothing was trained
+        code = stopped.code
+        if interruption.steps:
+            print("stopped after the last step; grpo.resume_from_checkpoint=auto does the rest")
+        else:
+            print("stopped before training: nothing was learned, so nothing is lost")
     finally:
         folder.mark_exit_code(code)
     return code
 
 
-def run_together(config: Config, folder: RunFolder) -> int:
+def run_together(config: Config, folder: RunFolder, interruption: Interruption) -> int:
     """Run the job. Several processes fail and end together.
 
     The first to end would otherwise have the launcher end those that still write.
     """
     with distributed.telling_others():
-        code = run(config, folder)
+        code = run(config, folder, interruption)
         distributed.wait_for_all("the end", LEAVING_S)
     return code
 
@@ -140,7 +145,7 @@ def run_together(config: Config, folder: RunFolder) -> int:
 # ---- The job
 
 
-def run(config: Config, folder: RunFolder) -> int:
+def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
     """Check, load, train, save. Returns the exit code."""
     # What can be checked without the weights
     distributed.check_started()
@@ -171,17 +176,17 @@ def run(config: Config, folder: RunFolder) -> int:
 
         # The model. Whatever failed before this left an earlier run in the folder alone.
         model, tokenizer = load_model(config.model, config.lora)
-        folder.begin(config, fresh=checkpoint is None)
+        folder.begin(config, checkpoint)
         report.begin()
-        trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
+        trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan, interruption)
         evaluation = build_evaluation(config, folder, trainer, chat, plan, sandbox, checkpoint)
         keep_reporting(config, trainer, folder, report)
 
         began = time.monotonic()
-        stopped_by = train(trainer, folder, checkpoint)
+        train(trainer, folder, checkpoint)
 
         # What is left of it
-        code = exit_code(config, trainer, folder, stopped_by)
+        code = exit_code(trainer, folder)
         if code == DONE:
             if trainer.is_world_process_zero():
                 folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
@@ -191,6 +196,7 @@ def run(config: Config, folder: RunFolder) -> int:
                 if trainer.is_world_process_zero():
                     folder.write_model_card()
         run_s = time.monotonic() - began
+        interruption.end()
         report.exit_code = code
 
     if code == DONE and trainer.is_world_process_zero():
@@ -310,8 +316,12 @@ def build_trainer(
     sandbox: GradingPool,
     chat: Chat,
     plan: Plan,
+    interruption: Interruption | None = None,
 ) -> Any:
     """The job.trainer.Trainer of the run.
+
+    Args:
+        interruption: None: nothing interrupts it.
 
     Raises:
         ConfigError: if TRL refuses what it is given.
@@ -322,7 +332,8 @@ def build_trainer(
 
     from job.trainer import Trainer
 
-    grader = Grader(config.tasks, sandbox)
+    interruption = interruption or Interruption(config.train)
+    grader = Grader(config.tasks, sandbox, reward_timeout_s=config.train.reward_timeout_s)
     # Made a second time because Unsloth's GRPOConfig depends on the model that is loaded.
     arguments, _ = grpo_config(config, plan)
     batch = arguments.generation_batch_size // arguments.world_size
@@ -339,12 +350,13 @@ def build_trainer(
             args=arguments,
             train_dataset=Dataset.from_list(plan.rows),
             eval_dataset=eval_dataset,
-            callbacks=make_callbacks(config, folder, grader, arguments),
+            callbacks=make_callbacks(config, folder, grader, arguments, interruption),
             chat=chat,
             grader=grader,
             grpo_extra=config.grpo_extra,
             rollout=config.rollout,
             prompt_tokens=plan.prompt_tokens,
+            interruption=interruption,
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
@@ -356,16 +368,22 @@ def build_trainer(
     return trainer
 
 
-def make_callbacks(config: Config, folder: RunFolder, grader: Grader, arguments: Any) -> list[Any]:
+def make_callbacks(
+    config: Config,
+    folder: RunFolder,
+    grader: Grader,
+    arguments: Any,
+    interruption: Interruption,
+) -> list[Any]:
     """What happens beside training. The order counts: MetricsFile writes what Watch adds."""
     from job import callbacks
 
     dog = watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)
     return [
+        callbacks.Interrupts(interruption),
         callbacks.Watch(dog),
         callbacks.MetricsFile(folder.metrics),
         callbacks.Progress(),
-        callbacks.StopOnSignal(),
     ]
 
 
@@ -379,7 +397,7 @@ def build_evaluation(
     checkpoint: str | None,
 ) -> RunEvaluation | None:
     """The evaluations of the run, of which the trainer is told; None if there are to be none."""
-    from job.callbacks import Evaluate, StopOnSignal
+    from job.callbacks import Evaluate
 
     evaluation_plan, _ = plan_evaluation(config, plan)
     if evaluation_plan is None:
@@ -398,7 +416,7 @@ def build_evaluation(
     evaluation = RunEvaluation(evaluation_plan, config, folder, chat, sandbox, sampler, log)
     if checkpoint:
         evaluation.resume(steps_done(Path(checkpoint)), Path(checkpoint).absolute().parent)
-    trainer.add_callback(Evaluate(evaluation, find_callback(trainer, StopOnSignal)))
+    trainer.add_callback(Evaluate(evaluation, trainer.interruption))
     return evaluation
 
 
@@ -414,12 +432,16 @@ def keep_reporting(config: Config, trainer: Any, folder: RunFolder, report: Live
         trainer.add_callback(TrackerExtras(config, folder.path, others))
 
 
-def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:
-    """Train to the end. Returns the signal that stopped it early, or None.
+def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> None:
+    """Train to the end, or until a signal or a deadline.
 
     If training fails, a checkpoint is saved before the error goes on.
+
+    Raises:
+        ConfigError: if the GPU's memory does not suffice.
+        OutputError: if the output folder cannot be written.
     """
-    from job.callbacks import RestoreAdapter, StopOnSignal
+    from job.callbacks import RestoreAdapter
 
     trainer.add_callback(RestoreAdapter(checkpoint))
     with folder.saving():
@@ -428,25 +450,30 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None
             print(f"{checkpoint} has all {trainer.args.max_steps} steps; nothing is left to train")
             restore_adapter(trainer.model, checkpoint)
             trainer.state.global_step = steps_done(Path(checkpoint))
-            return None
+            return
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
-        except Exception:
+        except Stopped:  # a step was given up
+            trainer.interruption.end()
             if can_save(trainer, folder):
-                # Trainer has no public way to save between its own saves.
-                trainer._save_checkpoint(trainer.model, trial=None)
+                trainer.save_last_step(within_another=True)
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        except Exception as error:
+            if can_save(trainer, folder):
+                trainer.save_last_step(within_another=trainer.interruption.can_give_up)
+            if is_out_of_memory(error):
+                raise ConfigError(ADVICE.format(step=trainer.state.global_step + 1)) from error
             raise
-    return find_callback(trainer, StopOnSignal).received
 
 
 def can_save(trainer: Any, folder: RunFolder) -> bool:
-    """Whether a failed run has steps that can be saved and are not saved yet."""
-    step = trainer.state.global_step
-    if step == 0 or trainer.optimizer is None:
+    """Whether a run that ended early has steps that can be saved and are not saved yet."""
+    interruption = trainer.interruption
+    if interruption.steps == 0 or not interruption.weights_are_whole:
         return False
-    if trainer.args.world_size > 1:  # saving needs all processes, and one has failed
+    if trainer.args.world_size > 1:  # saving needs all processes, and they are not at one place
         return False
-    return not folder.checkpoint(step).exists()
+    return not folder.has_checkpoint(trainer.state.global_step)
 
 
 def find_callback(trainer: Any, kind: type) -> Any:
@@ -459,22 +486,18 @@ def find_callback(trainer: Any, kind: type) -> Any:
 # ---- The end
 
 
-def exit_code(config: Config, trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
+def exit_code(trainer: Any, folder: RunFolder) -> int:
     """0 if the run came to its end with weights worth keeping. Otherwise the reason is printed."""
     from job.callbacks import Watch
 
     step = trainer.state.global_step
+    interruption = trainer.interruption
+    if interruption.received is not None:
+        print(stopped_at(folder, step, interruption.steps))
+        return interruption.exit_code()
+
     # All processes must ask this together, so it comes before anything that only one may know.
     finite = trainer.weights_are_finite()
-
-    if stopped_by is not None:
-        place = "the last checkpoint"  # weights that are not finite are not saved
-        if folder.has_checkpoint(step):
-            place = "there"
-        print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto continues from {place}")
-        if config.train.requeue:
-            return REQUEUE
-        return STOPPED_BY_SIGNAL + stopped_by
 
     diagnoses = find_callback(trainer, Watch).stopped_by
     if diagnoses:
@@ -492,6 +515,20 @@ def exit_code(config: Config, trainer: Any, folder: RunFolder, stopped_by: int |
         )
         return STOPPED_BY_WATCHDOG
     return DONE
+
+
+def stopped_at(folder: RunFolder, step: int, own_steps: int) -> str:
+    """What a run that was ended has done, and what to do next.
+
+    Args:
+        own_steps: of `step`, those since it was started.
+    """
+    if step == 0:
+        return "stopped before the first step was done: nothing was learned, so nothing is lost"
+    place = "the last checkpoint"  # weights that are not finite are not saved
+    if own_steps == 0 or folder.has_checkpoint(step):
+        place = "there"
+    return f"stopped after step {step}; grpo.resume_from_checkpoint=auto continues from {place}"
 
 
 def print_report(

@@ -65,6 +65,7 @@ class Grader:
         seed: for tests, which must repeat. None draws the inputs from the operating system's
             entropy: a program that could foresee them would work out the products while it is
             loaded, before any clock runs.
+        reward_timeout_s: wall clock for one call of a reward function; None: no limit.
     """
 
     def __init__(
@@ -72,7 +73,9 @@ class Grader:
         mixture: Sequence[tasks.Options],
         sandbox: Sandbox | GradingPool,
         seed: int | None = None,
+        reward_timeout_s: float | None = None,
     ):
+        self.reward_timeout_s = reward_timeout_s
         self.options = {options.type: options for options in mixture}
         self.weights = RewardWeights.of(mixture)
         self.sandbox = sandbox
@@ -191,7 +194,8 @@ class Grader:
                 return rewards
             if kwargs.get("log_extra"):
                 arguments["log_extra"] = log_for(own, len(completions), kwargs["log_extra"])
-            for i, value in zip(own, checked(function, select(arguments, own)), strict=True):
+            paid = checked(function, select(arguments, own), self.reward_timeout_s)
+            for i, value in zip(own, paid, strict=True):
                 rewards[i] = value
             return rewards
 

@@ -17,8 +17,12 @@ def main(descriptor: int) -> None:
     import tasks
     from job.errors import GradeError
     from job.grading_pool import Failure, grade_error, grade_here
+    from job.interruption import ignore_stop_signals
     from sandbox import Processors, Sandbox, SandboxError
 
+    # A scheduler may send a signal to every process. The trainer, which hears it as well, may still
+    # need this one and its sandbox for the step that it finishes.
+    ignore_stop_signals()
     start = connection.recv()
     tasks.__path__[:] = start.task_folders
     try:

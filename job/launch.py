@@ -10,6 +10,7 @@ torchrun ends with 1 whatever its processes ended with. So the exit code is read
 import contextlib
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -229,6 +230,8 @@ def start(launch: Launch, command: Sequence[str], exit_code: Path, grace_s: floa
         ) from error
     finally:
         # Signal upon signal, torchrun would leave its processes to themselves.
+        for name in SIGNALS.split(","):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
         for child in psutil.Process().children():
             if child not in others:
                 with contextlib.suppress(psutil.NoSuchProcess):

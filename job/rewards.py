@@ -6,20 +6,23 @@ functools.partial, an object with `__call__`; plain or async.
 """
 
 import asyncio
+import contextlib
 import functools
 import importlib
 import inspect
 import math
 import os
 import threading
+import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 import reward_functions
+from job.alarms import clear_alarm, set_alarm
 from job.errors import RewardError, nearest
 
 RewardFunction = Callable[..., Any]  # returns one float or None for each completion
@@ -130,20 +133,27 @@ def text_of(completion: Any) -> Any:
     return completion[0].get("content") if isinstance(completion, list) else completion
 
 
-def checked(function: RewardFunction, arguments: dict[str, Any]) -> list[float | None]:
+def checked(
+    function: RewardFunction, arguments: dict[str, Any], timeout_s: float | None = None
+) -> list[float | None]:
     """Call a reward function, and wait for it if it is async.
 
+    Args:
+        timeout_s: wall clock for the call; None: no limit.
+
     Raises:
-        RewardError: if it raises, lacks an argument, or returns anything but one finite number or
-            None for each completion. A bool counts as 0 or 1.
+        RewardError: if it raises, takes too long, lacks an argument, or returns anything but one
+            finite number or None for each completion. A bool counts as 0 or 1.
     """
     name = function.__name__
     arguments = accepted(function, arguments)
     try:
-        returned = called(function, arguments)
+        returned = called(function, arguments, timeout_s)
         rewards = list(returned) if is_list(returned) else None
+    except RewardError:  # it took too long
+        raise
     except Exception as error:
-        culprit = find_culprit(function, arguments)
+        culprit = find_culprit(function, arguments, timeout_s)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
         raise RewardError(
@@ -170,12 +180,39 @@ def checked(function: RewardFunction, arguments: dict[str, Any]) -> list[float |
     return numbers
 
 
-def called(function: RewardFunction, arguments: dict[str, Any]) -> Any:
-    """What a function returns for these arguments, awaited if that is called for."""
-    returned = function(**arguments)
-    if inspect.isawaitable(returned):
-        return asyncio.run_coroutine_threadsafe(awaited(returned), event_loop()).result()
+def called(
+    function: RewardFunction, arguments: dict[str, Any], timeout_s: float | None = None
+) -> Any:
+    """What a function returns for these arguments, awaited if that is called for.
+
+    Raises:
+        RewardError: if it takes more than `timeout_s`.
+        Exception: of any type, from the function.
+    """
+    if is_async(function):  # it may have been called in any thread, and alarms ring in the main one
+        return wait_for(function.__name__, function(**arguments), timeout_s)
+    with time_limit(function.__name__, timeout_s):
+        returned = function(**arguments)
+        if inspect.isawaitable(returned):
+            return wait_for(function.__name__, returned, None)
     return returned
+
+
+def wait_for(name: str, returned: Awaitable[Any], timeout_s: float | None) -> Any:
+    """What an awaitable comes to in the loop of all async functions.
+
+    Raises:
+        RewardError: if it takes more than `timeout_s`.
+        Exception: of any type, from the function called `name`.
+    """
+    future = asyncio.run_coroutine_threadsafe(awaited(returned), event_loop())
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        if future.done():  # the function's own
+            raise
+        future.cancel()
+        raise RewardError(too_slow(name, timeout_s)) from None
 
 
 async def awaited(returned: Any) -> Any:
@@ -269,13 +306,15 @@ def as_number(value: Any) -> float | None:
         return math.nan
 
 
-def find_culprit(function: RewardFunction, arguments: dict[str, Any]) -> str:
+def find_culprit(
+    function: RewardFunction, arguments: dict[str, Any], timeout_s: float | None
+) -> str:
     """The first completion that makes the function raise on its own, in words."""
     count = len(arguments["completions"])
     for i in range(count):
         one = select(arguments, [i])
         try:
-            called(function, one)
+            called(function, one, timeout_s)
         except Exception:
             return f"\non completion {i} of {count}: {quoted(arguments['completions'][i])}"
     return f"\non a batch of {count} completions, though on none of them alone"
@@ -286,3 +325,37 @@ def quoted(completion: Any) -> str:
     if len(text) <= SHOWN_CHARACTERS:
         return text
     return f"{text[:SHOWN_CHARACTERS]}… ({len(text)} characters)"
+
+
+class TooSlow(BaseException):
+    """A reward function has had its time. It is no Exception, so that none catches it."""
+
+
+def too_slow(name: str, timeout_s: float) -> str:
+    return f"reward function {name} took more than {timeout_s:g} s (train.reward_timeout_s)"
+
+
+@contextlib.contextmanager
+def time_limit(name: str, seconds: float | None) -> Iterator[None]:
+    """Stop a reward function that waits or computes for too long; None: never.
+
+    Raises:
+        RewardError: if it does.
+    """
+    if seconds is None:
+        yield
+        return
+
+    def stop() -> None:
+        raise TooSlow
+
+    set_alarm("reward", time.monotonic() + seconds, stop)
+    try:
+        yield
+    except TooSlow as error:
+        frame = traceback.extract_tb(error.__traceback__)[-3]  # behind it: alarms.py
+        raise RewardError(
+            f"{too_slow(name, seconds)} ({os.path.basename(frame.filename)}:{frame.lineno})"
+        ) from None
+    finally:
+        clear_alarm("reward")

@@ -193,6 +193,19 @@ def impossible(
     yield from held_out_mistakes(get, task_names)
     yield from evaluation_clashes(get)
     yield from reward_mistakes(get, task_names)
+    yield from checkpoint_mistakes(get)
+
+
+def checkpoint_mistakes(get: Get) -> Iterator[str]:
+    """Checkpoints that are wanted again and are not kept."""
+    again = get("grpo.resume_from_checkpoint") or get("train.requeue")
+    if get("grpo.save_only_model") and again:
+        yield (
+            "grpo.save_only_model: such checkpoints have no optimizer, so a run cannot be resumed "
+            "from them; leave it out, or grpo.resume_from_checkpoint and train.requeue"
+        )
+    if get("train.keep_best") and not get("grpo.save_total_limit"):
+        yield "train.keep_best: all checkpoints are kept; set grpo.save_total_limit as well"
 
 
 # ---- One key of GRPOConfig

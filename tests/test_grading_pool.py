@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import tasks
@@ -204,3 +205,16 @@ def test_hostile_text_stalls_no_task(name):
     assert len(grades) == len(texts)
     assert not any(grade.correct for grade in grades)
     assert Status.TIMEOUT not in {grade.status for grade in grades}
+
+
+def test_a_signal_to_every_process_leaves_the_graders_to_the_trainer(hostile, pool):
+    def graders():
+        answers = Grader([hostile], pool).grade(["a", "b", "program"], [{}, {}, {}])
+        assert answers[2].correct  # its sandbox lives as well
+        return {answer.data["pid"] for answer in answers[:2]}
+
+    before = graders()
+    for child in psutil.Process().children(recursive=True):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+            child.send_signal(number)
+    assert graders() & before

@@ -436,6 +436,34 @@ def test_a_faulty_async_function_is_named(name, message, kinds):
         checked(resolve(f"kinds:{name}"), {"completions": [completion("one"), completion("two")]})
 
 
+def test_an_async_function_that_hangs_is_named_and_left():
+    cancelled = threading.Event()
+
+    async def judge(completions):
+        try:
+            await asyncio.sleep(600)
+        finally:
+            cancelled.set()
+
+    async def impatient(completions):
+        raise TimeoutError("no reply")
+
+    arguments = {"completions": [completion("one")]}
+    with pytest.raises(RewardError, match=r"^reward function judge took more than 0.05 s"):
+        checked(judge, arguments, timeout_s=0.05)
+    assert cancelled.wait(60)
+    with pytest.raises(RewardError, match="impatient raised TimeoutError: no reply"):
+        checked(impatient, arguments, timeout_s=600)
+
+
+def test_a_plain_function_that_hangs_is_named():
+    def judge(completions):
+        time.sleep(600)
+
+    with pytest.raises(RewardError, match=r"judge took more than 0.05 s .*test_reward_functions"):
+        checked(judge, {"completions": [completion("one")]}, timeout_s=0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
