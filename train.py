@@ -143,6 +143,8 @@ def run(config: Config) -> int:
         run_s = time.monotonic() - began
         report.exit_code = code
 
+    if plan.stream is not None:
+        print(plan.stream.summary())
     if code == DONE and trainer.is_world_process_zero():
         print_report(config, trainer, folder, evaluation, run_s)
     return code
@@ -278,7 +280,7 @@ def build_trainer(
             processing_class=tokenizer,
             reward_funcs=grader.reward_functions(),
             args=arguments,
-            train_dataset=Dataset.from_list(plan.rows),
+            train_dataset=plan.training_set(),
             eval_dataset=eval_dataset,
             callbacks=make_callbacks(config, folder, grader, arguments),
             chat=chat,
