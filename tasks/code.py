@@ -85,6 +85,7 @@ PROBLEMS = [
 ]
 
 REWARDS = ["function_works", "no_cheating", "tests_passed", "style", "documentation"]
+FIXED_INPUTS = True
 MEASURES = [Measure("tests passed", lambda grade, row: grade.passed, is_share=True)]
 
 REFERENCE = '''\
