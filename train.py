@@ -37,6 +37,7 @@ from job.errors import (
 )
 from job.evaluation.evaluation import Sampler
 from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
+from job.fetch import fetch
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.model import (
@@ -50,6 +51,7 @@ from job.model import (
     settle_quantization,
     trainer_settings,
 )
+from job.network import prepare_hub
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.report.live_report import LiveReport
 from job.reward_check import check_rewards
@@ -77,6 +79,9 @@ def main(argv: list[str] | None = None) -> int:
         help="check all that can be checked without the model, and stop",
     )
     parser.add_argument(
+        "--fetch", action="store_true", help="download what this needs, and stop; for train.sh"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1"
     )
     arguments = parser.parse_intermixed_args(argv)  # overrides may come between options
@@ -86,6 +91,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def train_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    if arguments.fetch:
+        fetch([config], trains=True)
+        return DONE
     if arguments.dry_run:
         return dry_run(config)
     return run(config)
@@ -170,6 +178,7 @@ def settle(config: Config) -> Config:
         ConfigError: if this machine or the model cannot do what the config says.
     """
     check_vllm(config)
+    prepare_hub(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
     return config
