@@ -189,18 +189,18 @@ mount() {
 #
 # REASONS are words: fetch (everything), look (the same without a network), hub, wandb, mlflow, judge, nodes.
 variables_for() { # REASONS...
-    local reason wanted secret='.*_(TOKEN|KEY|PASSWORD|USERNAME)'
+    local reason wanted further=${PASS_ENV:-} secret='.*_(TOKEN|KEY|PASSWORD|USERNAME)'
     local plain='HF_HUB_[A-Z_]+|HF_DATASETS_OFFLINE|TRANSFORMERS_[A-Z_]+|(WANDB|TRACKIO|MLFLOW)_[A-Z_]+'
     local proxy='(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy'
     local hub='HF_(TOKEN|ENDPOINT|HUB_OFFLINE)|TRACKIO_[A-Z_]+'
     wanted=$(matching "$plain" | grep -vxE "$secret|HF_HUB_OFFLINE" || true)
     for reason; do
         case $reason in
-            fetch | look) wanted+=$'\n'$(matching "$hub|(WANDB|MLFLOW)_[A-Z_]+|${PASS_ENV// /|}") ;;
+            fetch | look) wanted+=$'\n'$(matching "$hub|(WANDB|MLFLOW)_[A-Z_]+|${further// /|}") ;;
             hub) wanted+=$'\n'$(matching "$hub") ;;
             wandb) wanted+=$'\n'$(matching 'WANDB_[A-Z_]+') ;;
             mlflow) wanted+=$'\n'$(matching 'MLFLOW_[A-Z_]+') ;;
-            judge) wanted+=$'\n'$(matching "${PASS_ENV// /|}") ;;
+            judge) wanted+=$'\n'$(matching "${further// /|}") ;;
         esac
         wanted+=$'\n'$(matching "$proxy")
     done

@@ -162,7 +162,7 @@ create_venv() { # PYTHON
 
 # Installs FILE into .venv, then writes STAMP down: FILE, STAMP, OPTIONS OF PIP...
 install_requirements() {
-    local file=$1 stamp=$2 python=.venv/bin/python finished progress began=$SECONDS
+    local file=$1 stamp=$2 python=.venv/bin/python finished began=$SECONDS
     shift 2
     finished=$(cat .venv/installed 2>/dev/null || true)
     touch .venv/installing
@@ -171,8 +171,8 @@ install_requirements() {
         "$python" -m pip uninstall --yes torch # pip would take the CPU build for the same version
     fi
     tell_size "$file"
-    show_progress "$began" &
-    progress=$!
+    show_progress "$began" "$BASHPID" &
+    progress=$! # not local, because the trap needs it
     trap 'kill "$progress" 2>/dev/null || true' EXIT
     if ! install_with_uv "$file" "$@"; then
         "$python" -m pip install --disable-pip-version-check "$@" -r "$file" ||
@@ -195,12 +195,12 @@ tell_size() {
     echo "Installing the $packages packages of $1 into .venv: $what."
 }
 
-# Prints every 10 s how far an installation has come, until this script ends: SECONDS AT ITS BEGIN
+# Prints every 10 s how far an installation has come, while it lasts: SECONDS AT ITS BEGIN, PROCESS THAT INSTALLS
 #
 # pip writes nothing while it unpacks, and uv nothing at all without a terminal.
 show_progress() {
     trap 'kill "$!" 2>/dev/null; exit' TERM
-    while kill -0 $$ 2>/dev/null; do
+    while [[ -e .venv/installing ]] && kill -0 "$2" 2>/dev/null; do
         sleep 10 &
         wait "$!"
         echo "... $((SECONDS - $1)) s: .venv holds $(du -sm .venv 2>/dev/null | cut -f 1) MB"
@@ -222,7 +222,7 @@ install_with_uv() {
             find-links) for value in $value; do options+=(--find-links "$value"); done ;;
             trusted-host) for value in $value; do options+=(--allow-insecure-host "$value"); done ;;
             constraint) for value in $value; do options+=(--constraint "$value"); done ;;
-            cert) export SSL_CERT_FILE=${SSL_CERT_FILE:-$value} ;;
+            cert) if [[ -z ${SSL_CERT_FILE:+set} ]]; then export SSL_CERT_FILE=$value; fi ;;
         esac
     done < <(.venv/bin/python -m pip config list 2>/dev/null)
     uv pip install --python .venv/bin/python "${options[@]}" "$@" -r "$file" && return

@@ -29,7 +29,7 @@ from job.model import (
 )
 from job.rows import mixed_rows
 from job.run_folder import RunFolder
-from job.waiting import waiting
+from job.waiting import bytes_in_words, waiting
 
 # What from_pretrained reads. Folders below hold other formats of the same weights.
 PATTERNS = ("*.json", "*.safetensors", "*.jinja", "*.model", "*.txt")
@@ -103,11 +103,11 @@ def download(name: str) -> None:
     free = shutil.disk_usage(cache).free + bytes_in(folder)
     if free < size:
         raise OutputError(
-            f"{name} has {in_gb(size)}, and the disk of {cache} has {in_gb(free)} free; "
+            f"{name} has {bytes_in_words(size)}, and the disk of {cache} has {bytes_in_words(free)} free; "
             "make space, or set HF_HOME to a folder elsewhere"
         )
-    what = f"model: downloading {name}: {len(names)} files, {in_gb(size)}, to {cache}"
-    with waiting(what, lambda: f"{in_gb(bytes_in(folder))} of {in_gb(size)} are here"):
+    what = f"model: downloading {name}: {len(names)} files, {bytes_in_words(size)}, to {cache}"
+    with waiting(what, lambda: f"{bytes_in_words(bytes_in(folder))} of {bytes_in_words(size)} are here"):
         # The commit that was listed: the repository may change meanwhile
         snapshot_download(name, allow_patterns=names, revision=found.sha)
 
@@ -132,12 +132,6 @@ def bytes_in(folder: Path) -> int:
         with contextlib.suppress(OSError):  # a file that was renamed just now
             size += os.stat(path).st_blocks * 512
     return size
-
-
-def in_gb(size: int) -> str:
-    if size < 1e8:
-        return f"{size / 1e6:.1f} MB"
-    return f"{size / 1e9:.1f} GB"
 
 
 # ---- The data

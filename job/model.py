@@ -23,7 +23,7 @@ from job.distributed import local_rank, world_size
 from job.errors import ConfigError, nearest, one_line
 from job.quantization import IN_WORDS, HubCopies, check_stored, hub_copies, pick
 from job.rules import VLLM_UNDER_UNSLOTH
-from job.waiting import waiting
+from job.waiting import bytes_in_words, waiting
 
 # Modules of experts. PEFT saves some of them as parameters.
 EXPERT_MODULES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
@@ -71,7 +71,7 @@ def size_in_words(model_config: Model) -> str:
     for folder in folders:
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
         if size:
-            return f", {size / 1e9:.3g} GB"
+            return f", {bytes_in_words(size)}"
     return ""
 
 

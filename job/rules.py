@@ -183,6 +183,7 @@ def impossible(
     yield from schedule_mistakes(get_grpo)
     yield from batch_mistakes(get_grpo, world_size)
     yield from process_mistakes(get_grpo, world_size)
+    yield from secret_mistakes(get_grpo)
     yield from package_mistakes(get_grpo)
     yield from vllm_mistakes(get)
     yield from rollout_mistakes(get)
@@ -312,6 +313,15 @@ def process_mistakes(get: Get, world_size: int) -> Iterator[str]:
         yield (
             "grpo.fsdp: shards a model over several processes; "
             "leave it out, or start them by torchrun"
+        )
+
+
+def secret_mistakes(get: Get) -> Iterator[str]:
+    """Tokens in the config, which is written to the output folder and shown by `ps`."""
+    if get("hub_token"):
+        yield (
+            "grpo.hub_token: a token does not belong into the config, which a run saves; "
+            "set HF_TOKEN, or HF_TOKEN_PATH to a file that holds it"
         )
 
 

@@ -35,3 +35,10 @@ def waiting(what: str, so_far: Callable[[], str] | None = None) -> Iterator[None
         done.set()
         thread.join()
     print(f"... done in {time.monotonic() - began:.1f} s", flush=True)
+
+
+def bytes_in_words(size: int) -> str:
+    """A size in MB or GB."""
+    if size < 1e9:
+        return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e9:.1f} GB"
