@@ -36,15 +36,17 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/cache/huggingface TRITON_CACHE_DIR=/cache/triton TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     UNSLOTH_COMPILE_LOCATION=/cache/unsloth NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN mkdir -p /app/gpt-oss-grpo /cache/huggingface && chmod -R a+rwX /app/gpt-oss-grpo /cache
-VOLUME /cache
+# With --read-only, these two can be written without further options.
+VOLUME ["/cache", "/tmp"]
 
 WORKDIR /app
 COPY --chmod=755 . /app
-ARG REVISION=unknown
+ARG REVISION=unknown VERSIONS=unknown
 LABEL org.opencontainers.image.title="gpt-oss-grpo" \
       org.opencontainers.image.description="GRPO fine-tuning of gpt-oss-20b and other causal language models" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      gpt-oss-grpo.versions="${VERSIONS}"
 USER 1000:1000
 ENTRYPOINT ["python"]
 CMD ["train.py"]

@@ -197,7 +197,8 @@ class Options(SharedOptions):
         if RUFF is None and RUFF_REWARDS.intersection(wanted):
             mistakes.append(
                 f"rewards: {' and '.join(sorted(RUFF_REWARDS))} need ruff, which is not installed: "
-                "pip install -r requirements.txt, or leave them out"
+                "bring .venv up to date with `bash train.sh --setup`, or the image with "
+                "`bash build.sh`, or leave them out"
             )
         if mistakes:
             raise ValueError("; ".join(mistakes))

@@ -15,13 +15,19 @@ ROOT = Path(__file__).resolve().parent.parent
 PATIENCE_S = 600  # what the scripts do takes a second; a busy machine may need much more
 TOOLS = (
     "bash cat mkdir mktemp rm stat dirname basename id grep cut sha256sum flock touch sleep "
-    "tar cp git"
+    "tar cp mv git sort wc du"
 )
 
 # Logs its arguments, one a line, a blank line after each call. FAKE lists what is wrong with this
 # machine.
 DOCKER = r"""#!/usr/bin/env bash
-case "$*" in *--entrypoint\ true* | "buildx version") probe=1 ;; *) probe= ;; esac
+case "$*" in
+    --version)
+        case $FAKE in *podman*) echo "podman version 4.3.1" ;; *) echo "Docker version 28" ;; esac
+        exit ;;
+    *--entrypoint\ true* | "buildx version") probe=1 ;;
+    *) probe= ;;
+esac
 [[ -n $probe ]] || printf '%s\n' "$@" "" >>"$LOG"
 case $1 in
     version)
@@ -30,11 +36,28 @@ case $1 in
         echo 20.10.24 ;;
     buildx) [[ $FAKE == *buildx* ]] ;; # `buildx version` asks whether there is one
     image)
+        if [[ $* == *--format* ]]; then echo "$VERSIONS"; exit; fi
         case "$2 $3" in
             "inspect gpt-oss-grpo:cpu") [[ $FAKE == *cpu-image* ]] ;;
             inspect*) [[ $FAKE != *no-image* ]] ;;
         esac ;;
-    info) [[ $FAKE != *rootless* ]] || echo "[name=seccomp name=rootless]" ;;
+    info)
+        case $* in
+            *Rootless*) if [[ $FAKE == *rootless* ]]; then echo true; else echo false; fi ;;
+            *MemTotal*) echo 100000000000 ;;
+            *CgroupControllers*) echo "[cpu memory pids]" ;;
+            *) [[ $FAKE != *rootless* ]] || echo "[name=seccomp name=rootless]" ;;
+        esac ;;
+    inspect) echo 50000000 ;;
+    events)
+        # Until the job has begun, which is when the client asks for it
+        until grep -qx -- --label "$LOG"; do sleep 0.02; done
+        echo "start id <no value>"
+        case $FAKE in
+            *memory-out*) printf '%s\n' "oom id <no value>" "die id 137" ;;
+            *killed*) echo "die id 137" ;;
+            *) echo "die id 0" ;;
+        esac ;;
     import) cat >/dev/null ;;
     build)
         for word; do
@@ -49,6 +72,19 @@ case $1 in
                 *) exit 0 ;;
             esac >&2
             exit 125
+        fi
+        for word; do
+            case $word in
+                *,\"target=/run/environment\"*)
+                    file=${word#*source=}
+                    cat "${file%%\",*}" >"$LOG.environment" ;;
+            esac
+        done
+        if [[ $* == *--fetch* ]]; then
+            if [[ -e $LOG.environment ]]; then mv "$LOG.environment" "$LOG.fetch.environment"; fi
+            [[ $FAKE != *fetch-fails* ]] || exit 2
+            printf '%b' "$NEEDS"
+            exit
         fi
         echo "pid $$"
         [[ $FAKE != *exit-3* ]] || exit 3 ;;
@@ -97,8 +133,10 @@ class Machine:
         for pattern in ("*.sh", "requirements*.txt"):
             for file in ROOT.glob(pattern):
                 shutil.copy(file, self.repo)
-        for name in ("train.py", "check.py", "config.yaml", "configs/tiny.yaml"):
+        for name in ("report.py", "export.py", "config.yaml", "configs/tiny.yaml"):
             (self.repo / name).touch()
+        for name in ("train.py", "check.py"):
+            (self.repo / name).write_text("takes --fetch")
         for tool in TOOLS.split():
             if path := shutil.which(tool):
                 (self.bin / tool).symlink_to(path)
@@ -107,6 +145,7 @@ class Machine:
         self.log = folder / "log"
         self.log.touch()
         self.env = {"PATH": str(self.bin), "HOME": str(self.home), "LOG": str(self.log)}
+        self.env |= {"NEEDS": "", "VERSIONS": "", "XDG_RUNTIME_DIR": str(folder)}
         self.env |= {"FAKE": "", "DRIVER": "580.65.06", "MIN_FREE_GB": "0"}
 
     def add(self, name: str, text: str) -> None:
@@ -140,7 +179,7 @@ class Machine:
         """The arguments of the one `docker VERB` that a successful command comes to."""
         done = self.run(*command, **env)
         assert done.returncode == 0, done.stderr
-        (call,) = [call for call in self.calls() if call[0] == verb]
+        (call,) = [call for call in self.calls() if call[0] == verb and "--fetch" not in call]
         return call
 
     def pip_calls(self) -> list[str]:
@@ -167,21 +206,26 @@ def bind(source: object, target: object, mode: str = "") -> str:
 def test_help_names_every_setting_that_the_script_reads(machine: Machine, script: str):
     done = machine.run(script, "--help")
     assert done.returncode == 0 and not done.stderr
-    settings = set(re.findall(r"\$\{([A-Z_]+):-", (ROOT / script).read_text())) - {
-        "HOME",
-        "XDG_CACHE_HOME",
-    }
+    read = (ROOT / script).read_text()
+    if script == "train.sh":
+        read += (ROOT / "container.sh").read_text()
+    settings = set(re.findall(r"\$\{([A-Z_]+):-", read))
+    settings -= {"HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"}
     assert {name for name in settings if name not in done.stdout} == set()
 
 
 REFUSALS = {
-    "no engine": ({"FAKE": "no-engine"}, 2, "no Docker engine answers: Cannot connect"),
+    "no engine": (
+        {"FAKE": "no-engine"},
+        2,
+        "no container engine answers (docker): Cannot connect",
+    ),
     "no image": (
         {"FAKE": "no-image"},
         2,
         "there is no image gpt-oss-grpo.\ntrain.sh: Build it: bash build.sh",
     ),
-    "no client": ({"DOCKER": "podmann"}, 2, "there is no Docker client (podmann)"),
+    "no client": ({"DOCKER": "podmann"}, 2, "there is no container client (sought: podmann)"),
     "no runtime": ({"FAKE": "no-runtime"}, 2, "Docker has no NVIDIA runtime"),
     "no driver": (
         {"FAKE": "no-driver"},
@@ -225,7 +269,8 @@ def test_no_docker_at_all(machine: Machine):
     (machine.bin / "docker").unlink()
     for script in ("train.sh", "build.sh"):
         done = machine.run(script)
-        assert done.returncode == 2 and "there is no Docker client (docker)" in done.stderr
+        assert done.returncode == 2
+        assert "there is no container client (sought: docker podman apptainer" in done.stderr
         assert "bash train.sh --smoke" in done.stderr
 
 
@@ -300,10 +345,10 @@ def test_settings_of_the_container(machine: Machine, tmp_path: Path):
     places = {
         name: str(tmp_path / "far, away" / name) for name in ("OUTPUT_DIR", "CACHE_DIR", "HF_HOME")
     }
-    env = {"GPUS": "0,1", "IMAGE": "mine:1", "DOCKER_ARGS": "--network none", "FAKE": "rootless"}
+    env = {"GPUS": "0,1", "IMAGE": "mine:1", "DOCKER_ARGS": "--network host", "FAKE": "rootless"}
     call = machine.docker_call("run", "train.sh", **places, **env)
     assert options(call, "--gpus") == ['"device=0,1"']
-    assert options(call, "--network") == ["none"] and "mine:1" in call
+    assert options(call, "--network") == ["host"] and "mine:1" in call
     assert options(call, "--user") == ["0:0"]
     assert set(options(call, "--mount")) > {
         bind(places["OUTPUT_DIR"], "/app/gpt-oss-grpo"),
@@ -347,17 +392,217 @@ def test_outputs_that_the_container_could_not_write_are_refused(machine: Machine
     assert done.returncode == 2 and "absolute path or one below gpt-oss-grpo/" in done.stderr
 
 
-def test_secrets_go_by_name_and_are_never_shown(machine: Machine, tmp_path: Path):
-    token = tmp_path / "token"
+SECRETS = {"HF_TOKEN": "hf_it's secret", "WANDB_API_KEY": "w_secret", "JUDGE_KEY": "j_secret"}
+
+
+def environment_of_job(machine: Machine) -> str:
+    """What the job reads from the file that is mounted for it."""
+    file = Path(f"{machine.log}.environment")
+    return file.read_text() if file.exists() else ""
+
+
+def fetch_and_job(machine: Machine) -> list[list[str]]:
+    return [call for call in machine.calls() if call[0] == "run"]
+
+
+def test_a_job_has_neither_network_nor_token_and_the_fetch_step_both(
+    machine: Machine, tmp_path: Path
+):
+    token, hub = tmp_path / "token", tmp_path / "hub"
     token.write_text("hf_secret")
-    secrets = {"HF_TOKEN": "hf_secret", "WANDB_API_KEY": "hf_secret", "HF_TOKEN_PATH": str(token)}
-    done = machine.run("train.sh", **secrets, HF_HUB_OFFLINE="1", WANDB_DIR="/x", MY_KEY="1")
-    (call,) = [call for call in machine.calls() if call[0] == "run"]
-    names = {"HF_TOKEN", "WANDB_API_KEY", "HF_HUB_OFFLINE", "HF_TOKEN_PATH=/run/hf_token"}
-    names.add("START_COMMAND=bash train.sh")
-    assert set(options(call, "--env")) == names
-    assert bind(token, "/run/hf_token", ",readonly") in call
-    assert "hf_secret" not in done.stdout + done.stderr + machine.log.read_text()
+    hub.mkdir()
+    (hub / "token").write_text("hf_secret")  # as `hf auth login` leaves it
+    places = {"HF_TOKEN_PATH": str(token), "HF_HOME": str(hub), "WANDB_DIR": "/x", "MY_KEY": "1"}
+    done = machine.run("train.sh", "a.b=1", **SECRETS, **places, HF_HUB_DOWNLOAD_TIMEOUT="60")
+    assert done.returncode == 0, done.stderr
+    fetch, job = fetch_and_job(machine)
+
+    assert fetch[-3:] == ["train.py", "--fetch", "a.b=1"] and job[-2:] == ["train.py", "a.b=1"]
+    assert not options(fetch, "--network") and options(job, "--network") == ["none"]
+    assert bind(token, "/run/hf_token", ",readonly") in fetch
+    assert "/run/hf_token" not in str(job)
+    hidden = bind("/dev/null", "/cache/huggingface/token", ",readonly")
+    assert hidden in job and hidden not in fetch
+    assert "HF_HUB_OFFLINE=1" in options(job, "--env")
+    assert environment_of_job(machine) == "export HF_HUB_DOWNLOAD_TIMEOUT='60'\n"
+    given = Path(f"{machine.log}.fetch.environment").read_text()
+    assert all(f"export {name}=" in given for name in ("HF_TOKEN", "WANDB_API_KEY"))
+    assert "WANDB_DIR" not in given and "KEY='1'" not in given
+
+    assert "fetch step: with the network and your tokens" in done.stderr
+    assert "job: without network and token (--network gives it both)" in done.stderr
+    assert "secret" not in done.stdout + done.stderr + machine.log.read_text()
+
+
+@pytest.mark.parametrize("needs, given, kept", [
+    ("hub\tgrpo.push_to_hub uploads", ["HF_TOKEN"], ["WANDB_API_KEY", "JUDGE_KEY"]),
+    ("wandb\twandb is online", ["WANDB_API_KEY"], ["HF_TOKEN", "JUDGE_KEY"]),
+    ("judge\tjudge says so", ["JUDGE_KEY"], ["HF_TOKEN", "WANDB_API_KEY"]),
+    ("hub\ta\nwandb\tb", ["HF_TOKEN", "WANDB_API_KEY"], ["JUDGE_KEY"]),
+])  # fmt: skip
+def test_what_needs_the_network_is_named_and_gets_its_own_secret_alone(
+    machine: Machine, needs, given, kept
+):
+    proxy = {"HTTPS_PROXY": "http://me:p_secret@proxy"}
+    done = machine.run("train.sh", **SECRETS, **proxy, PASS_ENV="JUDGE_KEY", NEEDS=f"{needs}\n")
+    _, job = fetch_and_job(machine)
+    assert not options(job, "--network")
+    reasons = [line.partition("\t")[2] for line in needs.split("\n")]
+    assert f"job: with the network: {'; '.join(reasons)}" in done.stderr
+    environment = environment_of_job(machine)
+    assert all(f"export {name}=" in environment for name in [*given, "HTTPS_PROXY"])
+    assert not any(name in environment for name in kept)
+    assert ("HF_HUB_OFFLINE=1" in options(job, "--env")) == ("hub" not in needs)
+    assert options(job, "--entrypoint") == ["sh"]
+    assert job[-5:] == ["gpt-oss-grpo", "-c", job[-3], "sh", "train.py"]
+    assert "secret" not in done.stdout + done.stderr + machine.log.read_text()
+
+
+def test_a_shell_reads_a_secret_as_it_is(machine: Machine):
+    machine.run("train.sh", **SECRETS, NEEDS="hub\twhy\n")
+    file = f"{machine.log}.environment"
+    command = ["sh", "-c", f'. "{file}" && printf %s "$HF_TOKEN"']
+    assert subprocess.run(command, capture_output=True, text=True).stdout == SECRETS["HF_TOKEN"]
+
+
+def test_secrets_are_gone_from_the_disk_once_the_job_runs(machine: Machine, tmp_path: Path):
+    machine.run("train.sh", **SECRETS, NEEDS="hub\twhy\n")
+    assert environment_of_job(machine)
+    machine.run("train.sh", **SECRETS, FAKE="fetch-fails")
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("tmp.")]
+
+
+def test_the_network_can_be_asked_for(machine: Machine):
+    done = machine.run("train.sh", "--network", **SECRETS)
+    (job,) = fetch_and_job(machine)
+    assert not options(job, "--network") and "HF_HUB_OFFLINE=1" not in options(job, "--env")
+    assert "job: with the network: --network was given" in done.stderr
+    assert "export HF_TOKEN=" in environment_of_job(machine)
+
+
+@pytest.mark.parametrize("words, networks", [
+    (["check.py"], [None, "none"]),
+    (["report.py", "x"], ["none"]),
+    (["export.py", "x"], [None]),
+    (["--dry-run"], [None]),
+])  # fmt: skip
+def test_which_scripts_get_the_network(machine: Machine, words, networks):
+    machine.run("train.sh", "--cpu", *words)
+    found = [options(call, "--network") for call in fetch_and_job(machine)]
+    assert found == [[name] if name else [] for name in networks]
+
+
+def test_offline_nothing_is_fetched_and_needs_are_still_asked(machine: Machine):
+    done = machine.run("train.sh", **SECRETS, HF_HUB_OFFLINE="1", NEEDS="wandb\tit is online\n")
+    fetch, job = fetch_and_job(machine)
+    assert options(fetch, "--network") == ["none"] and not options(job, "--network")
+    assert "nothing is downloaded, because HF_HUB_OFFLINE is set" in done.stderr
+
+
+def test_a_fetch_step_that_fails_is_the_end(machine: Machine):
+    done = machine.run("train.sh", FAKE="fetch-fails")
+    assert (done.returncode, len(fetch_and_job(machine))) == (2, 1)
+    assert "--smoke" not in done.stderr  # the job said what is wrong
+
+
+def test_every_container_is_bounded_and_cannot_write_to_its_root(machine: Machine):
+    machine.run("train.sh", MIN_FREE_GB="0.5")
+    for call in fetch_and_job(machine):
+        assert {"--read-only", "--init"} < set(call)
+        assert options(call, "--tmpfs") == ["/tmp:exec,mode=1777"]
+        assert options(call, "--cap-drop") == ["ALL"]
+        assert options(call, "--security-opt") == ["no-new-privileges"]
+        assert options(call, "--pids-limit") == ["8192"]
+        assert options(call, "--memory") == ["90000000000"]  # nine tenths of the machine's
+        assert "MIN_FREE_GB=0.5" in options(call, "--env")
+    machine.log.write_text("")
+    call = machine.docker_call("run", "train.sh", "report.py", MEMORY="64g")
+    assert options(call, "--memory") == ["64g"]
+
+
+@pytest.mark.parametrize("fake, text", [
+    ("memory-out", "out of main memory: the container has a limit of 50 MB"),
+    ("killed", "the container was killed (137): by the kernel for want of main memory (it has a"),
+])  # fmt: skip
+def test_a_kill_for_want_of_memory_is_told_with_the_limit(machine: Machine, fake, text):
+    done = machine.run("train.sh", "--cpu", FAKE=fake)
+    assert text in done.stderr and "MEMORY=64g sets another limit" in done.stderr
+
+
+@pytest.mark.parametrize("script", ["requirements.txt", "requirements{,-gpu}.txt"])
+def test_an_image_older_than_the_requirements_is_told(machine: Machine, script):
+    versions = f"cd '{machine.repo}'; cat {script} | grep -oE '^[A-Za-z0-9._-]+==[^ ]+' | sort"
+    known = subprocess.run(
+        ["bash", "-c", f"{versions} | sha256sum | cut -c 1-16"], capture_output=True, text=True
+    ).stdout.strip()
+    warning = "was built from other versions than requirements*.txt asks for"
+    assert warning not in machine.run("train.sh", "--cpu", VERSIONS=known).stderr
+    with (machine.repo / "requirements.txt").open("a") as file:
+        file.write("# a comment\n")
+    assert warning not in machine.run("train.sh", "--cpu", VERSIONS=known).stderr
+    with (machine.repo / "requirements.txt").open("a") as file:
+        file.write("another==1.0\n")
+    done = machine.run("train.sh", "--cpu", VERSIONS=known)
+    assert done.returncode == 0 and warning in done.stderr
+    assert "Bring it up to date: bash build.sh --cpu" in done.stderr
+
+
+# --- other engines --------------------------------------------------------------------------------
+
+
+def test_podman_keeps_the_users_number_where_it_has_no_root(machine: Machine):
+    call = machine.docker_call("run", "train.sh", "report.py", FAKE="podman rootless")
+    assert "--userns=keep-id" in call
+    assert options(call, "--user") == [f"{os.getuid()}:{os.getgid()}"]
+    assert options(call, "--device") == ["nvidia.com/gpu=all"] and "--gpus" not in call
+    machine.log.write_text("")
+    call = machine.docker_call("run", "train.sh", "report.py", FAKE="podman", GPUS="0,2")
+    assert "--userns=keep-id" not in call
+    assert options(call, "--device") == ["nvidia.com/gpu=0", "nvidia.com/gpu=2"]
+
+
+def test_podman_is_found_where_there_is_no_docker(machine: Machine):
+    (machine.bin / "docker").rename(machine.bin / "podman")
+    call = machine.docker_call("run", "train.sh", "--cpu", FAKE="podman rootless killed")
+    assert "--userns=keep-id" in call
+    call = machine.docker_call("build", "build.sh", "--cpu", FAKE="podman")
+    assert options(call, "--tag") == ["gpt-oss-grpo:cpu"]
+
+
+APPTAINER = r"""#!/usr/bin/env bash
+[[ $1 != --version ]] || { echo "apptainer version 1.3.4"; exit; }
+printf '%s\n' "$@" "" >>"$LOG"
+if [[ $* != *--fetch* ]]; then compgen -e APPTAINERENV_ >"$LOG.environment"; fi
+exit 0
+"""
+
+
+def test_apptainer(machine: Machine):
+    (machine.bin / "docker").unlink()
+    machine.add("apptainer", APPTAINER)
+    done = machine.run("train.sh", "--cpu")
+    assert (
+        done.returncode == 2 and f"there is no image {machine.repo}/gpt-oss-grpo.sif" in done.stderr
+    )
+    done = machine.run("build.sh", "--cpu")
+    assert done.returncode == 2 and "does not build from a Dockerfile" in done.stderr
+
+    image = machine.repo / "gpt-oss-grpo.sif"
+    image.touch()
+    done = machine.run("train.sh", "a.b=1", **SECRETS, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr
+    fetch, job = machine.calls()
+    assert job[:6] == ["exec", "--containall", "--cleanenv", "--no-privs", "--pwd", "/app"]
+    assert "--nv" in job and options(job, "--network") == ["none"] and "--net" in job
+    assert job[-4:] == [str(image), "python", "train.py", "a.b=1"]
+    assert not options(fetch, "--network") and fetch[-3:] == ["train.py", "--fetch", "a.b=1"]
+    read_only = f'type=bind,"source={machine.repo}","destination=/app",ro'
+    assert options(job, "--mount")[0] == read_only
+    assert environment_of_job(machine) == "APPTAINERENV_WANDB_MODE\n"
+    assert "secret" not in done.stdout + done.stderr + machine.log.read_text()
+
+
+# --- the place of the script ----------------------------------------------------------------------
 
 
 def test_docker_takes_the_place_of_the_script_and_its_exit_status(machine: Machine):
@@ -517,7 +762,7 @@ def test_build_for_cpus_behind_a_mirror(machine: Machine, tmp_path: Path):
 
 def test_build_refusals(machine: Machine):
     for env, text in (
-        ({"FAKE": "no-engine"}, "no Docker engine answers"),
+        ({"FAKE": "no-engine"}, "no container engine answers"),
         ({"FAKE": "new-client"}, "this Docker client has no BuildKit"),
     ):
         done = machine.run("build.sh", **env)
