@@ -458,6 +458,26 @@ def test_what_needs_the_network_is_named_and_gets_its_own_secret_alone(
     assert "secret" not in done.stdout + done.stderr + machine.log.read_text()
 
 
+def test_a_job_on_several_nodes_shares_the_network_of_its_node_and_knows_of_the_others(
+    machine: Machine,
+):
+    alone = {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_NODES": "1", "PET_NNODES": "1"}
+    done = machine.run("train.sh", "--gpus", "2", **alone)
+    assert "job: without network" in done.stderr
+    _, job = fetch_and_job(machine)
+    assert job[-3:] == ["train.py", "--gpus", "2"]
+    assert "export SLURM_JOB_ID='7'\n" in environment_of_job(machine)
+
+    machine.log.unlink()
+    several = alone | {"SLURM_STEP_NUM_NODES": "2", "NCCL_SOCKET_IFNAME": "ib0"}
+    done = machine.run("train.sh", **several)
+    assert "job: with the network: several nodes train together" in done.stderr
+    _, job = fetch_and_job(machine)
+    assert options(job, "--network") == ["host"]
+    for name, value in several.items():
+        assert f"export {name}='{value}'\n" in environment_of_job(machine)
+
+
 def test_a_shell_reads_a_secret_as_it_is(machine: Machine):
     machine.run("train.sh", **SECRETS, NEEDS="hub\twhy\n")
     file = f"{machine.log}.environment"
