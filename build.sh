@@ -12,6 +12,7 @@ Builds the image gpt-oss-grpo for NVIDIA GPUs; --cpu builds the smaller gpt-oss-
 
 Environment, all optional:
   IMAGE             name of the image
+  EXTRA_PACKAGES    further packages to install, such as "wandb mlflow"
   BASE_IMAGE        a Debian-based image with Python 3.11+ (python:3.11-slim-bookworm)
   DOCKER            the client (docker); it needs BuildKit
   HTTP_PROXY, HTTPS_PROXY, NO_PROXY
@@ -106,6 +107,7 @@ for name in HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
     # Docker knows these arguments and keeps their values out of the image's history.
     if [[ -n ${!name:-} ]]; then options+=(--build-arg "$name"); fi
 done
+if [[ -n ${EXTRA_PACKAGES:-} ]]; then options+=(--build-arg "EXTRA_PACKAGES=$EXTRA_PACKAGES"); fi
 if [[ -n ${BASE_IMAGE:-} ]]; then options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE"); fi
 versions=$(versions_of "$repo/requirements.txt")
 if [[ $requirements != requirements.txt ]]; then versions=$(versions_of "$repo/requirements.txt" "$repo/$requirements"); fi

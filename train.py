@@ -17,6 +17,7 @@ It ends with the exit codes of job/errors.py:
 """
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from job import distributed, grpo_keys, trackers, watchdog
+from job.adapters import drop_reference
 from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.checkpoints import steps_done
@@ -46,7 +48,6 @@ from job.interruption import Interruption, Stopped, deadline_of
 from job.launch import plan_launch, start
 from job.model import (
     as_written,
-    check_model,
     check_vllm,
     estimate_memory,
     load_model,
@@ -55,12 +56,13 @@ from job.model import (
     settle_quantization,
     trainer_settings,
 )
+from job.model_checks import check_model, settle_targets
 from job.network import prepare_hub
 from job.out_of_memory import ADVICE, is_out_of_memory
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.preflight import preflight
 from job.report.live_report import LiveReport
-from job.reward_check import check_rewards
+from job.reward_check import check_rewards, rehearse_rewards
 from job.run_folder import RunFolder, shown_path
 
 LEAVING_S = 600.0  # for the first process to write what is left, while others wait
@@ -168,6 +170,7 @@ def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
     ):
         # The rewards
         print(sandbox)
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox, with_programs=False))
         for options in config.tasks:
             if options.check:
                 _, summary = check_rewards(options, sandbox)
@@ -216,6 +219,8 @@ def dry_run(config: Config) -> int:
     RunFolder(config).checkpoint_to_resume(config)  # refuses one that does not fit
     for row in first_of_each_kind(plan.rows):
         print(shown(row, chat))
+    with GradingPool.of(dataclasses.replace(config.sandbox, workers=1)) as sandbox:
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox))
     print(estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
@@ -234,6 +239,9 @@ def settle(config: Config) -> Config:
     prepare_hub(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
+    config, notices = settle_targets(config)
+    for notice in notices:
+        note(notice)
     return config
 
 
@@ -361,6 +369,8 @@ def build_trainer(
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
+    if config.model.reference == "base":
+        drop_reference(trainer.accelerator.unwrap_model(trainer.model))
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
     print(f"grading {batch} completions takes {longest_s:.0f} s at the very most")

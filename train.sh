@@ -18,8 +18,8 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   --smoke         no Docker and no GPU: trains the embedded tiny model (configs/tiny.yaml) in .venv on the CPU
   --setup         only create or update .venv (dev: for the tests; gpu: for an NVIDIA GPU)
   --dry-run       check the config, show prompts and batches, estimate the GPU memory; load and write nothing
-  --gpus N        train on N GPUs, a process for each (all that are visible); without a GPU, in N processes
   --network       the job in the container keeps the network and your tokens (see below)
+  --gpus N        train on N GPUs, a process for each (all that are visible); without a GPU, in N processes
   --config FILE   merged over config.yaml (--smoke: and configs/tiny.yaml), and over earlier ones; sought from here,
                   then in the repository
   key.path=value  overrides one key, e.g. grpo.max_steps=1
@@ -130,13 +130,12 @@ set_up() (
     local file stamp base_python need_gb=8 pip_options=()
     cd -- "$repo"
     file=requirements${1:+-$1}.txt
-    stamp="$file $(cat -- requirements.txt "$file" | sha256sum | cut -c 1-64)"
+    stamp="$file $(cat -- requirements.txt requirements.lock "$file" "${file%.txt}.lock" | sha256sum | cut -c 1-64)"
     if is_installed "$stamp"; then return; fi
 
     # What can be refused at once
     base_python=$(find_python)
     if [[ $1 == gpu ]]; then
-        pip_options=(--no-deps) # see the head of requirements-gpu.txt
         need_gb=12
     elif [[ -n ${TORCH_CPU_INDEX:-} ]]; then
         pip_options=(--extra-index-url "$TORCH_CPU_INDEX")
@@ -172,64 +171,12 @@ install_requirements() {
     if [[ $file == requirements-gpu.txt ]] && "$python" -m pip freeze | grep -q '^torch==.*+cpu'; then
         "$python" -m pip uninstall --yes torch # pip would take the CPU build for the same version
     fi
-    tell_size "$file"
-    show_progress "$began" "$BASHPID" &
-    progress=$! # not local, because the trap needs it
-    trap 'kill "$progress" 2>/dev/null || true' EXIT
-    if ! install_with_uv "$file" "$@"; then
-        "$python" -m pip install --disable-pip-version-check "$@" -r "$file" ||
-            die 1 "the installation of $file failed (see above)." \
-                "Check the network, or the mirror that pip is configured with, then run the same command again."
-    fi
+    bash install.sh "$python" "$file" "$@" ||
+        die 1 "the installation of $file failed (see above)." \
+            "Check the network, or the mirror that pip is configured with, then run the same command again."
     printf '%s\n' "$finished" "$stamp" >.venv/installed
     rm .venv/installing
     echo "Installed $file in $((SECONDS - began)) s."
-}
-
-# Says what is about to be downloaded: FILE
-tell_size() {
-    local packages what
-    packages=$(cat -- requirements.txt "$1" | grep -E '^[a-z0-9-]+==' | sort -u | wc -l)
-    case $1 in
-        requirements-gpu.txt) what="PyTorch with CUDA: about 6 GB on the disk" ;;
-        *) what="about 1.8 GB on the disk with the CPU build of PyTorch, 6 GB with PyPI's CUDA build" ;;
-    esac
-    echo "Installing the $packages packages of $1 into .venv: $what."
-}
-
-# Prints every 10 s how far an installation has come, while it lasts: SECONDS AT ITS BEGIN, PROCESS THAT INSTALLS
-#
-# pip writes nothing while it unpacks, and uv nothing at all without a terminal.
-show_progress() {
-    trap 'kill "$!" 2>/dev/null; exit' TERM
-    while [[ -e .venv/installing ]] && kill -0 "$2" 2>/dev/null; do
-        sleep 10 &
-        wait "$!"
-        echo "... $((SECONDS - $1)) s: .venv holds $(du -sm .venv 2>/dev/null | cut -f 1) MB"
-    done
-}
-
-# Installs FILE with uv, which is faster, where there is one: FILE, OPTIONS OF PIP...
-#
-# uv does not read pip's settings, so they are handed to it. Returns 1 if there is no uv or it fails; pip is then used.
-install_with_uv() {
-    local file=$1 options=(--no-config --index-strategy unsafe-best-match) key value
-    shift
-    command -v uv >/dev/null || return 1
-    while IFS='=' read -r key value; do
-        value=${value//\'/}
-        case ${key##*.} in
-            index-url) options+=(--index-url "$value") ;;
-            extra-index-url) for value in $value; do options+=(--extra-index-url "$value"); done ;;
-            find-links) for value in $value; do options+=(--find-links "$value"); done ;;
-            trusted-host) for value in $value; do options+=(--allow-insecure-host "$value"); done ;;
-            constraint) for value in $value; do options+=(--constraint "$value"); done ;;
-            cert) if [[ -z ${SSL_CERT_FILE:+set} ]]; then export SSL_CERT_FILE=$value; fi ;;
-        esac
-    done < <(.venv/bin/python -m pip config list 2>/dev/null)
-    uv pip install --python .venv/bin/python "${options[@]}" "$@" -r "$file" && return
-    echo "uv could not install $file (see above); trying pip ..."
-    return 1
 }
 
 # ---- the command line
@@ -253,13 +200,13 @@ parse_arguments() {
                 ;;
             --config=*) configs+=("${1#*=}") ;;
             --dry-run) dry_run=--dry-run ;;
+            --network) network="--network was given" ;;
             --gpus)
                 (($# > 1)) || die 2 "--gpus needs a number (see --help)."
                 gpus=$2
                 shift
                 ;;
             --gpus=*) gpus=${1#*=} ;;
-            --network) network="--network was given" ;;
             -*) die 2 "there is no option $1 (see --help)." ;;
             *=*) args+=("$1") ;;
             *.py)

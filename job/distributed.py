@@ -5,6 +5,7 @@ torchrun and accelerate tell each process in its environment: RANK, LOCAL_RANK a
 
 import contextlib
 import functools
+import inspect
 import itertools
 import os
 import sys
@@ -213,18 +214,32 @@ def wait_for_rewards(limit_s: float) -> None:
 
 
 def then_wait(functions: Sequence[Callable], limit_s: float) -> list[Callable]:
-    """Reward functions the last of which returns when all processes have come to its end."""
+    """Reward functions, plain or async, of which the one that ends last in a batch waits until all
+    processes have come to its end."""
     if world_size() == 1:
         return list(functions)
-    *others, last = functions
+    ended = itertools.count(1)
 
-    @functools.wraps(last)
-    def last_of_all(*args: Any, **kwargs: Any) -> Any:
-        rewards = last(*args, **kwargs)
-        wait_for_rewards(limit_s)
-        return rewards
+    def note_end() -> None:
+        if next(ended) % len(functions) == 0:
+            wait_for_rewards(limit_s)
 
-    return [*others, last_of_all]
+    def waiting_at_end(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            rewards = function(*args, **kwargs)
+            note_end()
+            return rewards
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            rewards = await function(*args, **kwargs)
+            note_end()
+            return rewards
+
+        return call_async if inspect.iscoroutinefunction(function) else call
+
+    return [waiting_at_end(function) for function in functions]
 
 
 @contextlib.contextmanager

@@ -24,9 +24,9 @@ DONE = 0
 UNFORESEEN = 1  # Python's own, with a traceback
 STOPPED_BY_WATCHDOG = 7
 STOPPED_BY_SIGNAL = 128  # plus the number of the signal
-REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: saved, and wants to be started again
 ROOT = Path(__file__).resolve().parent.parent
 IMAGE_PREFIX = "/opt/venv"  # where the Dockerfile installs everything
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: saved, and wants to be started again
 SANDBOX_FAILED = 5  # SandboxError is defined in sandbox/, which knows nothing of exit codes
 
 

@@ -107,7 +107,9 @@ def download(name: str) -> None:
             "make space, or set HF_HOME to a folder elsewhere"
         )
     what = f"model: downloading {name}: {len(names)} files, {bytes_in_words(size)}, to {cache}"
-    with waiting(what, lambda: f"{bytes_in_words(bytes_in(folder))} of {bytes_in_words(size)} are here"):
+    with waiting(
+        what, lambda: f"{bytes_in_words(bytes_in(folder))} of {bytes_in_words(size)} are here"
+    ):
         # The commit that was listed: the repository may change meanwhile
         snapshot_download(name, allow_patterns=names, revision=found.sha)
 

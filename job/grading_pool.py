@@ -67,18 +67,19 @@ class Failure:
     """What a worker could not do, in words."""
 
     text: str
-    is_of_sandbox: bool  # else the task's `grade` raised
+    is_of_sandbox: bool  # else the task's `grade` failed
 
 
 def grade_here(job: Job, sandbox: Sandbox) -> Grade:
     """The task's Grade of one completion, in this process.
 
     Raises:
-        GradeError: if the task's `grade` raises. An error of the sandbox is raised as it is.
+        GradeError: if the task's `grade` raises, or returns something else. An error of the
+            sandbox is raised as it is.
     """
     rng = np.random.default_rng(list(job.entropy))
     try:
-        return tasks.load(job.options.type).grade(
+        graded = tasks.load(job.options.type).grade(
             job.completion, job.row, job.options, sandbox, rng
         )
     except SandboxError:
@@ -86,11 +87,17 @@ def grade_here(job: Job, sandbox: Sandbox) -> Grade:
     except Exception as error:  # the task may be the user's own
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-        shown = repr(job.completion)[:SHOWN_CHARACTERS]
-        raise GradeError(
-            f"task {job.options.type}: grade raised {type(error).__name__}: {error} ({place})\n"
-            f"on the completion {shown}"
-        ) from error
+        raise grade_error(job, f"raised {type(error).__name__}: {error} ({place})") from error
+    mistake = tasks.grade_mistake(graded)
+    if mistake:
+        raise grade_error(job, mistake)
+    return graded
+
+
+def grade_error(job: Job, what: str) -> GradeError:
+    """The error for the user: what the `grade` of the task did, in words, and on what."""
+    shown = repr(job.completion)[:SHOWN_CHARACTERS]
+    return GradeError(f"task {job.options.type}: grade {what}\non the completion {shown}")
 
 
 class Worker:

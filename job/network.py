@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from job import hub, rewards, trackers
 from job.config import ROOT, Config
+from job.distributed import is_first_process
 from job.errors import ConfigError
 
 # Keys of GRPOConfig with which a run sends something to the Hub
@@ -102,7 +103,7 @@ def prepare_hub(config: Config) -> None:
     if offline:
         raise ConfigError(f"{wanted[0].why}, but {offline[0]} is set; leave one of them out")
     os.environ["HF_HUB_OFFLINE"] = "0"
-    if config.grpo.get("push_to_hub"):
+    if config.grpo.get("push_to_hub") and is_first_process():
         public = config.grpo.get("hub_private_repo") is not True
         hub.check_access(repository(config.grpo), public, "grpo.push_to_hub")
 

@@ -491,7 +491,7 @@ def reward_name_mistakes(task: str, reward: str, logged_as: dict[str, str]) -> I
     try:
         rewards.resolve(reward)
     except ValueError as error:
-        yield f"{task}.rewards: {error}{nearest(reward, rewards.names())}"
+        yield f"{task}.rewards: {error}"
 
 
 def weight_mistakes(

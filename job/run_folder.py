@@ -18,7 +18,7 @@ from job.config import Config, changed_since, note, read_saved
 from job.config import save as save_config
 from job.distributed import agreed, is_first_process, world_size
 from job.errors import ConfigError, OutputError, one_line
-from job.model import check_adapter
+from job.model_checks import check_adapter
 
 # What a run leaves: name in the folder -> what it is
 PRODUCTS = {

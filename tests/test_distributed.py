@@ -1,5 +1,7 @@
 """Several processes that train together: how they start, are connected, and wait for each other."""
 
+import asyncio
+import inspect
 import json
 import os
 import re
@@ -409,6 +411,36 @@ def test_rewards_are_handed_on_when_the_slowest_process_has_its_own(store, monke
     assert store.check(["meeting/0/2"])
     said = capsys.readouterr().err
     assert "waiting for the rewards of rank 2: 0 s so far, at most 3600 s" in said
+
+
+def test_an_async_reward_that_ends_last_waits(store):
+    events = []
+
+    async def slow(completions):
+        await asyncio.sleep(0.05)
+        events.append("slow")
+        store.set("meeting/0/1", "here")
+        store.set("meeting/0/2", "here")
+        return [1.0]
+
+    async def fast(completions):
+        events.append("fast")
+        return [2.0]
+
+    def plain(completions):
+        events.append("plain")
+        return [3.0]
+
+    functions = distributed.then_wait([slow, plain, fast], 3600.0)
+    assert [inspect.iscoroutinefunction(function) for function in functions] == [True, False, True]
+    assert functions[1](["x"]) == [3.0]
+
+    async def together():
+        return await asyncio.gather(functions[0](["x"]), functions[2](["x"]))
+
+    assert asyncio.run(together()) == [[1.0], [2.0]]
+    assert events == ["plain", "fast", "slow"]
+    assert store.check(["meeting/0/0"])
 
 
 def test_the_lowest_rank_that_waits_is_the_one_to_say_so(store, monkeypatch, capsys):

@@ -39,6 +39,16 @@ def grade(completion, row, options, sandbox, rng):
         print("printed by the task")
     if completion == "raise":
         raise KeyError("no such thing")
+    if completion == "number":
+        return 0.5
+    if completion == "word":
+        return Grade("ok")
+    if completion == "percent":
+        return Grade(Status.OK, passed=50)
+    if completion == "one cheat":
+        return Grade(Status.OK, cheating="looked at the answer")
+    if completion == "function in data":
+        return Grade(Status.OK, data={"score": lambda: 1})
     if completion == "program":
         with sandbox.open("def f(x): return x + 1", "f") as program:
             return Grade(Status.OK, correct=program.call([1]).value == 2)
@@ -95,6 +105,23 @@ def test_what_a_task_raises_is_told(hostile, pool):
         GradeError, match=r"grade raised KeyError: .* \(hostile_task.py:\d+\)\non the .*'raise'"
     ):
         grader.grade(["raise"], [{}])
+    assert grader.grade(["fine"], [{}])[0].correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "message"),
+    [
+        ("number", r"grade returned 0.5 \(float\), not a tasks.Grade"),
+        ("word", "grade returned a Grade whose status is 'ok', not one of sandbox.Status"),
+        ("percent", "grade returned a Grade whose `passed` is 50, not from 0 to 1"),
+        ("one cheat", "grade returned a Grade whose `cheating` is 'looked at the answer', not a"),
+        ("function in data", "grade returned a Grade that cannot be sent to another process: "),
+    ],
+)
+def test_a_grade_that_is_none_is_the_tasks_fault(hostile, pool, completion, message):
+    grader = Grader([hostile], pool)
+    with pytest.raises(GradeError, match=f"^task hostile_task: {message}.*\non the completion"):
+        grader.score([completion], [{}])
     assert grader.grade(["fine"], [{}])[0].correct
 
 
