@@ -166,7 +166,7 @@ def test_a_read_only_root_and_two_mounts_are_enough(someone, container: str):
         mounts += ["--mount", f'type=bind,"source={folder / name}",target={target}']
     done = docker(
         *f"run --rm --init --name {container} --network none --user {uid}:{uid}".split(),
-        *"--read-only --cap-drop ALL --security-opt no-new-privileges".split(),
+        *["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"],
         *mounts,
         *f"--env CUDA_VISIBLE_DEVICES= {IMAGE} train.py {words}".split(),
     )
