@@ -1,9 +1,11 @@
 """Grades each batch of completions once, and calls the reward functions on the grades: in training,
 in check.py and in evaluation alike."""
 
+import asyncio
 import functools
 import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +18,15 @@ import numpy as np
 import tasks
 from job.episodes.episode import CUT_OFF, Answer, Player, Turn, is_script, turns_of
 from job.grading_pool import GradingPool, Job, Step, advance_here, grade_here
-from job.rewards import RewardFunction, checked, resolve, select, text_of
+from job.rewards import (
+    RewardFunction,
+    call_together,
+    checked,
+    is_async,
+    resolve,
+    select,
+    text_of,
+)
 from job.schedules import RewardWeights
 from sandbox import Sandbox, Status
 from tasks import Grade
@@ -55,6 +65,7 @@ class Grader:
         seed: for tests, which must repeat. None draws the inputs from the operating system's
             entropy: a program that could foresee them would work out the products while it is
             loaded, before any clock runs.
+        reward_timeout_s: wall clock for one call of a reward function; None: no limit.
     """
 
     def __init__(
@@ -62,7 +73,9 @@ class Grader:
         mixture: Sequence[tasks.Options],
         sandbox: Sandbox | GradingPool,
         seed: int | None = None,
+        reward_timeout_s: float | None = None,
     ):
+        self.reward_timeout_s = reward_timeout_s
         self.options = {options.type: options for options in mixture}
         self.weights = RewardWeights.of(mixture)
         self.sandbox = sandbox
@@ -76,13 +89,14 @@ class Grader:
         # Episodes without a pool, for tests: one after the other
         self._player_thread = ThreadPoolExecutor(1, thread_name_prefix="player")
         self._player = Player(sandbox)
+        self._batch_lock = threading.Lock()  # async reward functions ask from threads of their own
 
     def grade(
         self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0
     ) -> list[Grade]:
         """One Grade for each text, in order, each task as its curriculum has it at `step`.
 
-        A row's "task" may be left out where there is one task. Equal texts of equal rows are run
+        A row's task may be left out where there is one task. Equal texts of equal rows are run
         once.
         """
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
@@ -100,7 +114,7 @@ class Grader:
         Args:
             place: of the completion in its batch, for the random numbers of the task.
         """
-        options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
+        options = tasks.at_step(self.options[self._task_of(row)], step)
         known = {name: value for name, value in row.items() if value is not None}
         known["step"] = step
         # In an evaluation the same inputs are drawn for every model.
@@ -160,14 +174,13 @@ class Grader:
             "completions": list(completions),
             "prompts": [row.get("prompt", []) for row in rows],
             "completion_ids": list(completion_ids),
-            "trainer_state": SimpleNamespace(global_step=step),
-            "log_metric": lambda name, value: None,
+            "trainer_state": SimpleNamespace(global_step=step, max_steps=max(step, 1), epoch=0.0),
+            "log_metric": lambda name, value: float(value),  # raises where training would
             "log_extra": lambda column, values: None,
         }
         # What each function pays for the whole batch
-        paid = {}
-        for name, function in zip(self.weights.names, self.reward_functions(), strict=True):
-            paid[name] = function(**arguments)
+        returned = call_together(self.reward_functions(), arguments)
+        paid = dict(zip(self.weights.names, returned, strict=True))
 
         # The same, completion by completion
         scored = []
@@ -187,23 +200,32 @@ class Grader:
 
     def bind(self, function: RewardFunction, owners: set[str]) -> RewardFunction:
         """`function` as GRPOTrainer calls it: with the grades, and only the rows of the tasks in
-        `owners`. Others get None, which TRL leaves out."""
+        `owners`. Others get None, which TRL leaves out.
+
+        An async function stays one, so that GRPOTrainer runs it together with others. Each waits in
+        a thread of its own.
+        """
 
         @functools.wraps(function)
         def reward(completions, **kwargs):
             grades = self._grades_of(completions, **kwargs)
             arguments = {**kwargs, "completions": completions, "grades": grades}
-            own = self._places_of(owners, kwargs.get("task"), len(completions))
+            own = self._places_of(owners, task_column(kwargs), len(completions))
             rewards: list[float | None] = [None] * len(completions)
             if not own:
                 return rewards
             if kwargs.get("log_extra"):
                 arguments["log_extra"] = log_for(own, len(completions), kwargs["log_extra"])
-            for i, value in zip(own, checked(function, select(arguments, own)), strict=True):
+            paid = checked(function, select(arguments, own), self.reward_timeout_s)
+            for i, value in zip(own, paid, strict=True):
                 rewards[i] = value
             return rewards
 
-        return reward
+        @functools.wraps(function)
+        async def async_reward(completions, **kwargs):
+            return await asyncio.to_thread(reward, completions, **kwargs)
+
+        return async_reward if is_async(function) else reward
 
     def _places_of(
         self, owners: set[str], column: Sequence[str | None] | None, count: int
@@ -217,6 +239,9 @@ class Grader:
                 own.append(i)
         return own
 
+    def _task_of(self, row: Mapping[str, Any]) -> str:
+        return tasks.type_of(row) or self._only_task
+
     @property
     def _only_task(self) -> str:
         """The task of a row that names none."""
@@ -228,18 +253,31 @@ class Grader:
         """The Grades of a batch, worked out when its first reward function asks for them."""
         # A batch that is graded already. TRL hands the same list to every function of
         # one batch. Holding on to it keeps its identity unique.
-        if self._batch is not None and self._batch[0] is completions:
+        with self._batch_lock:
+            if self._batch is None or self._batch[0] is not completions:
+                grades = self._grade_batch(
+                    completions, trainer_state, log_metric, log_extra, columns
+                )
+                self._batch = completions, grades
             return self._batch[1]
 
+    def _grade_batch(
+        self,
+        completions: Sequence[Any],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None] | None,
+        log_extra: Callable[[str, list[Any]], None] | None,
+        columns: Mapping[str, Sequence[Any]],
+    ) -> list[Grade]:
+        """Grade a batch, and log what was found."""
         # Grade it.
         step = getattr(trainer_state, "global_step", 0)
         rows = rows_from(columns, len(completions))
         grades = self._fresh_grades(completions, rows, step)
-        self._batch = completions, grades
 
         # Log what was found.
         if log_metric:
-            metrics = self._metrics(grades, columns.get("task", [])) | self._weights_at(step)
+            metrics = self._metrics(grades, task_column(columns)) | self._weights_at(step)
             for name, value in metrics.items():
                 log_metric(name, value)
         if log_extra:
@@ -291,6 +329,13 @@ def rows_from(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str
     for i in range(count):
         rows.append({own: columns[name][i] for name, own in names.items()})
     return rows
+
+
+def task_column(columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    """The task of each row, as `tasks.type_of` finds it; empty if no row says it."""
+    named = columns.get("task") or []
+    labels = columns.get(tasks.TASK_COLUMN) or [None] * len(named)
+    return [label or name for label, name in zip(labels, named, strict=True)]
 
 
 def log_for(

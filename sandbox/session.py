@@ -68,14 +68,12 @@ class Session:
         if self._program is None:
             limits: Limits = replace(self._sandbox.limits, cpu_s=self._left_cpu_s)
             self._program = self._sandbox.open("", NO_PROGRAM, limits)
-        before_s = self._program.cpu_s()
         run = self._program.call([source])
-        used_s = self._program.cpu_s() - before_s
-        self._left_cpu_s -= used_s
+        self._left_cpu_s -= run.cpu_s
         if run.status is Status.OK:
-            return read_reply(run, used_s)
+            return read_reply(run)
         self.close()  # whatever else it says, it has ended
-        return Output(run.status, error=run.error, is_lost=True, cpu_s=used_s)
+        return Output(run.status, error=run.error, is_lost=True, cpu_s=run.cpu_s)
 
     def close(self):
         """End the interpreter."""
@@ -85,10 +83,10 @@ class Session:
             self._program = None
 
 
-def read_reply(run: Run, cpu_s: float) -> Output:
+def read_reply(run: Run) -> Output:
     """What a session says of a piece of code. The code itself may have forged it."""
     match run.value:
         case [str(status), str(output), str(error)] if status in PIECE_STATUSES:
             text = clean(output, len(output))
-            return Output(Status(status), text, clean(error), cpu_s=cpu_s)
+            return Output(Status(status), text, clean(error), cpu_s=run.cpu_s)
     return Output(Status.BAD_RESULT, error="the interpreter gave a reply of an unknown form")

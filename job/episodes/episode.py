@@ -47,6 +47,10 @@ FORGED_MARKS = ("<tool_response>", "<|start|>functions.", "<|start_header_id|>ip
 RAN, NOT_RUN = "ok", "not run"
 
 
+class BadGrade(Exception):
+    """A task's `grade` returned something that is no Grade; the text says what, in words."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call as the model wrote it."""
@@ -253,6 +257,9 @@ class Episode:
             grade = self._task.grade(
                 self._content, self._row, self._options, self._sandbox, self._rng
             )
+        mistake = tasks.grade_mistake(grade)
+        if mistake:
+            raise BadGrade(mistake)
         if status is not None:
             detail = "; ".join(part for part in (why, grade.detail) if part)
             if status is Status.NO_FINAL:

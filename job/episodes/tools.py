@@ -96,7 +96,7 @@ def schemas_of_rows(
     by_name = {options.type: options for options in mixture}
 
     def schemas_of(row: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-        options = by_name.get(row.get("task"), mixture[0])
+        options = by_name.get(tasks.type_of(row), mixture[0])
         return schemas(row, options)
 
     return schemas_of
