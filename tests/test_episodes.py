@@ -1,8 +1,10 @@
 """job/episodes: contracts of tasks that take turns, budgets, chat formats, and the loop."""
 
 import json
+import re
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,66 +29,10 @@ from job.rollout import BatchRollout
 from sandbox import Limits, Status
 from tasks import call, game_2048_moves, prompt_injection_talk, reasoning
 
-# A new environment is one file
-GUESS = '''
-"""Guess a number, with hints."""
-
-import random
-from dataclasses import dataclass
-
-from sandbox import Status
-from tasks import Grade, call
-from tasks import Options as SharedOptions
-
-REWARDS = ["correctness_check"]
-
-
-@dataclass(frozen=True)
-class Options(SharedOptions):
-    largest: int = 8
-
-
-def rows(options):
-    rng = random.Random(0)
-    prompt = [{"role": "user", "content": f"Guess my number, from 1 to {options.largest}."}]
-    secrets = [rng.randint(1, options.largest) for _ in range(options.num_rows)]
-    return [{"prompt": prompt, "secret": secret} for secret in secrets]
-
-
-class Environment:
-    def __init__(self, options, sandbox, rng):
-        self.done = False
-
-    def reset(self, row):
-        self.secret = row["secret"]
-
-    def guess(self, number: int) -> str:
-        """Guesses the number and returns a hint.
-
-        Args:
-            number: The guess.
-        """
-        self.done = number == self.secret
-        if self.done:
-            return "right"
-        return "too low" if number < self.secret else "too high"
-
-    def grade(self, completion):
-        return Grade(Status.OK, correct=self.done, passed=float(self.done))
-
-
-def known_answers(row, options):
-    secret = row["secret"]
-    other = secret % options.largest + 1
-    return [
-        ("reference", [call("guess", number=secret)]),
-        ("slower", [call("guess", number=other), call("guess", number=secret)]),
-        ("wrong", [call("guess", number=other), "I give up."]),
-        ("cheat", f"The number is {secret}. right"),
-        ("cheat", [call("guess", number=[1, 2, 3, 4, 5, 6, 7, 8])]),
-        ("cheat", [call("guess", number=0)] * 40),
-    ]
-'''
+# A new environment is one file: the one that docs/tools.md shows
+PAGE = (Path(__file__).parent.parent / "docs" / "tools.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+(GUESS,) = [block for block in BLOCKS if "class Environment" in block]
 
 # Tools that misbehave
 UNRULY = '''
@@ -213,7 +159,7 @@ def test_an_environment_is_one_file_that_the_check_accepts(guess, sandbox):
     options = options_of(guess)
     table, _ = check_rewards(options, sandbox)
     assert "out_of_calls" in table
-    assert load_config(overrides=["task.type=guess"]).tasks[0].largest == 8
+    assert load_config(overrides=["task.type=guess"]).tasks[0].largest == 100
 
 
 @pytest.mark.parametrize("lacking", ["reset", "grade"])
@@ -232,7 +178,7 @@ def test_the_model_is_told_the_tools_of_a_task(guess, unruly):
     (schema,) = tools.schemas(row, options_of(guess))
     assert schema["function"] == {
         "name": "guess",
-        "description": "Guesses the number and returns a hint.",
+        "description": "Guesses the number, and returns a hint.",
         "parameters": {
             "type": "object",
             "properties": {"number": {"type": "integer", "description": "The guess."}},
