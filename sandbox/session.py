@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from sandbox.sandbox import Limits, Program, Run, Sandbox, Status, clean
 
 NO_PROGRAM = ""  # sandbox.open of no entry point gives a session: see jail.run_session
+LEAST_CPU_S = 0.05  # with less, a piece of code could not even begin
 PIECE_STATUSES = (Status.OK, Status.CRASH, Status.MEMORY, Status.SYNTAX_ERROR)
 
 
@@ -57,13 +58,18 @@ class Session:
             return self._earlier
         return self._earlier + self._program.findings
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether the CPU time of the session is used up."""
+        return self._left_cpu_s < LEAST_CPU_S
+
     def run(self, source: str) -> Output:
         """Run one piece of code.
 
         Raises:
             SandboxError: if no process can be had.
         """
-        if self._left_cpu_s <= 0:
+        if self.is_spent:
             return Output(Status.TIMEOUT, error="no CPU time is left for this session")
         if self._program is None:
             limits: Limits = replace(self._sandbox.limits, cpu_s=self._left_cpu_s)

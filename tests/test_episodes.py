@@ -1,6 +1,5 @@
 """job/episodes: contracts of tasks that take turns, budgets, chat formats, and the loop."""
 
-import json
 import re
 import sys
 import time
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import ScriptedRollout, harmony_call, harmony_final, ids_of
 from test_chat import FAMILIES, USER, tokenizer_of
 from transformers import AutoTokenizer
 
@@ -25,7 +25,6 @@ from job.errors import ConfigError, GradeError
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.reward_check import check_rewards
-from job.rollout import BatchRollout
 from sandbox import Limits, Status
 from tasks import call, game_2048_moves, prompt_injection_talk, reasoning
 
@@ -407,10 +406,6 @@ def format_of(name):
     return ToolFormat(Chat(tokenizer, "2025-08-05"))
 
 
-def ids_of(tool_format, text):
-    return tool_format.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 KINDS = {
     "harmony": "harmony",
     "qwen2_5": "hermes",
@@ -540,34 +535,6 @@ FORMATS = {}
 
 
 # ---- the loop
-
-
-class ScriptedRollout(BatchRollout):
-    """Says what is written for each row, turn by turn."""
-
-    def __init__(self, tool_format, scripts, is_whole=True):
-        super().__init__(None)
-        self.decodes_to_the_end = is_whole
-        self.scripts = [list(script) for script in scripts]
-        self.tool_format, self.steps = tool_format, []
-
-    def step(self):
-        rows = list(self._waiting)
-        self.steps.append(rows)
-        said = [ids_of(self.tool_format, self.scripts[row].pop(0)) for row in rows]
-        self._complete = lambda prompts: said
-        return super().step()
-
-
-def harmony_call(tool, **arguments):
-    return (
-        f"<|channel|>commentary to=functions.{tool} <|constrain|>json<|message|>"
-        f"{json.dumps(arguments)}<|call|>"
-    )
-
-
-def harmony_final(text):
-    return f"<|channel|>final<|message|>{text}<|return|>"
 
 
 @pytest.fixture

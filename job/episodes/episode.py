@@ -200,7 +200,8 @@ class Episode:
             return Status.OUT_OF_CALLS
         if self._turns > options.max_turns:
             return Status.OUT_OF_TURNS
-        if self._tool_cpu_s >= options.max_tool_cpu_s:
+        is_spent = self._interpreter is not None and self._interpreter.is_spent
+        if is_spent or self._tool_cpu_s >= options.max_tool_cpu_s:
             return Status.OUT_OF_CPU
         if options.max_tool_tokens is not None and turn.tool_tokens >= options.max_tool_tokens:
             return Status.OUT_OF_TOKENS

@@ -36,6 +36,10 @@ class Interpreter:
     def findings(self) -> tuple[str, ...]:
         return self._session.findings
 
+    @property
+    def is_spent(self) -> bool:
+        return self._session.is_spent
+
     def python(self, code: str) -> str:
         """Runs Python code and returns what it prints and the value of its last expression. What
         one call defines is there in the next. There are no files and no network.
