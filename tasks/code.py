@@ -629,7 +629,7 @@ def grade_script(
             mistakes.append(f"test {i + 1} of {len(tests)} was not run: no time is left")
             break
         with sandbox.open(code, SCRIPT, setup=setup, stdin=given) as program:
-            used_s += program.cpu_s
+            used_s += program.load_cpu_s
             findings |= dict.fromkeys(program.findings)
             if program.status is not Status.OK:
                 status = program.status if status is Status.OK else status
