@@ -638,12 +638,15 @@ def hint_of_tasks(schema: type, key: str) -> str:
     if key in hints:
         return f"; {hints[key]}"
     own = schema.__module__.rpartition(".")[2]
+    having = []
     for name in tasks.names():
         if name == own or any(tasks.contract_mistakes(name)):
             continue
         if key in tasks.load(name).Options.__dataclass_fields__:
-            return f" in {own}; {name} has it: set task.type: {name}"
-    return ""
+            having.append(name)
+    if not having:
+        return ""
+    return f" in {own}; only {', '.join(having)} has it: set task.type"
 
 
 def literal(value: Any, opening: str = r"\\${") -> Any:

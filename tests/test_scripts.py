@@ -546,7 +546,7 @@ def test_several_nodes_get_the_network_and_what_slurm_says(machine: Machine):
     slurm = {"SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1"}
     done = machine.run("train.sh", **SECRETS, **slurm)
     _, job = fetch_and_job(machine)
-    assert not options(job, "--network")
+    assert options(job, "--network") == ["host"]
     assert "job: with the network: several nodes train together" in done.stderr
     environment = environment_of_job(machine)
     assert "export SLURM_NODEID='1'" in environment and "TOKEN" not in environment
