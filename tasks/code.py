@@ -85,6 +85,7 @@ PROBLEMS = [
 ]
 
 REWARDS = ["function_works", "no_cheating", "tests_passed", "style", "documentation"]
+FIXED_INPUTS = True
 MEASURES = [Measure("tests passed", lambda grade, row: grade.passed, is_share=True)]
 
 REFERENCE = '''\
@@ -251,7 +252,8 @@ class Options(SharedOptions):
         if RUFF is None and RUFF_REWARDS.intersection(wanted):
             mistakes.append(
                 f"rewards: {' and '.join(sorted(RUFF_REWARDS))} need ruff, which is not installed: "
-                "pip install -r requirements.txt, or leave them out"
+                "bring .venv up to date with `bash train.sh --setup`, or the image with "
+                "`bash build.sh`, or leave them out"
             )
         if mistakes:
             raise ValueError("; ".join(mistakes))
