@@ -310,9 +310,9 @@ class _Server:
 class Program:
     """One loaded completion in its own process. Use it from one thread, and close it.
 
-    `status` and `error` tell how loading ended, `load_cpu_s` how much CPU it took, `findings` what the
-    policy noticed, in words (a call may add to them); `pid` is the child's. `output` is what a
-    script has printed.
+    `status` and `error` tell how loading ended, `load_cpu_s` how much CPU it took, `output` what a
+    script has printed, `findings` what the policy noticed, in words (a call may add to them); `pid`
+    is the child's.
     """
 
     def __init__(
