@@ -11,6 +11,7 @@ import pytest
 
 import check
 import reward_functions
+import tasks
 from job import config
 from job.errors import CheckError, RewardError
 from job.grade_file import grade_file
@@ -253,7 +254,8 @@ def test_the_batch_has_two_prompts_of_each_task(sandbox):
     mixture = (matmul.Options(type="matmul"), reasoning.Options(type="reasoning"))
     rows = few_rows(mixture)
     chosen = first_prompts(mixture, rows)
-    assert [row["task"] for row in chosen] == ["matmul", "reasoning", "reasoning"]
+    types = [row[tasks.TASK_COLUMN] for row in chosen]
+    assert types == ["matmul", "reasoning", "reasoning"]
     assert set(chosen[0]) == set(chosen[1])  # a column that a task lacks is None in its rows
     line = rehearse_rewards(mixture, rows, sandbox)
     assert line.endswith("tried on 9 completions to 3 prompts")
