@@ -254,7 +254,7 @@ def test_the_batch_has_two_prompts_of_each_task(sandbox):
     mixture = (matmul.Options(type="matmul"), reasoning.Options(type="reasoning"))
     rows = few_rows(mixture)
     chosen = first_prompts(mixture, rows)
-    types = [row[tasks.TASK_COLUMN] for row in chosen]
+    types = [tasks.type_of(row) for row in chosen]
     assert types == ["matmul", "reasoning", "reasoning"]
     assert set(chosen[0]) == set(chosen[1])  # a column that a task lacks is None in its rows
     line = rehearse_rewards(mixture, rows, sandbox)
