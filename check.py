@@ -6,7 +6,8 @@ python check.py [--config FILE] [section.key=value ...]
     much as an honest answer. The answers are compared at step 0 and at every step that a schedule
     of weights or the curriculum names. Between those all totals are linear in the step. Each stage
     of the curriculum grades all answers. Nothing else may out-earn those that it finds right.
-    train.py does this before each run unless `task.check` is false.
+    train.py does this before each run unless `task.check` is false. First each reward function is
+    tried on a batch of two prompts. train.py does that before each run and in a dry run.
 
 python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE]
                                  [section.key=value ...]
@@ -32,7 +33,7 @@ from job.config import Config, load_config
 from job.errors import DONE, ConfigError, exit_code_of, one_line
 from job.grade_file import grade_file
 from job.grading_pool import GradingPool
-from job.reward_check import check_rewards
+from job.reward_check import check_rewards, few_rows, rehearse_rewards
 from sandbox import Status
 
 
@@ -96,7 +97,9 @@ def step_number(text: str) -> int:
 
 def check_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    rows = few_rows(config.tasks)
     with GradingPool.of(config.sandbox) as pool:
+        print(rehearse_rewards(config.tasks, rows, pool), end="\n\n")
         for options in config.tasks:
             table, summary = check_rewards(options, pool)
             print(table, summary, sep="\n\n")

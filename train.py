@@ -12,10 +12,12 @@ It ends with the exit codes of job/errors.py:
 6        the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
 8        an export differs from what was trained (export.py)
+75       as 128 + n, where `train.requeue` is true: the run wants to be started again
 128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -24,13 +26,15 @@ from pathlib import Path
 from typing import Any
 
 from job import distributed, grpo_keys, trackers, watchdog
+from job.adapters import drop_reference
 from job.batches import BATCH_SIZE
 from job.chat import Chat
+from job.checkpoints import steps_done
 from job.config import Config, load_config, note
 from job.errors import (
     DONE,
-    STOPPED_BY_SIGNAL,
     STOPPED_BY_WATCHDOG,
+    UNFORESEEN,
     ConfigError,
     exit_code_of,
     one_line,
@@ -39,9 +43,10 @@ from job.evaluation.evaluation import Sampler
 from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
 from job.grading import Grader
 from job.grading_pool import GradingPool
+from job.interruption import Interruption, Stopped, deadline_of
+from job.launch import plan_launch, start
 from job.model import (
     as_written,
-    check_model,
     check_vllm,
     estimate_memory,
     load_model,
@@ -50,11 +55,15 @@ from job.model import (
     settle_quantization,
     trainer_settings,
 )
+from job.model_checks import check_model, settle_targets
+from job.out_of_memory import ADVICE, is_out_of_memory
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
+from job.preflight import preflight
 from job.report.live_report import LiveReport
-from job.reward_check import check_rewards
-from job.run_folder import RunFolder, shown_path, steps_done
+from job.reward_check import check_rewards, rehearse_rewards
+from job.run_folder import RunFolder, shown_path
 
+LEAVING_S = 600.0  # for the first process to write what is left, while others wait
 UNCHECKED = (
     "warning: task.check is off for {}: nobody checked whether the rewards pay wrong or dishonest "
     "answers"
@@ -79,27 +88,68 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1"
     )
-    arguments = parser.parse_intermixed_args(argv)  # overrides may come between options
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="train on N GPUs of this machine (all that are visible), a process for each",
+    )
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_intermixed_args(words)  # overrides may come between options
     distributed.quiet_other_processes()
-    return exit_code_of(lambda: train_command(arguments))
+    return exit_code_of(lambda: train_command(arguments, words))
 
 
-def train_command(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.dry_run:
-        return dry_run(config)
-    return run(config)
+def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
+    launch = plan_launch(arguments.gpus)
+    with launch.announced():  # so that the batches are planned for all processes
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.dry_run:
+            return dry_run(config)
+    if launch.world_size > 1:
+        marker = RunFolder(config).exit_code
+        return start(launch, [__file__, *words], marker, config.train.grace_s)
+    return run_and_mark(config)
+
+
+def run_and_mark(config: Config) -> int:
+    """Run the job, and leave its exit code in the file `exit_code` of the output folder."""
+    folder = RunFolder(config)
+    folder.forget_exit_code()
+    code = UNFORESEEN
+    try:
+        with Interruption(config.train, deadline_of(config.train, os.environ)) as interruption:
+            code = exit_code_of(lambda: run_together(config, folder, interruption))
+    except Stopped as stopped:  # while nothing was trained
+        code = stopped.code
+        if interruption.steps:
+            print("stopped after the last step; grpo.resume_from_checkpoint=auto does the rest")
+        else:
+            print("stopped before training: nothing was learned, so nothing is lost")
+    finally:
+        folder.mark_exit_code(code)
+    return code
+
+
+def run_together(config: Config, folder: RunFolder, interruption: Interruption) -> int:
+    """Run the job. Several processes fail and end together.
+
+    The first to end would otherwise have the launcher end those that still write.
+    """
+    with distributed.telling_others():
+        code = run(config, folder, interruption)
+        distributed.wait_for_all("the end", LEAVING_S)
+    return code
 
 
 # ---- The job
 
 
-def run(config: Config) -> int:
+def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
     """Check, load, train, save. Returns the exit code."""
     # What can be checked without the weights
     distributed.check_started()
     config = settle(config)
-    folder = RunFolder(config)
     chat, plan = prepare(config)
     print(shown(plan.rows[0], chat), flush=True)
     checkpoint = folder.checkpoint_to_resume(config)
@@ -112,6 +162,7 @@ def run(config: Config) -> int:
     ):
         # The rewards
         print(sandbox)
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox, with_programs=False))
         for options in config.tasks:
             if options.check:
                 _, summary = check_rewards(options, sandbox)
@@ -119,19 +170,23 @@ def run(config: Config) -> int:
             else:
                 print(UNCHECKED.format(options.type))
 
+        # The other processes, if there are any
+        if distributed.world_size() > 1:
+            print(preflight(), flush=True)
+
         # The model. Whatever failed before this left an earlier run in the folder alone.
         model, tokenizer = load_model(config.model, config.lora)
-        folder.begin(config, fresh=checkpoint is None)
+        folder.begin(config, checkpoint)
         report.begin()
-        trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan)
+        trainer = build_trainer(config, folder, model, tokenizer, sandbox, chat, plan, interruption)
         evaluation = build_evaluation(config, folder, trainer, chat, plan, sandbox, checkpoint)
         keep_reporting(config, trainer, folder, report)
 
         began = time.monotonic()
-        stopped_by = train(trainer, folder, checkpoint)
+        train(trainer, folder, checkpoint)
 
         # What is left of it
-        code = exit_code(trainer, folder, stopped_by)
+        code = exit_code(trainer, folder)
         if code == DONE:
             if trainer.is_world_process_zero():
                 folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
@@ -141,6 +196,7 @@ def run(config: Config) -> int:
                 if trainer.is_world_process_zero():
                     folder.write_model_card()
         run_s = time.monotonic() - began
+        interruption.end()
         report.exit_code = code
 
     if plan.stream is not None:
@@ -157,6 +213,8 @@ def dry_run(config: Config) -> int:
     RunFolder(config).checkpoint_to_resume(config)  # refuses one that does not fit
     for row in first_of_each_kind(plan.rows):
         print(shown(row, chat))
+    with GradingPool.of(dataclasses.replace(config.sandbox, workers=1)) as sandbox:
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox))
     print(estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
@@ -174,6 +232,9 @@ def settle(config: Config) -> Config:
     check_vllm(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
+    config, notices = settle_targets(config)
+    for notice in notices:
+        note(notice)
     return config
 
 
@@ -235,9 +296,10 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
             # Sampling from weights that are NaN would raise before the watchdog sees them.
             own = config.grpo.get("generation_kwargs") or {}
             settings["generation_kwargs"] = {"remove_invalid_values": True} | own
+        settings |= plan.batches.of_one_process(config.grpo)
         if processes > 1:
             for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-                settings[key] = config.grpo.get(key, BATCH_SIZE) * processes
+                settings[key] = settings.get(key, BATCH_SIZE) * processes
         try:
             arguments = GRPOConfig(**as_written(config.model, settings))
         except Exception as error:  # of any type, because the values are the user's
@@ -256,8 +318,12 @@ def build_trainer(
     sandbox: GradingPool,
     chat: Chat,
     plan: Plan,
+    interruption: Interruption | None = None,
 ) -> Any:
     """The job.trainer.Trainer of the run.
+
+    Args:
+        interruption: None: nothing interrupts it.
 
     Raises:
         ConfigError: if TRL refuses what it is given.
@@ -268,9 +334,13 @@ def build_trainer(
 
     from job.trainer import Trainer
 
-    grader = Grader(config.tasks, sandbox)
+    interruption = interruption or Interruption(config.train)
+    grader = Grader(config.tasks, sandbox, reward_timeout_s=config.train.reward_timeout_s)
     # Made a second time because Unsloth's GRPOConfig depends on the model that is loaded.
     arguments, _ = grpo_config(config, plan)
+    batch = arguments.generation_batch_size // arguments.world_size
+    longest_s = grader.longest_batch_s(batch)
+    limit_s = longest_s + arguments.ddp_timeout
     eval_dataset = None
     if plan.eval_rows:
         eval_dataset = Dataset.from_list(plan.eval_rows)
@@ -278,37 +348,44 @@ def build_trainer(
         trainer = Trainer(
             model=model,
             processing_class=tokenizer,
-            reward_funcs=grader.reward_functions(),
+            reward_funcs=distributed.then_wait(grader.reward_functions(), limit_s),
             args=arguments,
             train_dataset=plan.training_set(),
             eval_dataset=eval_dataset,
-            callbacks=make_callbacks(config, folder, grader, arguments),
+            callbacks=make_callbacks(config, folder, grader, arguments, interruption),
             chat=chat,
             grader=grader,
             grpo_extra=config.grpo_extra,
             rollout=config.rollout,
             prompt_tokens=plan.prompt_tokens,
+            interruption=interruption,
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
+    if config.model.reference == "base":
+        drop_reference(trainer.accelerator.unwrap_model(trainer.model))
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
-    batch = arguments.generation_batch_size // arguments.world_size
-    longest_s = grader.longest_batch_s(batch)
     print(f"grading {batch} completions takes {longest_s:.0f} s at the very most")
     return trainer
 
 
-def make_callbacks(config: Config, folder: RunFolder, grader: Grader, arguments: Any) -> list[Any]:
+def make_callbacks(
+    config: Config,
+    folder: RunFolder,
+    grader: Grader,
+    arguments: Any,
+    interruption: Interruption,
+) -> list[Any]:
     """What happens beside training. The order counts: MetricsFile writes what Watch adds."""
     from job import callbacks
 
     dog = watchdog.Watchdog(config.watchdog, grader.weights, arguments.fp16)
     return [
+        callbacks.Interrupts(interruption),
         callbacks.Watch(dog),
         callbacks.MetricsFile(folder.metrics),
         callbacks.Progress(),
-        callbacks.StopOnSignal(),
     ]
 
 
@@ -322,7 +399,7 @@ def build_evaluation(
     checkpoint: str | None,
 ) -> RunEvaluation | None:
     """The evaluations of the run, of which the trainer is told; None if there are to be none."""
-    from job.callbacks import Evaluate, StopOnSignal
+    from job.callbacks import Evaluate
 
     evaluation_plan, _ = plan_evaluation(config, plan)
     if evaluation_plan is None:
@@ -341,7 +418,7 @@ def build_evaluation(
     evaluation = RunEvaluation(evaluation_plan, config, folder, chat, sandbox, sampler, log)
     if checkpoint:
         evaluation.resume(steps_done(Path(checkpoint)), Path(checkpoint).absolute().parent)
-    trainer.add_callback(Evaluate(evaluation, find_callback(trainer, StopOnSignal)))
+    trainer.add_callback(Evaluate(evaluation, trainer.interruption))
     return evaluation
 
 
@@ -357,12 +434,16 @@ def keep_reporting(config: Config, trainer: Any, folder: RunFolder, report: Live
         trainer.add_callback(TrackerExtras(config, folder.path, others))
 
 
-def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None:
-    """Train to the end. Returns the signal that stopped it early, or None.
+def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> None:
+    """Train to the end, or until a signal or a deadline.
 
     If training fails, a checkpoint is saved before the error goes on.
+
+    Raises:
+        ConfigError: if the GPU's memory does not suffice.
+        OutputError: if the output folder cannot be written.
     """
-    from job.callbacks import RestoreAdapter, StopOnSignal
+    from job.callbacks import RestoreAdapter
 
     trainer.add_callback(RestoreAdapter(checkpoint))
     with folder.saving():
@@ -371,25 +452,30 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> int | None
             print(f"{checkpoint} has all {trainer.args.max_steps} steps; nothing is left to train")
             restore_adapter(trainer.model, checkpoint)
             trainer.state.global_step = steps_done(Path(checkpoint))
-            return None
+            return
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
-        except Exception:
+        except Stopped:  # a step was given up
+            trainer.interruption.end()
             if can_save(trainer, folder):
-                # Trainer has no public way to save between its own saves.
-                trainer._save_checkpoint(trainer.model, trial=None)
+                trainer.save_last_step(within_another=True)
+            trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
+        except Exception as error:
+            if can_save(trainer, folder):
+                trainer.save_last_step(within_another=trainer.interruption.can_give_up)
+            if is_out_of_memory(error):
+                raise ConfigError(ADVICE.format(step=trainer.state.global_step + 1)) from error
             raise
-    return find_callback(trainer, StopOnSignal).received
 
 
 def can_save(trainer: Any, folder: RunFolder) -> bool:
-    """Whether a failed run has steps that can be saved and are not saved yet."""
-    step = trainer.state.global_step
-    if step == 0 or trainer.optimizer is None:
+    """Whether a run that ended early has steps that can be saved and are not saved yet."""
+    interruption = trainer.interruption
+    if interruption.steps == 0 or not interruption.weights_are_whole:
         return False
-    if trainer.args.world_size > 1:  # saving needs all processes, and one has failed
+    if trainer.args.world_size > 1:  # saving needs all processes, and they are not at one place
         return False
-    return not folder.checkpoint(step).exists()
+    return not folder.has_checkpoint(trainer.state.global_step)
 
 
 def find_callback(trainer: Any, kind: type) -> Any:
@@ -402,20 +488,18 @@ def find_callback(trainer: Any, kind: type) -> Any:
 # ---- The end
 
 
-def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
+def exit_code(trainer: Any, folder: RunFolder) -> int:
     """0 if the run came to its end with weights worth keeping. Otherwise the reason is printed."""
     from job.callbacks import Watch
 
     step = trainer.state.global_step
+    interruption = trainer.interruption
+    if interruption.received is not None:
+        print(stopped_at(folder, step, interruption.steps))
+        return interruption.exit_code()
+
     # All processes must ask this together, so it comes before anything that only one may know.
     finite = trainer.weights_are_finite()
-
-    if stopped_by is not None:
-        place = "the last checkpoint"  # weights that are not finite are not saved
-        if folder.has_checkpoint(step):
-            place = "there"
-        print(f"stopped after step {step}; grpo.resume_from_checkpoint=auto continues from {place}")
-        return STOPPED_BY_SIGNAL + stopped_by
 
     diagnoses = find_callback(trainer, Watch).stopped_by
     if diagnoses:
@@ -433,6 +517,20 @@ def exit_code(trainer: Any, folder: RunFolder, stopped_by: int | None) -> int:
         )
         return STOPPED_BY_WATCHDOG
     return DONE
+
+
+def stopped_at(folder: RunFolder, step: int, own_steps: int) -> str:
+    """What a run that was ended has done, and what to do next.
+
+    Args:
+        own_steps: of `step`, those since it was started.
+    """
+    if step == 0:
+        return "stopped before the first step was done: nothing was learned, so nothing is lost"
+    place = "the last checkpoint"  # weights that are not finite are not saved
+    if own_steps == 0 or folder.has_checkpoint(step):
+        place = "there"
+    return f"stopped after step {step}; grpo.resume_from_checkpoint=auto continues from {place}"
 
 
 def print_report(

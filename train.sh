@@ -18,6 +18,7 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   --smoke         no Docker and no GPU: trains the embedded tiny model (configs/tiny.yaml) in .venv on the CPU
   --setup         only create or update .venv (dev: for the tests; gpu: for an NVIDIA GPU)
   --dry-run       check the config, show prompts and batches, estimate the GPU memory; load and write nothing
+  --gpus N        train on N GPUs, a process for each (all that are visible); without a GPU, in N processes
   --config FILE   merged over config.yaml (--smoke: and configs/tiny.yaml), and over earlier ones; sought from here,
                   then in the repository
   key.path=value  overrides one key, e.g. grpo.max_steps=1
@@ -194,6 +195,12 @@ parse_arguments() {
                 ;;
             --config=*) configs+=("${1#*=}") ;;
             --dry-run) dry_run=--dry-run ;;
+            --gpus)
+                (($# > 1)) || die 2 "--gpus needs a number (see --help)."
+                gpus=$2
+                shift
+                ;;
+            --gpus=*) gpus=${1#*=} ;;
             -*) die 2 "there is no option $1 (see --help)." ;;
             *=*) args+=("$1") ;;
             *.py)
@@ -233,6 +240,11 @@ complete_arguments() {
     if [[ -n $dry_run ]]; then
         [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
         args=(--dry-run "${args[@]}")
+    fi
+    if [[ -n $gpus ]]; then
+        [[ $script == train.py ]] || die 2 "--gpus goes with train.py only (see --help)."
+        [[ $gpus =~ ^[1-9][0-9]*$ ]] || die 2 "--gpus takes a number above 0, not '$gpus'."
+        args=(--gpus "$gpus" "${args[@]}")
     fi
     if [[ $mode == smoke && $script == train.py ]]; then
         args=(--config configs/tiny.yaml "${args[@]}")
@@ -414,6 +426,7 @@ kind=
 configs=()
 script=train.py
 dry_run=
+gpus=
 args=()
 output=
 caches=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}

@@ -1,8 +1,6 @@
 """What happens beside training: metrics.jsonl, progress, watchdog, report, trackers, signals."""
 
-import json
 import math
-import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -14,10 +12,12 @@ from omegaconf import OmegaConf
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
-from job import trackers
+from job import metrics_file, trackers
 from job.config import Config, resolved
 from job.distributed import agreed
 from job.evaluation.run_evaluation import RunEvaluation
+from job.interruption import Interruption
+from job.metrics_file import is_evaluation, is_step
 from job.model import restore_adapter
 from job.report.live_report import LiveReport
 from job.watchdog import Watchdog
@@ -44,26 +44,17 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero:
-            return
-        lines = []
-        if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-        # A resumed run repeats the steps after its checkpoint. Keep only the lines before them.
-        kept = []
-        for line in lines:
-            if step_of(line) > state.global_step:
-                break
-            kept.append(f"{line}\n")
-        self.path.write_text("".join(kept), encoding="utf-8")
+        if state.is_world_process_zero:
+            # A resumed run repeats the steps after its checkpoint.
+            said = metrics_file.cut_off(self.path, state.global_step, state.log_history)
+            if said:
+                print(said, flush=True)
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
         if is_step(logs) or is_evaluation(logs):
-            values = {name: finite(value) for name, value in logs.items()}
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": state.global_step, **values}) + "\n")
+            metrics_file.append(self.path, state.global_step, logs)
 
 
 class Progress(TrainerCallback):
@@ -107,6 +98,20 @@ class Watch(TrainerCallback):
     def __init__(self, watchdog: Watchdog):
         self.watchdog = watchdog
         self.stopped_by: list[str] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        """A resumed run goes on with the windows of the run before.
+
+        Where the watchdog has stopped that run, its windows are full of what was to be changed, so
+        they begin empty.
+        """
+        if self.watchdog.options.on == "off":
+            return
+        for logs in state.log_history:
+            if is_step(logs):
+                self.watchdog.observe(logs["step"], logs)
+        if self.watchdog.options.on == "stop" and self.watchdog.active:
+            self.watchdog.forget()
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if self.watchdog.options.on == "off" or not is_step(logs):
@@ -216,96 +221,62 @@ class RestoreAdapter(TrainerCallback):
             restore_adapter(model, self.checkpoint)
 
 
-class StopOnSignal(TrainerCallback):
-    """On SIGTERM or Ctrl-C, finishes the step, saves a checkpoint and stops.
+class Interrupts(TrainerCallback):
+    """Tells `interruption` what training is doing, and ends it after the step when that is wanted.
 
-    A second signal ends the process at once.
+    It must come first: what other callbacks do before a step may be given up.
     """
 
-    def __init__(self):
-        self.received: int | None = None
-        self.training = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self.handle)
+    def __init__(self, interruption: Interruption):
+        self.interruption = interruption
 
-    def handle(self, number, frame):
-        signal.signal(number, signal.SIG_DFL)
-        if not self.training:
-            sys.exit(128 + number)
-        self.received = number
-        print(
-            f"{signal.Signals(number).name}: this step is finished and a checkpoint saved before "
-            "the run stops; a second signal stops it at once, without a checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
+    def on_step_begin(self, args, state, control, **kwargs):
+        self.interruption.begin_step()
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.training = True
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        self.interruption.begin_update()
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1:
-            self.received = self._received_by_any()
-        if self.received is not None:
+        self.interruption.end_step()
+        # All processes must stop together.
+        self.interruption.received = first_of_all(self.interruption.received, args.world_size)
+        if self.interruption.received is not None:
             control.should_save = control.should_training_stop = True
 
     def on_train_end(self, args, state, control, **kwargs):
-        self.training = False
+        self.interruption.end_training()
 
-    def _received_by_any(self) -> int | None:
-        """The signal that any process received. All processes must stop together."""
-        from accelerate.utils import gather_object
 
-        highest = max(gather_object([self.received or 0]))
-        if highest == 0:
-            return None
-        return highest
+def first_of_all(received: int | None, world_size: int) -> int | None:
+    """The signal that any process received."""
+    if world_size == 1:
+        return received
+    from accelerate.utils import gather_object
+
+    return max(gather_object([received or 0])) or None
 
 
 class Evaluate(TrainerCallback):
     """Evaluates between two steps, when the step before is logged and saved.
 
-    It must come after StopOnSignal. The evaluation after the last step is the job's, because
+    It must come after Interrupts. The evaluation after the last step is the job's, because
     final_model is saved first.
     """
 
-    def __init__(self, evaluation: RunEvaluation, stop: StopOnSignal):
-        self.evaluation, self.stop = evaluation, stop
+    def __init__(self, evaluation: RunEvaluation, interruption: Interruption):
+        self.evaluation, self.interruption = evaluation, interruption
 
     def on_step_begin(self, args, state, control, **kwargs):
         if self.evaluation.is_due(state.global_step):
             self.evaluation.evaluate(state.global_step, self._is_stopped(args))
+            if args.world_size == 1:
+                self.interruption.stop_here()
 
     def _is_stopped(self, args) -> Callable[[], bool]:
         """Whether a signal has come. Several processes go on together to the end."""
         if args.world_size > 1:
             return lambda: False
-        return lambda: self.stop.received is not None
-
-
-def step_of(line: str) -> float:
-    """The step of a line of metrics.jsonl."""
-    try:
-        return json.loads(line)["step"]
-    except ValueError:  # the line was cut off when the run was killed
-        return math.inf
-
-
-def is_step(logs: dict[str, Any] | None) -> bool:
-    """Whether the logs are a training step's. The last log of a run has train_loss and times."""
-    return bool(logs) and "loss" in logs
-
-
-def is_evaluation(logs: dict[str, Any] | None) -> bool:
-    """Whether the logs are an evaluation's: TRL's, or one of job/evaluation/run_evaluation.py."""
-    return bool(logs) and "eval_reward" in logs
-
-
-def finite(value: Any) -> Any:
-    """`value`, but None for NaN and infinity, which JSON does not have."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+        return lambda: self.interruption.received is not None
 
 
 def step_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 TAGS = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, ...
     ("<|channel>", "<channel|>"),
+    ("[THINK]", "[/THINK]"),  # Magistral, as special tokens
 )
 THOUGHT = "thought\n"
 MEASURED_AT_ONCE = 1000  # prompts whose tokens are held at once
@@ -249,12 +250,18 @@ class Chat:
     def _dropped(self) -> set[int]:
         """Special tokens that are left out of an answer.
 
+        `all_special_tokens` has those that the tokenizer's settings give a role. Others are only
+        flagged as special in the vocabulary, often the one that ends a turn: <end_of_turn> of
+        Gemma 3, <|end|> of Phi-3, <|eom_id|> of Llama 3. Both count.
+
         The tags of thinking stay, also where the template knows no thinking: some tokenizers count
         them among the special tokens.
         """
-        tags = set(itertools.chain.from_iterable(TAGS))
-        names = [name for name in self.tokenizer.all_special_tokens if name not in tags]
-        return set(self.tokenizer.convert_tokens_to_ids(names))
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        flagged = {token for token, entry in added.items() if entry.special}
+        named = self.tokenizer.convert_tokens_to_ids(self.tokenizer.all_special_tokens)
+        tags = {self._vocabulary.get(tag) for tag in itertools.chain.from_iterable(TAGS)}
+        return (flagged | set(named)) - tags
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:

@@ -21,7 +21,9 @@ from yaml import YAMLError
 
 import sandbox
 import tasks
-from job import grpo_keys, watchdog
+from job import grpo_keys, interruption, watchdog
+from job.adapters import adopt_adapter
+from job.chat_templates import template_mistake
 from job.distributed import world_size
 from job.errors import ConfigError, among, nearest, one_line
 from job.quantization import from_load_in_4bit
@@ -46,9 +48,16 @@ class Model:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = MISSING
     offload_embedding: Literal["auto", True, False] = MISSING
     prompt_date: str = MISSING
+    adapter: str | None = None  # a folder; training starts from it
+    reference: Literal["adapter", "base"] = MISSING  # of the KL penalty, if there is an adapter
+    chat_template: str | None = None  # a name of job/chat_templates.py, or a file
 
     def __post_init__(self):
         mistakes = []
+        if self.chat_template is not None:
+            mistake = template_mistake(self.chat_template)
+            if mistake:
+                mistakes.append(f"chat_template: {mistake}")
         if looks_local(self.name) and not (local_path(self.name) / "config.json").is_file():
             mistakes.append(
                 f"name: {self.name} is not a folder with a model in it (no config.json there)"
@@ -174,6 +183,7 @@ class Config:
     sandbox: SandboxOptions
     watchdog: watchdog.Options
     evaluate: EvaluateOptions
+    train: interruption.Options
     # What is worth knowing about the keys that were written, in words
     notices: tuple[str, ...] = ()
 
@@ -187,6 +197,7 @@ SECTIONS: dict[str, Callable[[], type]] = {
     "sandbox": lambda: SandboxOptions,
     "watchdog": lambda: watchdog.Options,
     "evaluate": lambda: EvaluateOptions,
+    "train": lambda: interruption.Options,
 }
 
 # Keys of older recipes and libraries: where each went (None: nothing is left to set), and why.
@@ -228,6 +239,7 @@ def load_config(
         notices += rename_legacy(layer)
         grpo_keys.spell_out(layer)
     notices += replace_load_in_4bit(layers, mistakes)
+    notices += adopt_adapter(layers, mistakes)
     layers, overruled = grpo_keys.with_algorithm(layers)
     notices += overruled
 
@@ -705,7 +717,7 @@ def note(text: str) -> None:
 def resolved(config: Config) -> Any:
     """The config as one OmegaConf tree. Written as YAML, it loads back as the same Config."""
     sections = {}
-    for name in ("model", "lora", "rollout", "sandbox", "watchdog", "evaluate"):
+    for name in ("model", "lora", "rollout", "sandbox", "watchdog", "evaluate", "train"):
         sections[name] = asdict(getattr(config, name))
     # A key that was set to null is written as null. Otherwise config.yaml or the algorithm would
     # set it again.

@@ -9,6 +9,7 @@
 6        CheckError: the rewards pay a wrong or dishonest answer as much as an honest one
 7        the watchdog stopped the run, or its weights are not finite at the end
 8        ExportError: an export differs from base + adapter, or could not be uploaded
+75       as 128 + n, where `train.requeue` is true: the run wants to be started again
 128 + n  signal n stopped the run (143 for SIGTERM, 130 for Ctrl-C); a checkpoint is saved
 """
 
@@ -19,8 +20,10 @@ from collections.abc import Callable, Iterable, Sequence
 from sandbox import SandboxError
 
 DONE = 0
+UNFORESEEN = 1  # Python's own, with a traceback
 STOPPED_BY_WATCHDOG = 7
 STOPPED_BY_SIGNAL = 128  # plus the number of the signal
+REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: saved, and wants to be started again
 SANDBOX_FAILED = 5  # SandboxError is defined in sandbox/, which knows nothing of exit codes
 
 

@@ -1,9 +1,11 @@
 """Grades each batch of completions once, and calls the reward functions on the grades: in training,
 in check.py and in evaluation alike."""
 
+import asyncio
 import functools
 import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +17,15 @@ import numpy as np
 
 import tasks
 from job.grading_pool import GradingPool, Job, grade_here
-from job.rewards import RewardFunction, checked, resolve, select, text_of
+from job.rewards import (
+    RewardFunction,
+    call_together,
+    checked,
+    is_async,
+    resolve,
+    select,
+    text_of,
+)
 from job.schedules import RewardWeights
 from sandbox import Sandbox, Status
 from tasks import Grade
@@ -55,6 +65,7 @@ class Grader:
         seed: for tests, which must repeat. None draws the inputs from the operating system's
             entropy: a program that could foresee them would work out the products while it is
             loaded, before any clock runs.
+        reward_timeout_s: wall clock for one call of a reward function; None: no limit.
     """
 
     def __init__(
@@ -62,7 +73,9 @@ class Grader:
         mixture: Sequence[tasks.Options],
         sandbox: Sandbox | GradingPool,
         seed: int | None = None,
+        reward_timeout_s: float | None = None,
     ):
+        self.reward_timeout_s = reward_timeout_s
         self.options = {options.type: options for options in mixture}
         self.weights = RewardWeights.of(mixture)
         self.sandbox = sandbox
@@ -73,6 +86,7 @@ class Grader:
                 self._owners.setdefault(name, set()).add(options.type)
         self._threads = ThreadPoolExecutor(sandbox.workers, thread_name_prefix="grader")
         self._batch: tuple[Any, list[Grade]] | None = None
+        self._batch_lock = threading.Lock()  # async reward functions ask from threads of their own
 
     def grade(
         self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0
@@ -138,14 +152,13 @@ class Grader:
             "completions": list(completions),
             "prompts": [row.get("prompt", []) for row in rows],
             "completion_ids": list(completion_ids),
-            "trainer_state": SimpleNamespace(global_step=step),
-            "log_metric": lambda name, value: None,
+            "trainer_state": SimpleNamespace(global_step=step, max_steps=max(step, 1), epoch=0.0),
+            "log_metric": lambda name, value: float(value),  # raises where training would
             "log_extra": lambda column, values: None,
         }
         # What each function pays for the whole batch
-        paid = {}
-        for name, function in zip(self.weights.names, self.reward_functions(), strict=True):
-            paid[name] = function(**arguments)
+        returned = call_together(self.reward_functions(), arguments)
+        paid = dict(zip(self.weights.names, returned, strict=True))
 
         # The same, completion by completion
         scored = []
@@ -165,7 +178,11 @@ class Grader:
 
     def bind(self, function: RewardFunction, owners: set[str]) -> RewardFunction:
         """`function` as GRPOTrainer calls it: with the grades, and only the rows of the tasks in
-        `owners`. Others get None, which TRL leaves out."""
+        `owners`. Others get None, which TRL leaves out.
+
+        An async function stays one, so that GRPOTrainer runs it together with others. Each waits in
+        a thread of its own.
+        """
 
         @functools.wraps(function)
         def reward(completions, **kwargs):
@@ -177,11 +194,16 @@ class Grader:
                 return rewards
             if kwargs.get("log_extra"):
                 arguments["log_extra"] = log_for(own, len(completions), kwargs["log_extra"])
-            for i, value in zip(own, checked(function, select(arguments, own)), strict=True):
+            paid = checked(function, select(arguments, own), self.reward_timeout_s)
+            for i, value in zip(own, paid, strict=True):
                 rewards[i] = value
             return rewards
 
-        return reward
+        @functools.wraps(function)
+        async def async_reward(completions, **kwargs):
+            return await asyncio.to_thread(reward, completions, **kwargs)
+
+        return async_reward if is_async(function) else reward
 
     def _places_of(
         self, owners: set[str], column: Sequence[str | None] | None, count: int
@@ -209,9 +231,23 @@ class Grader:
         """The Grades of a batch, worked out when its first reward function asks for them."""
         # A batch that is graded already. TRL hands the same list to every function of
         # one batch. Holding on to it keeps its identity unique.
-        if self._batch is not None and self._batch[0] is completions:
+        with self._batch_lock:
+            if self._batch is None or self._batch[0] is not completions:
+                grades = self._grade_batch(
+                    completions, trainer_state, log_metric, log_extra, columns
+                )
+                self._batch = completions, grades
             return self._batch[1]
 
+    def _grade_batch(
+        self,
+        completions: Sequence[Any],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None] | None,
+        log_extra: Callable[[str, list[Any]], None] | None,
+        columns: Mapping[str, Sequence[Any]],
+    ) -> list[Grade]:
+        """Grade a batch, and log what was found."""
         # Grade it.
         step = getattr(trainer_state, "global_step", 0)
         rows = rows_from(columns, len(completions))
@@ -219,7 +255,6 @@ class Grader:
         for i, completion in enumerate(completions):
             if ended_early(completion):
                 grades[i] = replace(grades[i], status=Status.NO_FINAL, detail=CUT_OFF)
-        self._batch = completions, grades
 
         # Log what was found.
         if log_metric:

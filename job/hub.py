@@ -23,8 +23,8 @@ def check_access(repo: str, public: bool) -> None:
     """Ask the Hub whether this token may write to `repo`, before hours of work.
 
     Raises:
-        ConfigError: if there is no token, or the Hub does not accept it; if the repository is
-            public already and `public` is false.
+        ConfigError: if there is no token, or the Hub does not accept it; if it may not write there;
+            if the repository is public already and `public` is false.
     """
     process = run("check", repo, visibility(public))
     if process.returncode != 0:
@@ -94,7 +94,20 @@ def check_in_process(repo: str, wanted: str) -> str:
 
     validate_repo_id(repo)
     api = HfApi()
-    name = api.whoami()["name"]
+    user = api.whoami()
+    name = user["name"]
+    if "/" not in repo:
+        repo = f"{name}/{repo}"
+
+    # What the token may do
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        sys.exit("the token may only read; make one that may write, and set HF_TOKEN to it")
+    owners = [name, *(organization["name"] for organization in user.get("orgs", []))]
+    if repo.partition("/")[0] not in owners:
+        sys.exit(f"{repo}: this token writes to repositories of {', '.join(owners)} alone")
+
+    # Whether the repository is as it should be
     try:
         found = api.model_info(repo)
     except RepositoryNotFoundError:

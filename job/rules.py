@@ -3,7 +3,8 @@
 Where the check of a key belongs:
     one key of a section of ours     `__post_init__` of the section's dataclass: Model, Lora and
                                      SandboxOptions in config.py, Options in watchdog.py, Options
-                                     in grpo_keys.py, Options of each task
+                                     in interruption.py, Options in grpo_keys.py, Options of each
+                                     task
     one key of GRPOConfig            the tables at the head of this file, because its dataclass
                                      is TRL's
     several keys                     a function here, one for each subject
@@ -27,7 +28,7 @@ from omegaconf import OmegaConf
 import tasks
 from job import rewards
 from job.batches import Get, batch_mistakes, evaluates
-from job.errors import among, nearest
+from job.errors import among
 from job.grpo_keys import ALGORITHMS, enumerations
 from job.rollout import engine
 from job.schedules import corners as corners_of
@@ -192,6 +193,19 @@ def impossible(
     yield from held_out_mistakes(get, task_names)
     yield from evaluation_clashes(get)
     yield from reward_mistakes(get, task_names)
+    yield from checkpoint_mistakes(get)
+
+
+def checkpoint_mistakes(get: Get) -> Iterator[str]:
+    """Checkpoints that are wanted again and are not kept."""
+    again = get("grpo.resume_from_checkpoint") or get("train.requeue")
+    if get("grpo.save_only_model") and again:
+        yield (
+            "grpo.save_only_model: such checkpoints have no optimizer, so a run cannot be resumed "
+            "from them; leave it out, or grpo.resume_from_checkpoint and train.requeue"
+        )
+    if get("train.keep_best") and not get("grpo.save_total_limit"):
+        yield "train.keep_best: all checkpoints are kept; set grpo.save_total_limit as well"
 
 
 # ---- One key of GRPOConfig
@@ -464,7 +478,7 @@ def reward_name_mistakes(task: str, reward: str, logged_as: dict[str, str]) -> I
     try:
         rewards.resolve(reward)
     except ValueError as error:
-        yield f"{task}.rewards: {error}{nearest(reward, rewards.names())}"
+        yield f"{task}.rewards: {error}"
 
 
 def weight_mistakes(

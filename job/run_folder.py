@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from job import model_card
+from job import checkpoints, model_card
+from job.checkpoints import steps_done
 from job.config import Config, changed_since, note, read_saved
 from job.config import save as save_config
-from job.distributed import is_first_process
+from job.distributed import agreed, is_first_process, world_size
 from job.errors import ConfigError, OutputError, one_line
-from job.model import check_adapter, checkpoints
+from job.model_checks import check_adapter
 
 # What a run leaves: name in the folder -> what it is
 PRODUCTS = {
@@ -66,6 +67,7 @@ class RunFolder:
         self._config = config
         self.path = Path(config.grpo["output_dir"]).absolute()
         self._closing = contextlib.ExitStack()
+        self._is_of_another = False  # another run is writing to the folder
 
     @property
     def metrics(self) -> Path:
@@ -79,6 +81,10 @@ class RunFolder:
     def evaluations(self) -> Path:
         return self.path / "evaluation.json"
 
+    @property
+    def exit_code(self) -> Path:
+        return self.path / "exit_code"
+
     def evaluation(self, step: int) -> Path:
         return self.path / "evaluation" / f"step-{step}"
 
@@ -87,7 +93,7 @@ class RunFolder:
 
     def has_checkpoint(self, step: int) -> bool:
         """Whether there is a whole checkpoint of this step."""
-        return steps_done(self.checkpoint(step)) == step
+        return checkpoints.fault(self.checkpoint(step)) is None
 
     def __enter__(self) -> "RunFolder":
         self._probe()
@@ -97,6 +103,26 @@ class RunFolder:
 
     def __exit__(self, *_) -> None:
         self._closing.close()
+
+    # ---- How the job ended
+
+    def forget_exit_code(self) -> None:
+        """Remove the marker of an earlier run, before anything of this one can fail."""
+        if is_first_process():
+            with contextlib.suppress(OSError):
+                self.exit_code.unlink()
+
+    def mark_exit_code(self, code: int) -> None:
+        """Write the file `exit_code`: the number that this job ends with, and a newline.
+
+        A launcher such as torchrun hides the exit code of its processes. Of several processes the
+        first to end has the reason, because the launcher then ends the others. So the first word
+        counts. A run that was killed leaves no such file.
+        """
+        if self._is_of_another or not self.path.is_dir():
+            return
+        with contextlib.suppress(OSError), self.exit_code.open("x") as file:
+            file.write(f"{code}\n")
 
     def _probe(self) -> None:
         """Make the folder. Check that it can be written and that its disk has space."""
@@ -118,6 +144,7 @@ class RunFolder:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._closing.close()
+            self._is_of_another = True
             raise OutputError(
                 f"grpo.output_dir: another run is writing to {self.path}; name another folder"
             ) from error
@@ -142,23 +169,44 @@ class RunFolder:
                 ) from error
             raise
 
-    def begin(self, config: Config, fresh: bool) -> None:
-        """Write the resolved config.
+    def begin(self, config: Config, checkpoint: str | None) -> None:
+        """Write the resolved config, and put aside what another run has left.
 
-        A fresh run first moves what an earlier run left into a folder of its own. Otherwise a later
-        run might resume from it by mistake.
+        For a fresh run that is all; otherwise a later run might resume from it by mistake. For a
+        resumed run it is the checkpoints of steps that will be trained once more.
+
+        Args:
+            checkpoint: that the run resumes from; None: it is a fresh one.
         """
+        self._config = config
         if not is_first_process():
             return
         with self.saving():
-            earlier = [path for path, _ in self.products()]
-            if fresh and earlier:
-                aside = self.path / time.strftime("previous-%Y%m%d-%H%M%S")
-                aside.mkdir(exist_ok=True)
-                for path in earlier:
-                    path.rename(aside / path.name)
-                print(f"what an earlier run left in {self.path} is now in {aside.name}/")
+            checkpoints.remove(self.path / checkpoints.STAGING)  # of a run that was killed
+            if checkpoint is None:
+                self._put_aside([path for path, _ in self.products()])
+            else:
+                done = steps_done(Path(checkpoint))
+                later = [path for step, path in checkpoints.numbered(self.path) if step > done]
+                self._put_aside(later)
+                self._forget_completions(done)
             save_config(config, self.path / "config.yaml")
+
+    def _put_aside(self, paths: list[Path]) -> None:
+        if not paths:
+            return
+        aside = self.path / time.strftime("previous-%Y%m%d-%H%M%S")
+        aside.mkdir(exist_ok=True)
+        for path in paths:
+            path.rename(aside / path.name)
+        print(f"what an earlier run left in {self.path} is now in {aside.name}/")
+
+    def _forget_completions(self, step: int) -> None:
+        """Remove the completions of steps that are repeated."""
+        for file in self.path.glob("completions/completions_*.parquet"):
+            number = file.stem.removeprefix("completions_")
+            if number.isdecimal() and int(number) > step:
+                file.unlink()
 
     def products(self) -> list[tuple[Path, str]]:
         """(path, what it is) of everything that a run has left here."""
@@ -174,20 +222,21 @@ class RunFolder:
         Args:
             model: a PeftModel.
         """
-        with self.saving():
-            shutil.rmtree(self.final_model, ignore_errors=True)  # of an earlier run
+        with self.saving(), checkpoints.written_whole(self.final_model) as unfinished:
             # TRL keeps the starting adapter in the model as well, as the reference of the KL
             # penalty. Only the trained one, called "default", is saved.
-            model.save_pretrained(self.final_model, selected_adapters=["default"])
-            tokenizer.save_pretrained(self.final_model)
-            self.write_model_card()
+            model.save_pretrained(unfinished, selected_adapters=["default"])
+            tokenizer.save_pretrained(unfinished)
+            self._write_model_card(unfinished)
 
     def write_model_card(self) -> None:
-        """Write README.md of final_model, in place of PEFT's, in which nothing is filled in.
+        """Write README.md of final_model again: it holds the sentence on before and after."""
+        with self.saving():
+            self._write_model_card(self.final_model)
 
-        Write it again after an evaluation: it holds the sentence on before and after.
-        """
-        adapter = json.loads((self.final_model / "adapter_config.json").read_text("utf-8"))
+    def _write_model_card(self, folder: Path) -> None:
+        """Write README.md, in place of PEFT's, in which nothing is filled in."""
+        adapter = json.loads((folder / "adapter_config.json").read_text("utf-8"))
         base = Path(self._config.model.path)
         if not base.is_dir():
             base = None
@@ -198,7 +247,7 @@ class RunFolder:
             format="lora",
             evaluation=model_card.read_evaluation(self.path),
         )
-        model_card.save(self.final_model, facts)
+        model_card.save(folder, facts)
 
     def report(self) -> str:
         """What the run left, one line for each kind. Paths are relative where they can be."""
@@ -212,20 +261,43 @@ class RunFolder:
         """The checkpoint that `grpo.resume_from_checkpoint` asks for, or None to start afresh.
 
         `auto` is the last whole checkpoint of this folder, if it has one. Anything else is a path.
-        What has changed in the config since the checkpoint was written is printed.
+        Which one is taken, which are skipped and why, and what has changed in the config since it
+        was written is printed.
 
         Raises:
-            ConfigError: if there is no such checkpoint, or if its adapter has another shape than
-                the config asks for.
+            ConfigError: if there is no such checkpoint, if it is not whole, or if its adapter has
+                another shape than the config asks for.
         """
         wanted = config.grpo.get("resume_from_checkpoint")
+        if wanted is None:
+            return None
         if wanted == "auto":
             wanted = self._last_checkpoint()
+        else:
+            self._check_named(str(wanted))
         if wanted is None:
             return None
         checkpoint = Path(wanted)
-        if steps_done(checkpoint) < 0:
-            near = self.path / str(wanted)
+        print(f"resuming from {shown_path(checkpoint)}, after step {steps_done(checkpoint)}")
+        check_adapter(checkpoint, config.lora)
+        saved_by = checkpoints.processes_of(checkpoint)
+        if saved_by != world_size():
+            note(
+                f"{wanted} was written by {saved_by} processes, and now there are {world_size()}: "
+                "other random numbers are drawn than without the interruption"
+            )
+        for change in changed_since(config, checkpoint.parent / "config.yaml"):
+            note(f"since {wanted} was written: {change}")
+        return wanted
+
+    def _check_named(self, wanted: str) -> None:
+        """
+        Raises:
+            ConfigError: if this path is no whole checkpoint.
+        """
+        checkpoint = Path(wanted)
+        if not (checkpoint / checkpoints.STATE).is_file():
+            near = self.path / wanted
             hint = ""
             if steps_done(near) >= 0:
                 hint = f"; did you mean {near}?"
@@ -233,16 +305,17 @@ class RunFolder:
                 f"grpo.resume_from_checkpoint: {wanted} is neither `auto` nor a checkpoint folder"
                 f"{hint}"
             )
-        check_adapter(checkpoint, config.lora)
-        for change in changed_since(config, checkpoint.parent / "config.yaml"):
-            note(f"since {wanted} was written: {change}")
-        return wanted
+        fault = checkpoints.fault(checkpoint)
+        if fault:
+            raise ConfigError(
+                f"grpo.resume_from_checkpoint: {wanted} cannot be resumed from: {fault}"
+            )
 
     def trained_in(self, config: Config) -> str | None:
         """model.quantization of the run that `grpo.resume_from_checkpoint` continues, if known."""
         wanted = config.grpo.get("resume_from_checkpoint")
         folder = None
-        if wanted == "auto" and any(self.path.glob("checkpoint-*")):
+        if wanted == "auto" and checkpoints.numbered(self.path):
             folder = self.path
         elif wanted not in (None, "auto"):
             folder = Path(wanted).parent
@@ -254,17 +327,28 @@ class RunFolder:
         return model.get("quantization")
 
     def _last_checkpoint(self) -> str | None:
-        """The whole checkpoint with the most steps. If there is none, that is printed."""
-        whole = [folder for folder in self.path.glob("checkpoint-*") if steps_done(folder) >= 0]
-        if whole:
-            return str(max(whole, key=steps_done))
+        """The whole checkpoint with the most steps. If there is none, that is printed.
+
+        The first of several processes decides, for it may begin to put others aside.
+        """
+        found: list[str] = []
+        if is_first_process():
+            for _, path in checkpoints.numbered(self.path):
+                fault = checkpoints.fault(path)
+                if fault is None:
+                    found.append(str(path))
+                    break
+                print(f"{shown_path(path)} is skipped: {fault}")
+        found = agreed(found, world_size())
+        if found:
+            return found[0]
         hint = ""
         aside = sorted(self.path.glob("previous-*/checkpoint-*"))
         if aside:
             hint = (
                 f"; to resume the earlier run that was put aside, name {aside[-1]} instead of auto"
             )
-        print(f"no checkpoint in {self.path}: starting from the model{hint}")
+        print(f"no whole checkpoint in {self.path}: starting from the model{hint}")
         return None
 
 
@@ -286,7 +370,8 @@ def find_adapter(folder: Path) -> Path:
     for place in (folder, folder / "final_model"):
         if (place / "adapter_config.json").is_file():
             return place
-    whole = [place for place in checkpoints(folder) if steps_done(place) >= 0]
+    places = [place for _, place in checkpoints.numbered(folder)]
+    whole = [place for place in places if not checkpoints.adapter_fault(place)]
     if not whole:
         raise ConfigError(
             f"{folder}: nothing trained is in it, neither final_model nor a whole checkpoint"
@@ -294,12 +379,3 @@ def find_adapter(folder: Path) -> Path:
     last = whole[0]
     note(f"{folder} has no final_model; its last checkpoint is taken, {last.name}")
     return last
-
-
-def steps_done(checkpoint: Path) -> int:
-    """The step of a checkpoint; -1 if it is not whole. Its trainer_state.json is written last."""
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        return int(state["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1

@@ -11,19 +11,23 @@ because Unsloth replaces GRPOTrainer.
 import copy
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from accelerate.utils import gather, gather_object, send_to_device
+from accelerate.utils import gather, gather_object
 from tqdm.auto import tqdm
 from trl import GRPOTrainer
 
-from job import grpo_keys, watchdog
+from job import checkpoints, grpo_keys, training_state, watchdog
 from job.chat import Chat, Reading
 from job.grading import Grader
+from job.interruption import Interruption, ignore_stop_signals
+from job.metrics_file import read_metrics
+from job.out_of_memory import in_smaller_batches
 from job.rollout import BatchRollout, TokenIds, decode_all, engine
 from job.step_time import StepTime
 
@@ -31,21 +35,6 @@ from job.step_time import StepTime
 CHECKED_ROWS = 2
 # With this set to 1, Unsloth takes what the rollout returns for the old log-probabilities.
 UNSLOTH_ROLLOUT_AS_OLD = "UNSLOTH_GRPO_ROLLOUT_LOGPROBS_AS_OLD"
-
-
-def deserialize_on_cpu(storage: Any, place: str) -> Any:
-    """Lets torch.load put what a run resumes from on "cpu:0", which it would refuse.
-
-    That is what accelerate calls the device of each of several processes on CPUs.
-    """
-    if place == "cpu:0":
-        return storage
-    return None
-
-
-torch.serialization.register_package(
-    priority=100, tagger=lambda storage: None, deserializer=deserialize_on_cpu
-)
 
 
 class Sample(NamedTuple):
@@ -81,6 +70,7 @@ class Trainer(GRPOTrainer):
         grpo_extra: what becomes of groups whose rewards are all equal.
         rollout: how completions are decoded.
         prompt_tokens: of the longest prompt.
+        interruption: hears signals, and is told how long steps and checkpoints take.
         Others as in GRPOTrainer.
     """
 
@@ -92,9 +82,13 @@ class Trainer(GRPOTrainer):
         grpo_extra: grpo_keys.Options,
         rollout: engine.Options,
         prompt_tokens: int,
+        interruption: Interruption,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.interruption = interruption
+        self._staging: Path | None = None  # where a checkpoint is being written
+        self._between: training_state.Between | None = None  # the state after the last step
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
         self._rollout_options, self._prompt_tokens = rollout, prompt_tokens
         self._is_unsloth = hasattr(self.args, "unsloth_grpo_mini_batch")
@@ -189,64 +183,98 @@ class Trainer(GRPOTrainer):
     # ---- Checkpoints
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save a checkpoint, with the generated batch if the run is in the midst of one.
-
-        That happens with num_iterations above 1, or steps_per_generation above
-        gradient_accumulation_steps. TRL counts backward passes from 0 again in a resumed run, and
-        forgets what it generated. So each process keeps both beside the weights. Otherwise all that
-        follows would differ.
-        """
+        """Save a checkpoint aside, with what transformers leaves out, and give it its name."""
         if not self.weights_are_finite():
             # `auto` would resume from them. Without them it finds an earlier checkpoint.
             if self.is_world_process_zero():
                 tqdm.write("no checkpoint is saved: the weights are not finite")
             return
-        passes_per_batch = self.args.steps_per_generation * self.num_iterations
-        # A checkpoint that is saved after a failure may be within an optimizer step
-        between_steps = self._step % self.args.gradient_accumulation_steps == 0
-        if between_steps and self._step % passes_per_batch != 0:
-            self._save_rollout()
-        # Last, because it writes trainer_state.json, which makes the checkpoint a whole one
-        super()._save_checkpoint(model, trial)
+        began = time.monotonic()
+        output = Path(self.args.output_dir)
+        step = self.state.global_step
+        try:
+            if self.is_world_process_zero():
+                checkpoints.begin_saving(output)
+            self.accelerator.wait_for_everyone()
+            self._staging = output / checkpoints.STAGING
+            folder = self._staging / f"checkpoint-{step}"
+            folder.mkdir(exist_ok=True)
+            training_state.save(self, folder)
+            self._note_best_checkpoint(output)
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                checkpoints.finish_saving(output, step)
+                self._delete_superfluous(output)
+        except Exception:
+            checkpoints.remove(output / checkpoints.STAGING)  # a full disk needs the space
+            raise
+        finally:
+            self._staging = None
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(output / f"checkpoint-{step}"))
+        self.interruption.saved(time.monotonic() - began)
 
-    def _save_rollout(self) -> None:
-        folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
-        folder.mkdir(exist_ok=True)
-        kept = {
-            "shape": self._batch_shape,
-            "step": self._step,
-            "inputs": self._buffered_inputs,
-        }
-        torch.save(kept, folder / self._rollout_file)
+    def _get_output_dir(self, trial: Any) -> str:
+        """Where transformers writes a checkpoint."""
+        if self._staging is not None:
+            return str(self._staging)
+        return super()._get_output_dir(trial)
+
+    def _push_from_checkpoint(self, folder: str) -> None:
+        if self._staging is None:  # else the folder is about to be renamed
+            super()._push_from_checkpoint(folder)
+
+    def _note_best_checkpoint(self, output: Path) -> None:
+        """Do what transformers does for load_best_model_at_end; it looks where it writes."""
+        best = self.state.best_global_step
+        if best and (best == self.state.global_step or (output / f"checkpoint-{best}").is_dir()):
+            self.state.best_model_checkpoint = str(output / f"checkpoint-{best}")
+
+    def _delete_superfluous(self, output: Path) -> None:
+        """Keep the last and the best checkpoints."""
+        if not self.args.save_total_limit:
+            return
+        options = self.interruption.options
+        steps = [step for step, _ in checkpoints.numbered(output)]
+        scores = {}
+        if options.keep_best:
+            entries = read_metrics(output / "metrics.jsonl")
+            every = self.state.save_steps
+            scores = checkpoints.scores_of(steps, entries, options.best_metric, every)
+        leaving = checkpoints.superfluous(
+            steps, self.args.save_total_limit, options.keep_best, scores
+        )
+        if self.state.best_model_checkpoint:
+            leaving.discard(self.state.best_global_step)
+        checkpoints.delete(output, leaving)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self._between = training_state.remember(self)
+
+    def save_last_step(self, within_another: bool) -> None:
+        """Save a checkpoint of the last finished step, between saves and also within a step."""
+        if within_another:
+            training_state.return_to(self, self._between)
+        self._save_checkpoint(self.model, trial=None)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is None:
-            return
-        file = Path(checkpoint, self._rollout_file)
-        if not file.is_file():
-            return
-        kept = torch.load(file, map_location="cpu", weights_only=True)
-        # With another shape the run begins with a new batch
-        if kept["shape"] == self._batch_shape:
-            self._step = kept["step"]
-            self._buffered_inputs = send_to_device(kept["inputs"], self.accelerator.device)
+        if checkpoint is not None:
+            training_state.load_batch(self, Path(checkpoint))
 
-    @property
-    def _batch_shape(self) -> list[int]:
-        """What must be the same for a generated batch to be used after resuming."""
-        return [
-            self.num_generations,
-            self.num_iterations,
-            self.args.per_device_train_batch_size,
-            self.args.gradient_accumulation_steps,
-            self.args.steps_per_generation,
-            self.args.world_size,
-        ]
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        # The last that transformers loads; it has begun to count anew before
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None:
+            training_state.load_unlogged(self, Path(checkpoint))
 
-    @property
-    def _rollout_file(self) -> str:
-        return f"rollout_{self.accelerator.process_index}.pt"
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
+        loader = super()._get_dataloader(*args, **kwargs)
+        loader.worker_init_fn = leave_signals(loader.worker_init_fn)
+        return loader
 
     def weights_are_finite(self) -> bool:
         """Whether all that is trained is free of NaN and infinity, on every process."""
@@ -349,7 +377,11 @@ class Trainer(GRPOTrainer):
             self._choose_rollout(prompt_ids)
         rollout = self._rollout
         if rollout is None:
-            rollout = BatchRollout(lambda waiting: decode(waiting, *others, **kwargs)[0])
+            rollout = BatchRollout(
+                lambda waiting: in_smaller_batches(
+                    lambda some: decode(some, *others, **kwargs)[0], waiting
+                )
+            )
         rows = decode_all(rollout, prompt_ids)
         completion_ids = [row.completion_ids for row in rows]
         if rows[0].logprobs is None:
@@ -619,3 +651,14 @@ class Trainer(GRPOTrainer):
 def rendered_from(row: dict[str, Any]) -> tuple[list[dict[str, str]], str | None]:
     """What of a row its prompt is rendered from: the messages and the reasoning effort."""
     return row["prompt"], row.get("reasoning_effort")
+
+
+def leave_signals(start: Callable[[int], None] | None) -> Callable[[int], None]:
+    """What a worker of the data loader does first: what transformers wants, then hear no signal."""
+
+    def start_worker(number: int) -> None:
+        if start is not None:
+            start(number)
+        ignore_stop_signals()
+
+    return start_worker

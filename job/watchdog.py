@@ -115,11 +115,15 @@ class Watchdog:
 
     def __init__(self, options: Options, weights: RewardWeights, float16: bool = False):
         self.options, self.float16, self._schedule = options, float16, weights
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin with empty windows."""
         self.weights: dict[str, float] = {}  # those in force that are not 0
         self.active: list[str] = []  # names of the diagnoses that hold now
         self._signals: dict[str, deque[float]] = {}  # the last `window` values of each signal
         self._first: list[Mapping[str, Any]] = []  # logs of the first window of the run
-        self._last: deque[Mapping[str, Any]] = deque(maxlen=options.window)
+        self._last: deque[Mapping[str, Any]] = deque(maxlen=self.options.window)
         self._bad_losses = self._bad_gradients = 0  # in a row
         self._observed = 0  # logged steps so far
         self._last_active: dict[str, int] = {}  # diagnosis -> value of `_observed` then

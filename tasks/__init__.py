@@ -42,8 +42,10 @@ A task never sees a score and never imports torch.
 
 import functools
 import importlib
+import inspect
 import json
 import math
+import numbers
 import os
 import pkgutil
 import sys
@@ -78,6 +80,13 @@ TASK_COLUMN = "task.type"
 RESERVED_COLUMNS = {"completion", "completion_ids", "completions", "environments",
                     "evaluation_seed", "grades", "image", "images", "log_extra", "log_metric",
                     "prompts", "self", "step", TASK_COLUMN, "tools", "trainer_state"}  # fmt: skip
+# The functions of a task, each with the arguments that it is given, in order
+CALLED_WITH = {
+    "rows": ["options"],
+    "eval_rows": ["options"],
+    "grade": ["completion", "row", "options", "sandbox", "rng"],
+    "known_answers": ["row", "options"],
+}
 UNCLOSED = "the code block is never closed: cut off at grpo.max_completion_length?"
 
 
@@ -184,8 +193,55 @@ def contract_mistakes(name: str) -> Iterator[str]:
     if lacking:
         there = "the head of tasks/__init__.py says what they are"
         yield f"tasks/{name}.py lacks {', '.join(lacking)}; {there}"
-    elif not (isinstance(task.Options, type) and issubclass(task.Options, Options)):
-        yield f"tasks/{name}.py: its Options must be a subclass of tasks.Options"
+        return
+    for mistake in (*options_mistakes(task), *call_mistakes(task), *answer_mistakes(task)):
+        yield f"tasks/{name}.py: {mistake}"
+
+
+def options_mistakes(task: ModuleType) -> Iterator[str]:
+    """What is wrong with the class of a task's options."""
+    if not (isinstance(task.Options, type) and issubclass(task.Options, Options)):
+        yield "its Options must be a subclass of tasks.Options"
+    elif "__annotations__" in vars(task.Options) and "__match_args__" not in vars(task.Options):
+        yield "its Options lack @dataclass(frozen=True), so none of their keys would exist"
+
+
+def call_mistakes(task: ModuleType) -> Iterator[str]:
+    """Functions of a task that cannot be called as they will be."""
+    for name, arguments in CALLED_WITH.items():
+        function = getattr(task, name, None)
+        if function is None:
+            continue
+        call = f"{name}({', '.join(arguments)})"
+        if not callable(function):
+            yield f"{name} must be a function, called as {call}"
+        elif inspect.iscoroutinefunction(function):
+            yield f"{name} must not be async; it is called as {call}"
+        else:
+            signature = inspect.signature(function)
+            try:
+                signature.bind(*arguments)
+            except TypeError:
+                yield f"{name}{signature} must take what it is called with: {call}"
+
+
+def answer_mistakes(task: ModuleType) -> Iterator[str]:
+    """Names of rewards and known answers that are not of the type they must have."""
+    if not isinstance(task.REWARDS, Mapping) and not is_texts(task.REWARDS):
+        yield f"REWARDS must be a list of names, not {task.REWARDS!r:.200}"
+    if hasattr(task, "known_answers"):
+        return
+    if not isinstance(task.REFERENCE, str):
+        yield f"REFERENCE must be a text, not {task.REFERENCE!r:.200}"
+    for name in ("SLOWER", "WRONG", "CHEAT"):
+        if not is_texts(getattr(task, name)):
+            yield f"{name} must be a list of texts, not {getattr(task, name)!r:.200}"
+
+
+def is_texts(value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return all(isinstance(item, str) for item in value)
 
 
 def known_answers(
@@ -415,6 +471,25 @@ def flag_unclosed(grade: Grade) -> Grade:
     """The Grade of a program whose block is never closed: judged like any other, and said so."""
     detail = f"{grade.detail}; {UNCLOSED}" if grade.detail else UNCLOSED
     return replace(grade, detail=detail, data={**grade.data, "unclosed": True})
+
+
+def grade_mistake(graded: Any) -> str:
+    """What keeps the answer of a task's `grade` from being a Grade, in words; empty if nothing
+    does."""
+    if not isinstance(graded, Grade):
+        return f"returned {graded!r:.200} ({type(graded).__name__}), not a tasks.Grade"
+    if not isinstance(graded.status, Status):
+        return f"returned a Grade whose status is {graded.status!r:.200}, not one of sandbox.Status"
+    is_number = isinstance(graded.passed, numbers.Real)
+    if not is_number or not 0 <= graded.passed <= 1:
+        return f"returned a Grade whose `passed` is {graded.passed!r:.200}, not from 0 to 1"
+    if not is_texts(graded.cheating):
+        return f"returned a Grade whose `cheating` is {graded.cheating!r:.200}, not a list of texts"
+    if not isinstance(graded.data, Mapping):
+        return f"returned a Grade whose `data` is {graded.data!r:.200}, not a mapping"
+    if not isinstance(graded.detail, str):
+        return f"returned a Grade whose `detail` is {graded.detail!r:.200}, not a text"
+    return ""
 
 
 @functools.cache

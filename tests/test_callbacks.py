@@ -1,19 +1,17 @@
-"""callbacks.py: metrics.jsonl, the step line, the closing table, stopping on a signal."""
+"""callbacks.py: metrics.jsonl, the step line, the closing table."""
 
 import json
-import os
-import signal
 from types import SimpleNamespace
 
-import pytest
-
-from job.callbacks import MetricsFile, Progress, StopOnSignal, step_line, summary
+from job.callbacks import MetricsFile, Progress, step_line, summary
 
 LOGS = {"loss": 0.5, "reward": 2.0, "reward_std": 1.0, "grades/correct": 0.25, "kl": float("nan")}
 
 
 def state(step=0, process_zero=True):
-    return SimpleNamespace(global_step=step, max_steps=9, is_world_process_zero=process_zero)
+    return SimpleNamespace(
+        global_step=step, max_steps=9, is_world_process_zero=process_zero, log_history=[]
+    )
 
 
 def test_one_json_object_a_logged_step(tmp_path):
@@ -66,22 +64,3 @@ def test_progress_prints_one_line_a_step(capsys):
     progress.on_step_end(None, state(1), None)
     progress.on_train_end(None, state(1), None)
     assert len(capsys.readouterr().out.splitlines()) == 1
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_after_the_step_with_a_checkpoint(number, capsys):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        stop = StopOnSignal()
-        control = SimpleNamespace(should_save=False, should_training_stop=False)
-        args = SimpleNamespace(world_size=1)
-        stop.on_train_begin(args, state(), control)
-        stop.on_step_end(args, state(1), control)
-        assert not control.should_training_stop
-        os.kill(os.getpid(), number)
-        stop.on_step_end(args, state(2), control)
-        assert control.should_save and control.should_training_stop and stop.received == number
-        assert signal.getsignal(number) == signal.SIG_DFL  # a second one ends the process
-    finally:
-        for n, handler in before.items():
-            signal.signal(n, handler)

@@ -131,7 +131,7 @@ def test_every_key_of_the_config_is_explained_with_its_default():
     tree = OmegaConf.to_container(config.resolved(config.load_config()))
     keys = {
         f"{section}.{key}"
-        for section in ("model", "lora", "evaluate", "sandbox", "watchdog")
+        for section in ("model", "lora", "evaluate", "train", "sandbox", "watchdog")
         for key in tree[section]
     }
     keys |= {f"task.{field.name}" for field in dataclasses.fields(tasks.Options)}
@@ -246,7 +246,8 @@ def test_every_reward_function_is_explained():
 def test_every_exit_code_is_explained():
     explained = re.findall(r"^\| (\d+) \|", section("docs/runs.md", "## Exit codes"), re.MULTILINE)
     known = {kind.exit_code for kind in errors.JobError.__subclasses__()}
-    known |= {errors.DONE, 1, errors.STOPPED_BY_WATCHDOG, errors.SANDBOX_FAILED}
+    known |= {errors.DONE, errors.UNFORESEEN, errors.STOPPED_BY_WATCHDOG}
+    known |= {errors.SANDBOX_FAILED, errors.REQUEUE}
     known |= {errors.STOPPED_BY_SIGNAL + number for number in (2, 15)}
     assert {int(code) for code in explained} == known
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import pytest
 from omegaconf import MISSING
 
-from job import config, rules, watchdog
+from job import config, interruption, rules, watchdog
 from job.errors import ConfigError
 
 # section, and the dataclass of its keys: (module, name)
@@ -14,6 +14,7 @@ SECTIONS = [
     ("lora", config, "Lora"),
     ("sandbox", config, "SandboxOptions"),
     ("watchdog", watchdog, "Options"),
+    ("train", interruption, "Options"),
 ]
 DEFAULT = "5  # how long to wait"
 

@@ -13,7 +13,7 @@ import pytest
 
 import reward_functions
 import tasks
-from job import config, model, run_folder
+from job import checkpoints, config, model, run_folder
 from job.errors import ConfigError
 from job.run_folder import RunFolder
 
@@ -193,6 +193,7 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_h
         )
 
 
+@pytest.mark.slow
 def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, run_here):
     (tmp_path / "job.yaml").write_text(SCHEDULED)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -211,6 +212,7 @@ def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, ru
     assert ["reward" in step for step in metrics(resumed)] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_generated_batch_of_another_shape_is_not_taken_up(tmp_path, run_here):
     job = ["task.type=reasoning", "grpo.num_iterations=2", "grpo.save_steps=1"]
     assert run_here(tmp_path, *job, "grpo.max_steps=1", fast=FAST[:2]).returncode == 0
@@ -254,16 +256,16 @@ def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
     (output / "metrics.jsonl").write_text("{}\n")
     (output / "notes.txt").write_text("the user's own")
     job = config.load_config(None, [f"grpo.output_dir={output}"])
-    RunFolder(job).begin(job, fresh=True)
+    RunFolder(job).begin(job, None)
     (aside,) = output.glob("previous-*")
     assert {path.name for path in aside.iterdir()} == {"checkpoint-9", "metrics.jsonl"}
     assert {path.name for path in output.iterdir()} == {"config.yaml", "notes.txt", aside.name}
 
 
-def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(tmp_path, run_here):
+def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(finished, tmp_path, run_here):
     checkpoint = tmp_path / "checkpoint-9"
-    checkpoint.mkdir()
-    (checkpoint / "trainer_state.json").write_text('{"global_step": 9}')
+    shutil.copytree(finished[0] / "checkpoint-4", checkpoint)
+    (checkpoint / checkpoints.CHECKSUMS).unlink()
     (checkpoint / "adapter_config.json").write_text('{"r": 4}')
     beaten = ["task.check=true", "task.rewards=[function_works]"]
     for overrides, code in ((beaten, 6), (["lora.target_modules=[q_prj]"], 2)):
@@ -294,7 +296,7 @@ def test_auto_without_a_checkpoint_says_so(tmp_path, capsys):
     )
     assert RunFolder(job).checkpoint_to_resume(job) is None
     said = capsys.readouterr().out
-    assert "no checkpoint in" in said and "previous-1/checkpoint-5" in said
+    assert "no whole checkpoint in" in said and "previous-1/checkpoint-5" in said
 
 
 def test_evaluation_rows_are_held_out(tmp_path, run_here):
@@ -350,6 +352,7 @@ sys.exit(code or train.main([*arguments, *resuming]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     whole, resumed, script = tmp_path / "whole", tmp_path / "resumed", tmp_path / "twice.py"
     script.write_text(TWICE)
@@ -364,6 +367,7 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     job = command(
         whole, "grpo.max_steps=3", "grpo.save_steps=1", "grpo.zero_std_groups=resample",
         "grpo.num_iterations=2", "grpo.max_resampling_tries=2", "grpo.max_completion_length=24",
+        "grpo.per_device_train_batch_size=8",
     )[2:]  # fmt: skip
     result = subprocess.run(
         [*torchrun, script, whole, resumed, *job],
@@ -583,7 +587,7 @@ def test_a_new_task_is_one_file(tmp_path, run_here, monkeypatch):
     (tmp_path / "sort.py").write_text(SORT_TASK)
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     run = tmp_path / "run"
-    result = run_here(run, "task.type=sort", "task.length=5", "grpo.max_steps=1", fast=FAST[:2])
+    result = run_here(run, "task.type=sort", "task.length=8", "grpo.max_steps=1", fast=FAST[:2])
     assert result.returncode == 0, result.stderr
     assert "check: sort: 5 known answers" in result.stdout
     assert (run / "final_model" / "adapter_model.safetensors").is_file()

@@ -16,11 +16,12 @@ from tqdm.auto import tqdm
 
 from job.chat import Chat
 from job.config import Config, EvaluateOptions, note
-from job.distributed import agreed, gathered, is_first_process, rank, world_size
+from job.distributed import PATIENCE_S, agreed, gathered, is_first_process, rank, world_size
 from job.errors import ConfigError
 from job.evaluation import evaluation
 from job.evaluation.evaluation import Comparison, EvaluationFolder, Problem, Sampler
 from job.grading_pool import GradingPool
+from job.metrics_file import is_evaluation, read_metrics
 from job.plan import Plan
 from job.rows import Row
 from job.run_folder import RunFolder
@@ -130,6 +131,7 @@ class RunEvaluation:
         self.plan, self.folder, self.chat, self.log = plan, folder, chat, log
         self.sampler = sampler
         self.grader = evaluation.make_grader(config.tasks, sandbox)
+        self.grader.reward_timeout_s = config.train.reward_timeout_s
         self.problems = evaluation.make_problems(plan.rows, chat)
         self.temperature = config.grpo.get("temperature", 1.0)
         self.spent_s = 0.0  # by this process, on all evaluations
@@ -164,8 +166,11 @@ class RunEvaluation:
     def evaluate(self, step: int, is_stopped: Callable[[], bool] = lambda: False) -> None:
         """Evaluate the weights of this step, unless that has been done."""
         folder = EvaluationFolder(self.folder.evaluation(step), writes=is_first_process())
-        finished = ["finished"] if folder.finished() else []
+        result = folder.finished()
+        finished = ["finished"] if result else []
         if agreed(finished, world_size()):
+            if is_first_process() and not self._is_logged(step):  # the run was killed in between
+                self.log(metrics_of(result))
             return
         settings = {
             "step": step,
@@ -184,6 +189,7 @@ class RunEvaluation:
             folder.records = []  # all processes must decode as often
         began = time.monotonic()
         total = len(self.problems) * self.plan.completions
+        limit_s = self.grader.longest_batch_s(total) + PATIENCE_S
         disable = None if is_first_process() else True  # None: shown on a terminal only
         with tqdm(total=total, desc=f"evaluation at step {step}", disable=disable) as bar:
             result = evaluation.evaluate(
@@ -195,7 +201,7 @@ class RunEvaluation:
                 folder,
                 progress=bar.update,
                 is_stopped=is_stopped,
-                gather=lambda records: distinct(gathered(records)),
+                gather=lambda records: distinct(gathered(records, limit_s)),
             )
         self.spent_s += time.monotonic() - began
         if result is None or not is_first_process():
@@ -204,6 +210,11 @@ class RunEvaluation:
         with self.folder.saving():
             self._write_results()
         self.log(metrics_of(result))
+
+    def _is_logged(self, step: int) -> bool:
+        """Whether metrics.jsonl has the line of the evaluation of this step."""
+        entries = read_metrics(self.folder.metrics)
+        return any(entry["step"] == step and is_evaluation(entry) for entry in entries)
 
     def results(self) -> list[dict[str, Any]]:
         """What each finished evaluation found, by rising step."""
