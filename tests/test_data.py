@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
-from job.config import load_config
+from job.config import load_config, save
 from job.errors import ConfigError
 from job.rows import mixed_rows
 from tasks import jsonl
@@ -259,6 +259,18 @@ def test_paths_are_sought_where_the_user_stands_and_then_in_the_repository(tmp_p
     monkeypatch.chdir("/")
     monkeypatch.setenv("START_FOLDER", str(tmp_path))
     assert len(jsonl.rows(options("configs/*.jsonl"))) == 2
+
+
+def test_a_saved_config_finds_its_data_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_bytes(as_csv(ROWS))
+    job = load_config(None, ["task.type=jsonl", "task.data=mine.*"])
+    save(job, tmp_path / "saved.yaml")
+    monkeypatch.chdir("/")
+    saved = load_config(tmp_path / "saved.yaml")
+    assert jsonl.rows(saved.tasks[0]) == jsonl.rows(options(tmp_path / "mine.csv", num_rows=1000))
+    for data in ("configs/sums.jsonl", "openai/gsm8k"):
+        assert sources.from_anywhere(data) == data
 
 
 def test_the_message_about_a_missing_file_says_where_it_was_sought(tmp_path, monkeypatch):

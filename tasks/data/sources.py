@@ -112,6 +112,15 @@ def find_files(data: str) -> list[Path]:
     raise ValueError(f"data: {nothing_found(data, expanded)}")
 
 
+def from_anywhere(data: str) -> str:
+    """`data` as it can be found from any folder: a path of the user's becomes absolute, and what is
+    in the repository, or on the Hub, stays as it is."""
+    found = glob.glob(str(folders()[0] / os.path.expanduser(data)), recursive=True)
+    if not data or not found or folders()[0] == ROOT:
+        return data
+    return str(folders()[0] / os.path.expanduser(data))
+
+
 def nothing_found(data: str, expanded: str) -> str:
     """Why there is no file, in words."""
     sought = folders()
