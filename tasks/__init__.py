@@ -287,6 +287,12 @@ def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     return row | {label: options.type, "reasoning_effort": effort}
 
 
+def is_streamed(options: Options) -> bool:
+    """Whether the rows of a task are too many to be read at once."""
+    ask = getattr(load(options.type), "is_streamed", None)
+    return ask is not None and ask(options)
+
+
 def type_of(row: Mapping[str, Any]) -> Any:
     """The type of the task of a row that is `labelled`; None for a row that is not."""
     return row.get(TASK_COLUMN) or row.get("task")

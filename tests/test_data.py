@@ -36,7 +36,9 @@ ROWS = [
 def nothing_remembered():
     """What one test read or said is not there for the next."""
     yield
-    for remembered in (sources.load_split, jsonl.read_split, jsonl.row_count, tasks.note_once):
+    for remembered in (sources.load_split, sources.described_rows, tasks.note_once):
+        remembered.cache_clear()
+    for remembered in (jsonl.read_split, jsonl.row_count):
         remembered.cache_clear()
 
 
@@ -494,6 +496,21 @@ def test_a_configuration_a_split_and_streaming_are_chosen(gsm8k):
     assert texts(jsonl.eval_rows(chosen)) == ["socratic train 0?", "socratic train 1?"]
     streamed = options("openai/gsm8k", streaming=True)
     assert texts(jsonl.stream(streamed, Mistakes())) == [f"main train {i}?" for i in range(12)]
+
+
+def test_a_large_data_set_of_the_hub_is_streamed_and_not_downloaded(gsm8k, monkeypatch):
+    monkeypatch.setattr(jsonl, "STREAMED_ROWS", 10)
+    monkeypatch.setattr(jsonl, "SAMPLED_ROWS", 4)
+    asked = []
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **keys: asked.append(keys) or load(*names, **keys)
+    )
+    large = options("openai/gsm8k")
+    assert jsonl.is_streamed(large) and len(jsonl.rows(large)) == 4
+    assert len(list(jsonl.stream(large, Mistakes()))) == 12
+    assert asked and all(keys.get("streaming") for keys in asked)
+    assert not jsonl.is_streamed(options("openai/gsm8k", split="test"))
 
 
 @pytest.mark.parametrize(
