@@ -31,6 +31,7 @@ from typing import TextIO
 import tasks
 from job.config import Config, load_config
 from job.errors import DONE, ConfigError, exit_code_of, one_line
+from job.fetch import fetch
 from job.grade_file import grade_file
 from job.grading_pool import GradingPool
 from job.reward_check import check_rewards, few_rows, rehearse_rewards
@@ -54,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Overrides may come between options, which parse_args would not take
     arguments = parsers[command].parse_intermixed_args(words)
+    if arguments.fetch:
+        return exit_code_of(lambda: fetch_command(arguments))
     if command == "grade":
         return exit_code_of(lambda: grade_command(arguments))
     return exit_code_of(lambda: check_command(arguments))
@@ -82,6 +85,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         command.add_argument(
             "--config", metavar="FILE", action="append", help="its keys replace config.yaml's"
         )
+        command.add_argument("--fetch", action="store_true", help="for train.sh")
         command.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="e.g. task.type=code"
         )
@@ -93,6 +97,12 @@ def step_number(text: str) -> int:
     if step < 0:
         raise argparse.ArgumentTypeError("must be 0 or more")
     return step
+
+
+def fetch_command(arguments: argparse.Namespace) -> int:
+    """The fetch step of train.sh. The rewards are checked without a model."""
+    fetch([load_config(arguments.config, arguments.overrides)], with_models=False)
+    return DONE
 
 
 def check_command(arguments: argparse.Namespace) -> int:

@@ -41,6 +41,7 @@ from job.errors import (
 )
 from job.evaluation.evaluation import Sampler
 from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
+from job.fetch import fetch
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.interruption import Interruption, Stopped, deadline_of
@@ -56,6 +57,7 @@ from job.model import (
     trainer_settings,
 )
 from job.model_checks import check_model, settle_targets
+from job.network import prepare_hub
 from job.out_of_memory import ADVICE, is_out_of_memory
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.preflight import preflight
@@ -86,6 +88,9 @@ def main(argv: list[str] | None = None) -> int:
         help="check all that can be checked without the model, and stop",
     )
     parser.add_argument(
+        "--fetch", action="store_true", help="download what this needs, and stop; for train.sh"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1"
     )
     parser.add_argument(
@@ -104,6 +109,9 @@ def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
     launch = plan_launch(arguments.gpus)
     with launch.announced():  # so that the batches are planned for all processes
         config = load_config(arguments.config, arguments.overrides)
+        if arguments.fetch:
+            fetch([config], trains=True)
+            return DONE
         if arguments.dry_run:
             return dry_run(config)
     if launch.world_size > 1:
@@ -230,6 +238,7 @@ def settle(config: Config) -> Config:
         ConfigError: if this machine or the model cannot do what the config says.
     """
     check_vllm(config)
+    prepare_hub(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
     config, notices = settle_targets(config)

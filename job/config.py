@@ -619,9 +619,17 @@ def set_key(tree: dict[str, Any], section: str, key: str, value: Any, mistakes: 
     try:
         if value == MISSING:
             raise ValueError("??? is no value")
+        # OmegaConf would find out only later that a text with ${...} is not what the key takes.
+        OmegaConf.update(tree[section], key, literal(value, "{"), merge=False)
         OmegaConf.update(tree[section], key, literal(value), merge=False)
     except (OmegaConfBaseException, ValueError) as error:
-        mistakes.append(f"{section}.{key}: {str(error).splitlines()[0]}")
+        mistake = f"{section}.{key}: {str(error).splitlines()[0]}"
+        if "${" in str(value):
+            mistake = (
+                f"{section}.{key}: {value!r} is taken as it is written, ${{...}} is not replaced; "
+                f'write the value, or let the shell do it: {section}.{key}="$NAME"'
+            )
+        mistakes.append(mistake)
 
 
 def hint_of_tasks(schema: type, key: str) -> str:
@@ -631,22 +639,29 @@ def hint_of_tasks(schema: type, key: str) -> str:
     if key in hints:
         return f"; {hints[key]}"
     own = schema.__module__.rpartition(".")[2]
+    having = []
     for name in tasks.names():
         if name == own or any(tasks.contract_mistakes(name)):
             continue
         if key in tasks.load(name).Options.__dataclass_fields__:
-            return f" in {own}; {name} has it: set task.type: {name}"
-    return ""
+            having.append(name)
+    if not having:
+        return ""
+    return f" in {own}, but in {' and '.join(having)}: set task.type"
 
 
-def literal(value: Any) -> Any:
-    """`value` with OmegaConf's ${...} switched off, because prompts and code are full of it."""
+def literal(value: Any, opening: str = r"\\${") -> Any:
+    """`value` with OmegaConf's ${...} switched off, because prompts and code are full of it.
+
+    Args:
+        opening: what takes the place of `${`. The backslash makes it a plain text.
+    """
     if isinstance(value, dict):
-        return {key: literal(item) for key, item in value.items()}
+        return {key: literal(item, opening) for key, item in value.items()}
     if isinstance(value, list):
-        return [literal(item) for item in value]
+        return [literal(item, opening) for item in value]
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        return re.sub(r"(\\*)\$\{", rf"\1\1{opening}", value)
     return value
 
 

@@ -16,6 +16,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from sandbox import SandboxError
 
@@ -23,6 +24,8 @@ DONE = 0
 UNFORESEEN = 1  # Python's own, with a traceback
 STOPPED_BY_WATCHDOG = 7
 STOPPED_BY_SIGNAL = 128  # plus the number of the signal
+ROOT = Path(__file__).resolve().parent.parent
+IMAGE_PREFIX = "/opt/venv"  # where the Dockerfile installs everything
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: saved, and wants to be started again
 SANDBOX_FAILED = 5  # SandboxError is defined in sandbox/, which knows nothing of exit codes
 
@@ -105,6 +108,16 @@ def fail(exit_code: int, lines: Iterable[str]) -> int:
 def one_line(error: Exception) -> str:
     """The message of another library's error, on one line."""
     return " ".join(str(error).split())
+
+
+def how_to_install(*packages: str) -> str:
+    """How packages get to where this project runs: into the image, .venv or another environment."""
+    names = " ".join(packages)
+    if sys.prefix == IMAGE_PREFIX:
+        return f'rebuild the image with it: EXTRA_PACKAGES="{names}" bash build.sh'
+    if Path(sys.prefix) == ROOT / ".venv":
+        return f"install it into .venv: .venv/bin/python -m pip install {names}"
+    return f"install it: {sys.executable} -m pip install {names}"
 
 
 def nearest(word: str, allowed: Iterable[str], prefix: str = "") -> str:

@@ -19,8 +19,16 @@ from job.errors import ConfigError, ExportError, one_line
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-def check_access(repo: str, public: bool) -> None:
+def is_set(name: str) -> bool:
+    """Whether the user has switched the Hub off with this variable."""
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def check_access(repo: str, public: bool, asked_by: str = "--push-to-hub") -> None:
     """Ask the Hub whether this token may write to `repo`, before hours of work.
+
+    Args:
+        asked_by: the option or key that the message names.
 
     Raises:
         ConfigError: if there is no token, or the Hub does not accept it; if it may not write there;
@@ -28,7 +36,7 @@ def check_access(repo: str, public: bool) -> None:
     """
     process = run("check", repo, visibility(public))
     if process.returncode != 0:
-        raise ConfigError(f"--push-to-hub: {last_line(process)}")
+        raise ConfigError(f"{asked_by}: {last_line(process)}")
 
 
 def upload(folder: Path, repo: str, public: bool) -> str:

@@ -17,14 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from job import memory
+from job import hub, memory
 from job.adapters import find_folder, own_template
 from job.chat_templates import NAMED, set_template
+from job.checkpoints import places_of_model
 from job.config import ROOT, Config, Lora, Model, load_config, looks_local
 from job.distributed import local_rank, world_size
 from job.errors import ConfigError, one_line
 from job.quantization import IN_WORDS, HubCopies, check_stored, hub_copies, pick
 from job.rules import VLLM_UNDER_UNSLOTH
+from job.waiting import bytes_in_words, waiting
 
 # Models with fewer parameters train on one thread on a CPU.
 SMALL_MODEL = 50e6
@@ -54,7 +56,8 @@ def load_model(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
     if choose_backend(model_config) == "unsloth":
         load = load_unsloth
     try:
-        model, tokenizer = load(model_config, lora)
+        with waiting(f"loading the model {model_config.name}{size_in_words(model_config)}"):
+            model, tokenizer = load(model_config, lora)
     except LOADING_ERRORS as error:
         raise cannot_be_loaded(model_config, error) from error
     for adapter in getattr(model, "peft_config", {}).values():
@@ -67,6 +70,16 @@ def load_model(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
         put_adapter(model, folder, model_config.name)
         print(f"adapter: {folder}", flush=True)
     return model, tokenizer
+
+
+def size_in_words(model_config: Model) -> str:
+    """The size of the weights on this machine, as an addition to a line; empty if none are here."""
+    folders = [Path(model_config.path), *snapshots(repositories(model_config)[0])]
+    for folder in folders:
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        if size:
+            return f", {bytes_in_words(size)}"
+    return ""
 
 
 def choose_template(tokenizer: Any, model_config: Model) -> bool:
@@ -95,7 +108,10 @@ def stop_at(model: Any, token: int) -> None:
 
 
 def stay_offline_if_complete(model_config: Model) -> None:
-    """Keeps the Hub's client from asking for what is on this machine."""
+    """Keeps the Hub's client from asking for what is on this machine.
+
+    network.prepare_hub comes before this where a run needs the Hub for something else.
+    """
     if is_on_disk(model_config):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -185,7 +201,7 @@ def find_model(name: str) -> ModelSource:
             return ModelSource(name)
         raise ConfigError(f"{name}: no such folder; a model on the Hub is named owner/model")
     folder = folder.resolve()
-    for candidate in (folder, folder / "final_model", *checkpoints(folder)):
+    for candidate in places_of_model(folder):
         source = ModelSource(name, candidate)
         if source.is_adapter or (candidate / "config.json").is_file():
             return source
@@ -205,16 +221,6 @@ def is_hub_id(name: str) -> bool:
         return False
     runs = load_config().grpo["output_dir"]
     return owner != runs and not Path(owner).is_dir() and not (ROOT / owner).is_dir()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the last one first."""
-    numbered = []
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdecimal() and (path / "trainer_state.json").is_file():
-            numbered.append((int(number), path))
-    return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def load_for_inference(source: ModelSource, config: Config) -> tuple[Any, Any]:
@@ -800,9 +806,13 @@ def in_cache(repository: str) -> bool:
 
 def snapshots(repository: str) -> list[Path]:
     """The folders of this repository in the Hub cache."""
+    return list((hub_cache() / f"models--{repository.replace('/', '--')}/snapshots").glob("*"))
+
+
+def hub_cache() -> Path:
+    """The folder of the Hub's cache, found without importing its client."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return list((hub / f"models--{repository.replace('/', '--')}/snapshots").glob("*"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
 
 
 def cached_architecture(copies: HubCopies) -> dict[str, Any] | None:
@@ -818,7 +828,7 @@ def cached_architecture(copies: HubCopies) -> dict[str, Any] | None:
 
 def hub_is_off() -> bool:
     """Whether the user forbids requests to the Hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return hub.is_set("HF_HUB_OFFLINE")
 
 
 def repository(model_config: Model) -> str:

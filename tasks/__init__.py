@@ -461,6 +461,8 @@ def grade_program(
     try_program: Callable[[Program], Grade],
     data: Mapping[str, Any] = MappingProxyType({}),
     plain_subclasses: bool = False,
+    setup: str = "",
+    adapt: Callable[[str], str] = str,
 ) -> Grade:
     """The Grade of a completion that should define `function` in a code block.
 
@@ -468,13 +470,15 @@ def grade_program(
         try_program: exercises the loaded program. What the policy noticed and the code itself are
             added to its Grade here.
         data: what the Grade holds where the program says nothing else, or there is none.
-        plain_subclasses: as in Sandbox.open.
+        plain_subclasses, setup: as in Sandbox.open.
+        adapt: makes what is run of the code that was found.
     """
     code, unclosed = extract_code(completion, function)
     if code is None:
         detail = f"no code block defines {function}"
         return Grade(Status.NO_FUNCTION, detail=detail, data=dict(data))
-    with sandbox.open(code, function, plain_subclasses=plain_subclasses) as program:
+    runs = adapt(code)
+    with sandbox.open(runs, function, plain_subclasses=plain_subclasses, setup=setup) as program:
         graded = try_program(program)
         # Only now: findings may come with any call
         findings = program.findings

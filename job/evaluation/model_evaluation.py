@@ -84,6 +84,12 @@ def evaluate_models(names: Sequence[str], request: Request) -> list[Finished]:
     return finished
 
 
+def configs_of(names: Sequence[str], request: Request) -> list[Config]:
+    """The configs that models are evaluated with, for what has to be downloaded first."""
+    sources = [source for source in find_models(names) if source]
+    return [with_task(source, request) for source in sources]
+
+
 def find_models(names: Sequence[str]) -> list[ModelSource | None]:
     """The sources of models by name; None for a finished evaluation."""
     sources: dict[str, ModelSource | None] = {}
