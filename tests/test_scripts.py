@@ -228,6 +228,24 @@ def bind(source: object, target: object, mode: str = "") -> str:
     return f'type=bind,"source={source}","target={target}"{mode}'
 
 
+@pytest.mark.parametrize(
+    ("data", "mounted"), [("mine/a.csv", "mine/a.csv"), ("mine/*.csv", "mine")]
+)
+def test_data_is_sought_where_the_user_stands(machine: Machine, tmp_path: Path, data, mounted):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.csv").touch()
+    done = machine.run("train.sh", "--cpu", f"task.data={data}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (call,) = [call for call in machine.calls() if call[0] == "run" and "train.py" in call]
+    assert f"task.data={tmp_path / data}" in call
+    place = tmp_path / mounted
+    assert bind(place, place, ",readonly") in options(call, "--mount")
+    # What is not here is left as it is: it may be in the repository, or on the Hub
+    machine.log.write_text("")
+    machine.run("train.sh", "--cpu", "task.data=openai/gsm8k", cwd=tmp_path)
+    assert "task.data=openai/gsm8k" in machine.calls()[-1]
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 
