@@ -5,6 +5,7 @@ These tests are skipped where there is no engine or no image.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,7 @@ def someone() -> Iterator[tuple[Path, int, list[str]]]:
 
 @pytest.fixture
 def container(request: pytest.FixtureRequest) -> Iterator[str]:
-    name = f"{request.node.name.replace('_', '-')}-{os.getpid()}"
+    name = re.sub(r"[^a-z0-9-]+", "-", f"{request.node.name}-{os.getpid()}")
     yield name
     docker("rm", "--force", name)
 
@@ -166,7 +167,7 @@ def test_a_read_only_root_and_two_mounts_are_enough(someone, container: str):
         mounts += ["--mount", f'type=bind,"source={folder / name}",target={target}']
     done = docker(
         *f"run --rm --init --name {container} --network none --user {uid}:{uid}".split(),
-        *"--read-only --cap-drop ALL --security-opt no-new-privileges".split(),
+        *["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"],
         *mounts,
         *f"--env CUDA_VISIBLE_DEVICES= {IMAGE} train.py {words}".split(),
     )
