@@ -191,7 +191,7 @@ mount() {
 variables_for() { # REASONS...
     local reason wanted further=${PASS_ENV:-} secret='.*_(TOKEN|KEY|PASSWORD|USERNAME)'
     local plain='HF_HUB_[A-Z_]+|HF_DATASETS_OFFLINE|TRANSFORMERS_[A-Z_]+|(WANDB|TRACKIO|MLFLOW)_[A-Z_]+'
-    plain+='|(SLURM|PET|NCCL|GLOO)_[A-Z_]+' # several nodes, and when the job must end
+    plain+='|(SLURM|PET|NCCL|GLOO)_[A-Z_]+|OMP_NUM_THREADS' # several nodes, and when the job must end
     local proxy='(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy'
     local hub='HF_(TOKEN|ENDPOINT|HUB_OFFLINE)|TRACKIO_[A-Z_]+'
     wanted=$(matching "$plain" | grep -vxE "$secret|HF_HUB_OFFLINE" || true)
@@ -244,6 +244,8 @@ compose() {
     read -ra extra <<<"${DOCKER_ARGS:-}"
     if [[ -z ${reasons[*]} || ${reasons[*]} == look ]] && [[ " ${DOCKER_ARGS:-}" != *" --net"* ]]; then
         add_no_network
+    elif [[ " ${reasons[*]} " == *" nodes "* && $engine != apptainer ]]; then
+        words+=(--network host) # other nodes do not reach a container behind a bridge
     fi
     if [[ " ${reasons[*]} " =~ " "(fetch|hub)" " ]]; then
         add_token_file

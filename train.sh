@@ -43,6 +43,7 @@ Environment, with defaults:
   HF_HUB_OFFLINE, WANDB_*, ...   handed to the container when set; secrets only to what needs them
   PASS_ENV         names of further variables for the fetch step and for what needs the network, split at spaces
   GPUS             all, or a list such as 0,1 (all)
+  SLURM_STEP_NUM_NODES, PET_NNODES, ...   set by SLURM and Kubeflow Trainer: the nodes that train together
   MIN_FREE_GB      free disk to insist on (GPU: 20; --cpu, --smoke: 1; to install: 12 GPU, 8 CPU, 3 with TORCH_CPU_INDEX)
   TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see docs/docker.md)
   PYTHON           the Python 3.11+ that .venv is made with (the first suitable python3*)

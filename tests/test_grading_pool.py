@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 import tasks
+from job import grading_pool
 from job.errors import GradeError
 from job.grading import Grader
 from job.grading_pool import GradingPool
@@ -214,7 +215,9 @@ def test_a_signal_to_every_process_leaves_the_graders_to_the_trainer(hostile, po
         return {answer.data["pid"] for answer in answers[:2]}
 
     before = graders()
-    for child in psutil.Process().children(recursive=True):
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-            child.send_signal(number)
+    for child in psutil.Process().children():
+        if str(grading_pool.WORKER) in child.cmdline():
+            for process in (child, *child.children(recursive=True)):
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+                    process.send_signal(number)
     assert graders() & before

@@ -488,6 +488,26 @@ def test_what_needs_the_network_is_named_and_gets_its_own_secret_alone(
     assert "secret" not in done.stdout + done.stderr + machine.log.read_text()
 
 
+def test_a_job_on_one_node_of_slurm_has_no_network_and_several_processes(machine: Machine):
+    alone = {"SLURM_JOB_END_TIME": "7", "SLURM_STEP_NUM_NODES": "1", "PET_NNODES": "1"}
+    done = machine.run("train.sh", "--gpus", "2", **alone)
+    assert "job: without network" in done.stderr
+    _, job = fetch_and_job(machine)
+    assert job[-3:] == ["train.py", "--gpus", "2"]
+    assert "export SLURM_JOB_END_TIME='7'\n" in environment_of_job(machine)
+
+
+@pytest.mark.parametrize("nodes", ["SLURM_STEP_NUM_NODES", "PET_NNODES"])
+def test_a_job_on_several_nodes_shares_the_network_of_its_node(machine: Machine, nodes):
+    done = machine.run("train.sh", **{nodes: "2", "NCCL_SOCKET_IFNAME": "ib0"})
+    assert "job: with the network: several nodes train together" in done.stderr
+    _, job = fetch_and_job(machine)
+    assert options(job, "--network") == ["host"]
+    environment = environment_of_job(machine)
+    assert f"export {nodes}='2'\n" in environment
+    assert "export NCCL_SOCKET_IFNAME='ib0'\n" in environment
+
+
 def test_a_shell_reads_a_secret_as_it_is(machine: Machine):
     machine.run("train.sh", **SECRETS, NEEDS="hub\twhy\n")
     file = f"{machine.log}.environment"
@@ -526,7 +546,7 @@ def test_several_nodes_get_the_network_and_what_slurm_says(machine: Machine):
     slurm = {"SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1"}
     done = machine.run("train.sh", **SECRETS, **slurm)
     _, job = fetch_and_job(machine)
-    assert not options(job, "--network")
+    assert options(job, "--network") == ["host"]
     assert "job: with the network: several nodes train together" in done.stderr
     environment = environment_of_job(machine)
     assert "export SLURM_NODEID='1'" in environment and "TOKEN" not in environment
