@@ -526,7 +526,10 @@ def test_mistakes_of_a_kind_are_one_line():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["task.data=x.jsonl"], "task.data: no such key in matmul; only code, jsonl has it: set task.type"),
+        (
+            ["task.data=x.jsonl"],
+            "task.data: no such key in matmul; only code, jsonl has it: set task.type",
+        ),
         (["task.type=jsonl", "task.prompt=x"], "task.prompt: no such key; the rows hold the promp"),
         (["task.type=jsonl", "task.config=main"], "no such key; write task.configuration"),
         (["grpo.loss_type=gpro"], r"there is no 'gpro'; did you mean grpo\? \(there are \['bnpo'"),

@@ -113,14 +113,15 @@ def test_a_stopped_container_saves_a_checkpoint(someone, container: str, signal_
     assert list(metrics.parent.glob("checkpoint-*/trainer_state.json"))
 
 
-def test_a_job_has_no_network_and_no_secret_that_anyone_can_see(someone, container: str):
-    """The fetch step has the token: this one is told by its own line that there is nothing to
-    download, so the token goes nowhere."""
+@pytest.mark.parametrize("network", [False, True])
+def test_nobody_sees_a_secret_and_only_a_job_with_the_network_has_it(
+    someone, container: str, network
+):
     folder, _, as_user = someone
     secrets = {"HF_TOKEN": "hf_s3cret", "WANDB_API_KEY": "hf_s3cret", "HF_HUB_OFFLINE": "1"}
     environment = os.environ | secrets | {"DOCKER_ARGS": f"--name {container}"}
     training = subprocess.Popen(
-        train_command(as_user, folder, 1000),
+        train_command(as_user, folder, 1000) + ["--network"] * network,
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -130,23 +131,25 @@ def test_a_job_has_no_network_and_no_secret_that_anyone_can_see(someone, contain
     while not (metrics.exists() and metrics.read_text()) and training.poll() is None:
         time.sleep(0.5)
     inspected = docker("inspect", container).stdout
-    processes = docker("top", container, "-eo", "args").stdout
+    processes = docker("top", container, "-eo", "pid,args").stdout
     inside = docker("exec", container, "sh", "-c", "cat /proc/*/environ").stdout
     networks = docker("exec", container, "ls", "/sys/class/net").stdout
     docker("stop", container)
     said = training.communicate()[0]
     (settings,) = json.loads(inspected)
     host = settings["HostConfig"]
-    assert host["NetworkMode"] == "none" and host["ReadonlyRootfs"] and host["PidsLimit"] == 8192
+    assert (host["NetworkMode"] == "none") != network
+    assert host["ReadonlyRootfs"] and host["PidsLimit"] == 8192
     assert host["Memory"] > 10**9 and host["CapDrop"] == ["ALL"]
-    assert networks.split() == ["lo"] and "HF_HUB_OFFLINE=1" in inside
+    assert (networks.split() == ["lo"]) != network and "HF_HUB_OFFLINE=1" in inside
+    assert ("s3cret" in inside) == network
     written = "".join(
         path.read_bytes().decode("latin-1")
         for path in (folder / "repo/gpt-oss-grpo").rglob("*")
         if path.is_file()
     )
     assert metrics.exists() and "train.py" in processes
-    for text in (inspected, processes, inside, said, written):
+    for text in (inspected, processes, said, written):
         assert "s3cret" not in text
 
 
