@@ -282,6 +282,9 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     for notice in ignored + changes:
         note(notice)
     rehearse(arguments)
+    if arguments.fsdp:
+        # As accelerate's launcher does it: the model is loaded for sharding.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     return chat, plan
 
 

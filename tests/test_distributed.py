@@ -577,22 +577,29 @@ def ranked(completions, trainer_state, **kwargs):
 """
 
 
-def train(tmp_path, *overrides, does="pass"):
+def start_training(tmp_path, *overrides, does="pass", gpus=2, **environment):
     (tmp_path / "ranked_rewards.py").write_text(REWARDS.replace("{does}", does))
-    return subprocess.run(
+    return subprocess.Popen(
         [
-            sys.executable, "train.py", "--gpus", "2", "--config", "configs/tiny.yaml",
+            sys.executable, "train.py", f"--gpus={gpus}", "--config", "configs/tiny.yaml",
             "task.type=code", "task.check=false", "evaluate.before=false", "evaluate.after=false",
             "grpo.report_to=[]", "grpo.max_steps=2", "grpo.save_steps=1",
             "task.rewards=[function_works, 'ranked_rewards:ranked']",
             f"grpo.output_dir={tmp_path / 'run'}", *overrides,
         ],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE_S,
     )  # fmt: skip
+
+
+def train(tmp_path, *overrides, does="pass"):
+    """Returns what a finished training has left: returncode, stdout and stderr."""
+    process = start_training(tmp_path, *overrides, does=does)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
 def metrics(tmp_path):
@@ -619,6 +626,19 @@ def test_two_processes_take_the_batch_of_one_and_write_everything_once(tmp_path)
 
 
 @pytest.mark.slow  # trains in two processes
+def test_two_nodes_train_one_model(tmp_path):
+    address = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29655"}
+    nodes = [
+        start_training(tmp_path, gpus=1, PET_NODE_RANK=str(rank), **address) for rank in (0, 1)
+    ]
+    said = [node.communicate(timeout=PATIENCE_S) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "an optimizer step: 16 completions of 2 prompts, 8 each; each of 2" in said[0][0]
+    assert "step 2/2 " in said[0][0] and "step" not in said[1][0]
+    assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.slow  # trains in two processes
 def test_a_slow_reward_on_one_rank_outlasts_the_timeout_of_collectives(tmp_path):
     # Every collective may take 3 s, and the reward of rank 1 takes 8.
     run = train(tmp_path, "grpo.ddp_timeout=3", does="time.sleep(8)")
@@ -634,6 +654,22 @@ def test_a_reward_that_fails_on_one_rank_ends_all_with_its_exit_code(tmp_path):
     assert "error: rank 1 has failed; its message says why" in run.stderr
     assert "Traceback" not in run.stderr
     assert (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").is_file()
+
+
+# ---- Sharding
+
+
+def test_a_sharded_model_is_not_put_on_one_gpu(monkeypatch):
+    import torch
+
+    from job.model import placement
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert placement() == {"device_map": {"": 1}}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert placement() == {"device_map": None}
 
 
 # ---- train.sh
