@@ -18,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job import distributed, launch, preflight
+from job.config import load_config
 from job.errors import ConfigError, JobError, RewardError
 from job.grading_pool import GradingPool
 from job.launch import Launch, Nodes, first_host, nodes_of, plan_launch
+from job.run_folder import RunFolder
 from sandbox import Limits
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +164,19 @@ def test_a_batch_that_gpus_cannot_share_is_one_line(run_job, gpus, monkeypatch):
     assert run.returncode == 2
     assert "3 processes cannot share the 16 completions of an optimizer step equally" in run.stderr
     assert "the nearest that fits is gradient_accumulation_steps 3, or take 2" in run.stderr
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_before_anything_starts(
+    run_job, gpus, monkeypatch, tmp_path
+):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    gpus(2)
+    monkeypatch.setattr("train.start", lambda *_: pytest.fail("started"))
+    with RunFolder(load_config(None, [f"grpo.output_dir={tmp_path}"])):
+        run = run_job("--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path}")
+    assert run.returncode == 4 and "another run is writing to" in run.stderr
+    assert not (tmp_path / "exit_code").exists()
 
 
 # ---- Starting them
@@ -563,6 +578,30 @@ def test_two_processes_are_connected_or_say_why_not(tmp_path, is_broken):
         assert said.count("ConfigError the first all-reduce of 2 processes gave 9, not 3") == 2
     else:
         assert said.count("2 processes are connected by gloo, after ") == 2
+
+
+FAILS_BEFORE = """
+import os, sys
+from accelerate import PartialState
+from job import distributed, preflight
+from job.errors import OutputError, exit_code_of
+PartialState(cpu=True, backend="gloo")
+def run():
+    with distributed.telling_others():
+        if os.environ["RANK"] == "0":
+            raise OutputError("the disk is full")
+        preflight.preflight()
+sys.exit(exit_code_of(run))
+"""
+
+
+@pytest.mark.slow  # starts two processes that import torch
+def test_who_failed_before_the_others_were_connected_is_named(tmp_path):
+    launcher = started(tmp_path, FAILS_BEFORE)
+    _, errors = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 4
+    assert "error: the disk is full" in errors and "error: rank 0 has failed" in errors
+    assert "Traceback" not in errors
 
 
 # ---- The whole job
