@@ -191,7 +191,7 @@ mount() {
 variables_for() { # REASONS...
     local reason wanted further=${PASS_ENV:-} secret='.*_(TOKEN|KEY|PASSWORD|USERNAME)'
     local plain='HF_HUB_[A-Z_]+|HF_DATASETS_OFFLINE|TRANSFORMERS_[A-Z_]+|(WANDB|TRACKIO|MLFLOW)_[A-Z_]+'
-    plain+='|(SLURM|PET|NCCL|GLOO)_[A-Z_]+|OMP_NUM_THREADS'
+    plain+='|(SLURM|PET|NCCL|GLOO)_[A-Z_]+|OMP_NUM_THREADS' # several nodes, and when the job must end
     local proxy='(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy'
     local hub='HF_(TOKEN|ENDPOINT|HUB_OFFLINE)|TRACKIO_[A-Z_]+'
     wanted=$(matching "$plain" | grep -vxE "$secret|HF_HUB_OFFLINE" || true)

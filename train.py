@@ -210,6 +210,8 @@ def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
         interruption.end()
         report.exit_code = code
 
+    if plan.stream is not None:
+        print(plan.stream.summary())
     if code == DONE and trainer.is_world_process_zero():
         print_report(config, trainer, folder, evaluation, run_s)
     return code
@@ -363,7 +365,7 @@ def build_trainer(
             processing_class=tokenizer,
             reward_funcs=distributed.then_wait(grader.reward_functions(), limit_s),
             args=arguments,
-            train_dataset=Dataset.from_list(plan.rows),
+            train_dataset=plan.training_set(),
             eval_dataset=eval_dataset,
             callbacks=make_callbacks(config, folder, grader, arguments, interruption),
             chat=chat,

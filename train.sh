@@ -200,7 +200,7 @@ parse_arguments() {
                 ;;
             --config=*) configs+=("${1#*=}") ;;
             --dry-run) dry_run=--dry-run ;;
-            --network) network="--network was given" ;;
+            --network) network=1 ;;
             --gpus)
                 (($# > 1)) || die 2 "--gpus needs a number (see --help)."
                 gpus=$2
@@ -325,9 +325,40 @@ add_given_paths() {
     done
 }
 
+# Sets reasons: kinds of what the job needs the network for. Runs the fetch step where that has to say so.
+decide_network() {
+    local need why=()
+    if [[ -n $network ]]; then
+        reasons+=(fetch)
+        why+=("--network was given")
+    elif [[ -n $dry_run ]]; then
+        reasons+=(fetch)
+        why+=("a dry run may download the tokenizer")
+    elif [[ $script == export.py ]]; then
+        reasons+=(fetch)
+        why+=("export.py may download and upload, and runs nothing that a model wrote")
+    elif grep -q -- --fetch "$repo/$script"; then
+        fetch "$script" "${args[@]}"
+        for need in "${needs[@]}"; do
+            reasons+=("${need%%$'\t'*}")
+            why+=("${need#*$'\t'}")
+        done
+    fi
+    if ((${SLURM_STEP_NUM_NODES:-1} > 1 || ${PET_NNODES:-1} > 1)); then
+        reasons+=(nodes)
+        why+=("several nodes train together")
+    fi
+
+    if ((${#reasons[@]})); then
+        need=$(printf '%s; ' "${why[@]}")
+        echo "job: with the network: ${need%; }" >&2
+    else
+        echo "job: without network and token (--network gives it both)" >&2
+    fi
+}
+
 # Runs the script in a container, after a first container has fetched what it needs.
 start_container() {
-    local reasons=() need
     find_engine
     check_engine
     if [[ -n ${HF_TOKEN_PATH:-} && ! -r $HF_TOKEN_PATH ]]; then
@@ -349,26 +380,7 @@ start_container() {
     add_given_paths
     make_secrets
 
-    # What the job needs the network for
-    if [[ -n $network ]]; then
-        need="$network"
-        reasons=(fetch)
-    elif [[ $script == export.py || -n $dry_run ]]; then
-        need="it may download and upload, and runs nothing that a model wrote"
-        reasons=(fetch)
-    elif grep -q -- --fetch "$repo/$script"; then
-        fetch "$script" "${args[@]}"
-        if [[ ${SLURM_STEP_NUM_NODES:-1} != 1 || ${PET_NNODES:-1} != 1 ]]; then
-            needs+=($'nodes\tseveral nodes train together')
-        fi
-        for need in "${needs[@]}"; do reasons+=("${need%%$'\t'*}"); done
-        need=$(printf '%s\n' "${needs[@]#*$'\t'}")
-    fi
-    if ((${#reasons[@]})); then
-        echo "job: with the network: ${need//$'\n'/; }" >&2
-    else
-        echo "job: without network and token (--network gives it both)" >&2
-    fi
+    decide_network
     become_job "${reasons[@]}" -- "$script" "${args[@]}"
 }
 
@@ -385,7 +397,8 @@ args=()
 output=
 caches=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
 hf_home=${HF_HOME:-$caches/huggingface}
-network= # why the job is to have the network in any case
+network= # whether the job is to have the network in any case
+reasons=() # kinds of what the job needs the network for
 # shellcheck source=container.sh
 source "$repo/container.sh"
 declare -A mounted=() # what is mounted already, by its place in the container

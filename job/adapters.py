@@ -5,7 +5,6 @@ with. So these are read from its folder. A key of the config that says otherwise
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from job.checkpoints import places_of_model
 from job.errors import one_line
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,13 +99,7 @@ def find_folder(name: str) -> Path:
     folder = next((place for place in places if place.is_dir()), None)
     if folder is None:
         raise ValueError(f"there is no folder {name}")
-    numbered = []
-    for path in folder.glob("checkpoint-*"):
-        number = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if number:
-            numbered.append((int(number[1]), path))
-    last_first = [path for _, path in sorted(numbered, reverse=True)]
-    for candidate in (folder, folder / "final_model", *last_first):
+    for candidate in places_of_model(folder):
         if (candidate / ADAPTER_FILE).is_file():
             return candidate.resolve()
     raise ValueError(f"{name} holds no adapter ({ADAPTER_FILE}), and no final_model with one")

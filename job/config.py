@@ -25,7 +25,7 @@ from job import grpo_keys, interruption, watchdog
 from job.adapters import adopt_adapter
 from job.chat_templates import template_mistake
 from job.distributed import world_size
-from job.errors import ConfigError, nearest, one_line
+from job.errors import ConfigError, among, nearest, one_line
 from job.quantization import from_load_in_4bit
 from job.rollout import engine
 from job.rules import impossible, in_vain, is_texts
@@ -138,8 +138,7 @@ class SandboxOptions(sandbox.Limits):
             raise ValueError(f"workers: must be above 0, not {self.workers}")
         for layer in self.require:
             if layer not in sandbox.LAYERS:
-                hint = nearest(layer, sandbox.LAYERS)
-                raise ValueError(f"require: no layer {layer!r}{hint}; there are {sandbox.LAYERS}")
+                raise ValueError(f"require: no layer {layer!r}{among(layer, sandbox.LAYERS)}")
 
 
 @dataclass(frozen=True)
@@ -553,8 +552,7 @@ def task_mistakes(name: str, keys: Any, types: Sequence[Any]) -> list[str]:
         return [f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}"]
     task_type = keys.get("type")
     if task_type not in tasks.names():
-        hint = nearest(str(task_type), tasks.names())
-        return [f"{name}.type: no task {task_type!r}{hint}; there are {tasks.names()}"]
+        return [f"{name}.type: no task {task_type!r}{among(str(task_type), tasks.names())}"]
     if types.count(task_type) > 1:
         return [f"{name}.type: {task_type} is in the list more than once"]
     return [f"{name}.type: {mistake}" for mistake in tasks.contract_mistakes(task_type)]
@@ -600,11 +598,11 @@ def fill(tree: dict[str, Any], layer: Mapping[str, Any], mistakes: list[str]) ->
 
 def no_such_section(section: Any, tree: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys([*tree, "task"]))
-    hint = nearest(str(section), names)
     outdented = sections_with(section, tree)
     if outdented:
         hint = f"; as a key of {outdented[0]}, indent it below `{outdented[0]}:`"
-    return f"{section}: no such section{hint}; there are {names}"
+        return f"{section}: no such section{hint}; there are {names}"
+    return f"{section}: no such section{among(str(section), names)}"
 
 
 def set_key(tree: dict[str, Any], section: str, key: str, value: Any, mistakes: list[str]) -> None:
@@ -613,6 +611,8 @@ def set_key(tree: dict[str, Any], section: str, key: str, value: Any, mistakes: 
         hint = nearest(key, list(tree[section]), f"{section}.")
         if having:
             hint = f"; did you mean {having[0]}.{key}?"
+        if section.partition("[")[0] == "task":
+            hint = hint_of_tasks(OmegaConf.get_type(tree[section]), key) or hint
         mistakes.append(f"{section}.{key}: no such key{hint}")
         return
     try:
@@ -629,6 +629,24 @@ def set_key(tree: dict[str, Any], section: str, key: str, value: Any, mistakes: 
                 f'write the value, or let the shell do it: {section}.{key}="$NAME"'
             )
         mistakes.append(mistake)
+
+
+def hint_of_tasks(schema: type, key: str) -> str:
+    """The end of a message about a key that a task does not have: what the task itself says of it,
+    or the tasks that have it. Empty if there is nothing to say."""
+    hints = getattr(sys.modules[schema.__module__], "KEY_HINTS", {})
+    if key in hints:
+        return f"; {hints[key]}"
+    own = schema.__module__.rpartition(".")[2]
+    having = []
+    for name in tasks.names():
+        if name == own or any(tasks.contract_mistakes(name)):
+            continue
+        if key in tasks.load(name).Options.__dataclass_fields__:
+            having.append(name)
+    if not having:
+        return ""
+    return f" in {own}; only {', '.join(having)} has it: set task.type"
 
 
 def literal(value: Any, opening: str = r"\\${") -> Any:

@@ -123,10 +123,22 @@ def how_to_install(*packages: str) -> str:
 def nearest(word: str, allowed: Iterable[str], prefix: str = "") -> str:
     """The end of a message that suggests the allowed spelling nearest to `word`.
 
-    It is empty if no spelling is near. `prefix` goes before the suggestion, as in "grpo.".
+    It is empty if no spelling is near, or if the nearest is what was written: then something else
+    is wrong. `prefix` goes before the suggestion, as in "grpo.".
     """
     spellings = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
-    if not close:
+    close = difflib.get_close_matches(word.lower(), spellings, n=3, cutoff=0.5)
+    if not close or prefix + spellings[close[0]] == word:
         return ""
-    return f"; did you mean {prefix}{spellings[close[0]]}?"
+    # Letters in another order are nearer than other letters.
+    swapped = [name for name in close if sorted(name) == sorted(word.lower())]
+    return f"; did you mean {prefix}{spellings[[*swapped, *close][0]]}?"
+
+
+def among(word: str, allowed: Iterable[str]) -> str:
+    """The end of a message that suggests the nearest spelling, and lists all that are allowed."""
+    allowed = list(allowed)
+    hint = nearest(word, allowed)
+    if not hint:
+        return f"; there are {allowed}"
+    return f"{hint} (there are {allowed})"

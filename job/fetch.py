@@ -101,15 +101,14 @@ def download(name: str) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / f"models--{name.replace('/', '--')}" / "blobs"
     free = shutil.disk_usage(cache).free + bytes_in(folder)
+    all_of_it = bytes_in_words(size)
     if free < size:
         raise OutputError(
-            f"{name} has {bytes_in_words(size)}, and the disk of {cache} has {bytes_in_words(free)} free; "
+            f"{name} has {all_of_it}, and the disk of {cache} has {bytes_in_words(free)} free; "
             "make space, or set HF_HOME to a folder elsewhere"
         )
-    what = f"model: downloading {name}: {len(names)} files, {bytes_in_words(size)}, to {cache}"
-    with waiting(
-        what, lambda: f"{bytes_in_words(bytes_in(folder))} of {bytes_in_words(size)} are here"
-    ):
+    what = f"model: downloading {name}: {len(names)} files, {all_of_it}, to {cache}"
+    with waiting(what, lambda: f"{bytes_in_words(bytes_in(folder))} of {all_of_it} are here"):
         # The commit that was listed: the repository may change meanwhile
         snapshot_download(name, allow_patterns=names, revision=found.sha)
 

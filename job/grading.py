@@ -93,7 +93,7 @@ class Grader:
     ) -> list[Grade]:
         """One Grade for each text, in order, each task as its curriculum has it at `step`.
 
-        A row's "task" may be left out where there is one task. Equal texts of equal rows are run
+        A row's task may be left out where there is one task. Equal texts of equal rows are run
         once.
         """
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
@@ -101,7 +101,7 @@ class Grader:
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key in running:
                 continue
-            options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
+            options = tasks.at_step(self.options[self._task_of(row)], step)
             known = {name: value for name, value in row.items() if value is not None}
             known["step"] = step
             # In an evaluation the same inputs are drawn for every model.
@@ -188,7 +188,7 @@ class Grader:
         def reward(completions, **kwargs):
             grades = self._grades_of(completions, **kwargs)
             arguments = {**kwargs, "completions": completions, "grades": grades}
-            own = self._places_of(owners, kwargs.get("task"), len(completions))
+            own = self._places_of(owners, task_column(kwargs), len(completions))
             rewards: list[float | None] = [None] * len(completions)
             if not own:
                 return rewards
@@ -216,6 +216,9 @@ class Grader:
             if (task or self._only_task) in owners:
                 own.append(i)
         return own
+
+    def _task_of(self, row: Mapping[str, Any]) -> str:
+        return tasks.type_of(row) or self._only_task
 
     @property
     def _only_task(self) -> str:
@@ -255,7 +258,7 @@ class Grader:
 
         # Log what was found.
         if log_metric:
-            metrics = self._metrics(grades, columns.get("task", [])) | self._weights_at(step)
+            metrics = self._metrics(grades, task_column(columns)) | self._weights_at(step)
             for name, value in metrics.items():
                 log_metric(name, value)
         if log_extra:
@@ -293,6 +296,13 @@ def rows_from(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str
     for i in range(count):
         rows.append({own: columns[name][i] for name, own in names.items()})
     return rows
+
+
+def task_column(columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    """The task of each row, as `tasks.type_of` finds it; empty if no row says it."""
+    named = columns.get("task") or []
+    labels = columns.get(tasks.TASK_COLUMN) or [None] * len(named)
+    return [label or name for label, name in zip(labels, named, strict=True)]
 
 
 def log_for(

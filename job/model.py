@@ -20,6 +20,7 @@ from typing import Any
 from job import hub, memory
 from job.adapters import find_folder, own_template
 from job.chat_templates import NAMED, set_template
+from job.checkpoints import places_of_model
 from job.config import ROOT, Config, Lora, Model, load_config, looks_local
 from job.distributed import local_rank, world_size
 from job.errors import ConfigError, one_line
@@ -200,7 +201,7 @@ def find_model(name: str) -> ModelSource:
             return ModelSource(name)
         raise ConfigError(f"{name}: no such folder; a model on the Hub is named owner/model")
     folder = folder.resolve()
-    for candidate in (folder, folder / "final_model", *checkpoints(folder)):
+    for candidate in places_of_model(folder):
         source = ModelSource(name, candidate)
         if source.is_adapter or (candidate / "config.json").is_file():
             return source
@@ -220,16 +221,6 @@ def is_hub_id(name: str) -> bool:
         return False
     runs = load_config().grpo["output_dir"]
     return owner != runs and not Path(owner).is_dir() and not (ROOT / owner).is_dir()
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the last one first."""
-    numbered = []
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdecimal() and (path / "trainer_state.json").is_file():
-            numbered.append((int(number), path))
-    return [path for _, path in sorted(numbered, reverse=True)]
 
 
 def load_for_inference(source: ModelSource, config: Config) -> tuple[Any, Any]:

@@ -207,7 +207,7 @@ def first_prompts(
     for options in mixture:
         of_task: dict[str, dict[str, Any]] = {}
         for row in rows:
-            if row["task"] == options.type:
+            if tasks.type_of(row) == options.type:
                 of_task.setdefault(repr(row["prompt"]), row)
             if len(of_task) == PROMPTS:
                 break
@@ -217,7 +217,7 @@ def first_prompts(
 
 def solutions_to(row: dict[str, Any], mixture: Sequence[tasks.Options]) -> list[str]:
     """What the task of a row knows to be honest answers to it."""
-    options = next(options for options in mixture if options.type == row["task"])
+    options = next(options for options in mixture if options.type == tasks.type_of(row))
     known = tasks.known_answers(tasks.load(options.type), row, options)
     return [text for kind, text in known if kind in HONEST]
 

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 import tasks
 from job import rewards
 from job.batches import Get, batch_mistakes, evaluates
-from job.errors import how_to_install, nearest
+from job.errors import among, how_to_install
 from job.grpo_keys import ALGORITHMS, enumerations
 from job.rollout import engine
 from job.schedules import corners as corners_of
@@ -229,10 +229,10 @@ def choice_mistakes(get: Get) -> Iterator[str]:
         value = get(key)
         if value is None or str(value) in values:
             continue
-        hint = nearest(str(value), values)
+        hint = among(str(value), sorted(values))
         if key == "loss_type" and str(value) in ALGORITHMS:
-            hint = "; GSPO is grpo.algorithm: gspo"
-        yield f"grpo.{key}: there is no {value!r}{hint}; there are {sorted(values)}"
+            hint = f"; GSPO is grpo.algorithm: gspo; there are {sorted(values)}"
+        yield f"grpo.{key}: there is no {value!r}{hint}"
 
 
 def harmful_values(get: Get) -> Iterator[str]:
@@ -261,10 +261,9 @@ def inner_mistakes(get: Get) -> Iterator[str]:
         )
     for key in mapping(get, "gradient_checkpointing_kwargs"):
         if key not in CHECKPOINTING_KEYS:
-            hint = nearest(key, CHECKPOINTING_KEYS)
             yield (
-                f"grpo.gradient_checkpointing_kwargs.{key}: no such key{hint}; "
-                f"there are {list(CHECKPOINTING_KEYS)}"
+                f"grpo.gradient_checkpointing_kwargs.{key}: no such key"
+                f"{among(key, CHECKPOINTING_KEYS)}"
             )
     for key, value in mapping(get, "generation_kwargs").items():
         if key in HARMFUL_GENERATION_KEYS and value != NEUTRAL.get(key):
@@ -391,8 +390,7 @@ def tracker_mistakes(get: Get) -> Iterator[str]:
         return
     for tracker in trackers:
         if tracker not in TRACKERS:
-            hint = nearest(str(tracker), TRACKERS)
-            yield f"grpo.report_to: no tracker {tracker!r}{hint}; there are {TRACKERS}"
+            yield f"grpo.report_to: no tracker {tracker!r}{among(str(tracker), TRACKERS)}"
         elif tracker != "none" and not is_installed(tracker):
             yield (
                 f"grpo.report_to: {tracker} is not installed, and requirements.txt does not pin "

@@ -57,7 +57,7 @@ class RunFolder:
     """The folder that `grpo.output_dir` names. Nothing is written before `with`.
 
         with RunFolder(config) as folder:  # makes it, checks that it can be written, and locks it
-            folder.begin(config, fresh=True)
+            folder.begin(config, checkpoint=None)
 
     Raises:
         OutputError: from each method that writes, if the folder cannot be written or its disk is

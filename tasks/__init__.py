@@ -25,6 +25,15 @@ and, if it likes,
                         unverified: honest, though nobody can say whether it is right
     MEASURES            a list of Measure: what an evaluation says about its completions, beside
                         the share that is correct
+    FIXED_INPUTS        True if a row is always judged on the same inputs, so that only another
+                        prompt is unseen. Otherwise rows that all have one prompt are evaluated on
+                        that prompt, with fresh inputs
+    is_streamed(options), stream(options, mistakes)
+                        whether its rows are too many to be read at once, and then all rows to train
+                        on, one by one. Rows that cannot be used are added to `mistakes`
+                        (tasks/data/mistakes.py). `rows` and `eval_rows` are of the first ones then
+    KEY_HINTS           {key: what to write in its place}, for keys that users expect and that are
+                        not in Options
     CURRICULUM_KEYS     its keys that a stage of `task.curriculum` may change: those that only
                         `grade` reads, because rows are made once, at the start
 
@@ -34,6 +43,7 @@ A task never sees a score and never imports torch.
 import functools
 import importlib
 import inspect
+import json
 import math
 import numbers
 import os
@@ -63,6 +73,13 @@ __all__ = [
     "problem_mistakes",
 ]
 
+# The column with the type of a row's task, where the data set has a column `task` of its own.
+TASK_COLUMN = "task.type"
+# Columns that the trainer, the grader and TRL use themselves. TRL drops `completion`, and takes
+# `image` and `images` for pictures.
+RESERVED_COLUMNS = {"completion", "completion_ids", "completions", "environments",
+                    "evaluation_seed", "grades", "image", "images", "log_extra", "log_metric",
+                    "prompts", "self", "step", TASK_COLUMN, "tools", "trainer_state"}  # fmt: skip
 # The functions of a task, each with the arguments that it is given, in order
 CALLED_WITH = {
     "rows": ["options"],
@@ -150,7 +167,8 @@ class Measure:
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The tasks that there are. A folder in tasks/ is none."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def load(name: str) -> ModuleType:
@@ -255,7 +273,8 @@ def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
 
 def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     """A task's row with the columns that all rows have: "task", and "reasoning_effort", which is
-    the task's where the row has none.
+    the task's where the row has none. A row with a column "task" of its own keeps it, and has
+    TASK_COLUMN besides.
 
     Raises:
         ValueError: if the row is not well-formed.
@@ -264,7 +283,21 @@ def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     if mistake:
         raise ValueError(f"rows of tasks/{options.type}.py: {mistake}")
     effort = row.get("reasoning_effort") or options.reasoning_effort
-    return row | {"task": options.type, "reasoning_effort": effort}
+    label = TASK_COLUMN if "task" in row else "task"
+    return row | {label: options.type, "reasoning_effort": effort}
+
+
+def type_of(row: Mapping[str, Any]) -> Any:
+    """The type of the task of a row that is `labelled`; None for a row that is not."""
+    return row.get(TASK_COLUMN) or row.get("task")
+
+
+def prompt_key(row: Mapping[str, Any]) -> str:
+    """What makes two prompts the same: roles and texts, with white space folded."""
+    key = []
+    for message in row["prompt"]:
+        key.append([message["role"], message["content"].split()])
+    return json.dumps(key)
 
 
 def row_mistake(row: Any) -> str:
@@ -274,6 +307,9 @@ def row_mistake(row: Any) -> str:
     prompt = row["prompt"]
     if not isinstance(prompt, list) or not prompt or not all(map(is_message, prompt)):
         return f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
+    reserved = sorted(RESERVED_COLUMNS.intersection(row))
+    if reserved:
+        return f"the columns {reserved} have names that the trainer itself uses"
     return ""
 
 
@@ -408,6 +444,8 @@ def grade_program(
     try_program: Callable[[Program], Grade],
     data: Mapping[str, Any] = MappingProxyType({}),
     plain_subclasses: bool = False,
+    setup: str = "",
+    adapt: Callable[[str], str] = str,
 ) -> Grade:
     """The Grade of a completion that should define `function` in a code block.
 
@@ -415,13 +453,15 @@ def grade_program(
         try_program: exercises the loaded program. What the policy noticed and the code itself are
             added to its Grade here.
         data: what the Grade holds where the program says nothing else, or there is none.
-        plain_subclasses: as in Sandbox.open.
+        plain_subclasses, setup: as in Sandbox.open.
+        adapt: makes what is run of the code that was found.
     """
     code, unclosed = extract_code(completion, function)
     if code is None:
         detail = f"no code block defines {function}"
         return Grade(Status.NO_FUNCTION, detail=detail, data=dict(data))
-    with sandbox.open(code, function, plain_subclasses=plain_subclasses) as program:
+    runs = adapt(code)
+    with sandbox.open(runs, function, plain_subclasses=plain_subclasses, setup=setup) as program:
         graded = try_program(program)
         # Only now: findings may come with any call
         findings = program.findings

@@ -457,7 +457,7 @@ def test_what_a_run_has_saved_is_loaded_again(tmp_path):
     expected = trained.eval()(ids).logits
     folder = RunFolder(job)
     with folder:
-        folder.begin(job, fresh=True)
+        folder.begin(job, checkpoint=None)
         folder.save_final(trained, tokenizer)
     again, _ = model.load_trained(folder.final_model)
     assert torch.equal(again(ids).logits, expected)

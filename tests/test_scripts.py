@@ -239,6 +239,7 @@ def test_help_names_every_setting_that_the_script_reads(machine: Machine, script
     if script == "train.sh":
         read += (ROOT / "container.sh").read_text()
     settings = set(re.findall(r"\$\{([A-Z_]+):-", read))
+    settings -= {"SLURM_STEP_NUM_NODES", "PET_NNODES"}  # set by schedulers
     settings -= {"HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"}
     assert {name for name in settings if name not in done.stdout} == set()
 
@@ -477,7 +478,7 @@ def test_what_needs_the_network_is_named_and_gets_its_own_secret_alone(
     _, job = fetch_and_job(machine)
     assert not options(job, "--network")
     reasons = [line.partition("\t")[2] for line in needs.split("\n")]
-    assert f"job: with the network: {'; '.join(reasons)}" in done.stderr
+    assert f"job: with the network: {'; '.join(reasons)}\n" in done.stderr
     environment = environment_of_job(machine)
     assert all(f"export {name}=" in environment for name in [*given, "HTTPS_PROXY"])
     assert not any(name in environment for name in kept)
@@ -539,6 +540,16 @@ def test_which_scripts_get_the_network(machine: Machine, words, networks):
     machine.run("train.sh", "--cpu", *words)
     found = [options(call, "--network") for call in fetch_and_job(machine)]
     assert found == [[name] if name else [] for name in networks]
+
+
+def test_several_nodes_get_the_network_and_what_slurm_says(machine: Machine):
+    slurm = {"SLURM_STEP_NUM_NODES": "2", "SLURM_NODEID": "1"}
+    done = machine.run("train.sh", **SECRETS, **slurm)
+    _, job = fetch_and_job(machine)
+    assert options(job, "--network") == ["host"]
+    assert "job: with the network: several nodes train together" in done.stderr
+    environment = environment_of_job(machine)
+    assert "export SLURM_NODEID='1'" in environment and "TOKEN" not in environment
 
 
 def test_offline_nothing_is_fetched_and_needs_are_still_asked(machine: Machine):
