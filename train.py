@@ -458,7 +458,7 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> None:
         ConfigError: if the GPU's memory does not suffice.
         OutputError: if the output folder cannot be written.
     """
-    from job.callbacks import RestoreAdapter
+    from job.callbacks import FirstStep, RestoreAdapter
 
     trainer.add_callback(RestoreAdapter(checkpoint))
     with folder.saving():
@@ -468,8 +468,11 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> None:
             restore_adapter(trainer.model, checkpoint)
             trainer.state.global_step = steps_done(Path(checkpoint))
             return
+        first_step = FirstStep(trainer.is_world_process_zero())
+        trainer.add_callback(first_step)
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with first_step:
+                trainer.train(resume_from_checkpoint=checkpoint)
         except Stopped:  # a step was given up
             trainer.interruption.end()
             if can_save(trainer, folder):
