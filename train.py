@@ -115,8 +115,11 @@ def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
         if arguments.dry_run:
             return dry_run(config)
     if launch.world_size > 1:
-        marker = RunFolder(config).exit_code
-        return start(launch, [__file__, *words], marker, config.train.grace_s)
+        folder = RunFolder(config)
+        if launch.nodes.rank == 0:
+            with folder:  # refuses one that cannot be written, or that another run writes to
+                pass
+        return start(launch, [__file__, *words], folder.exit_code, config.train.grace_s)
     return run_and_mark(config)
 
 
@@ -284,6 +287,9 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     for notice in ignored + changes:
         note(notice)
     rehearse(arguments)
+    if arguments.fsdp:
+        # As accelerate's launcher does it: the model is loaded for sharding.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     return chat, plan
 
 

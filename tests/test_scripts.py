@@ -51,8 +51,8 @@ case $1 in
         esac ;;
     inspect) echo 50000000 ;;
     events)
-        # Until the job has begun, which is when the client asks for it
-        until grep -qx -- --label "$LOG"; do sleep 0.02; done
+        # Until the job has begun, which is when its files are mounted
+        until [[ -e $LOG.begun ]]; do sleep 0.02; done
         echo "start id <no value>"
         case $FAKE in
             *memory-out*) printf '%s\n' "oom id <no value>" "die id 137" ;;
@@ -87,6 +87,7 @@ case $1 in
             printf '%b' "$NEEDS"
             exit
         fi
+        touch "$LOG.begun"
         echo "pid $$"
         [[ $FAKE != *exit-3* ]] || exit 3 ;;
 esac
