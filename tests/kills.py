@@ -23,9 +23,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-TRAINING = "rollout: "  # how the line begins that is printed in the first step of a process
-LONGEST_LIFE_S = 2.0  # from that line on; a step takes less than half a second
 LONGEST_START_S = 5.0  # of every fifth process, which is killed while it starts
+MOST_STEPS = 4  # of any other, which is killed at a random moment after its last one
 STEPS_A_KILL = 3
 TIMES = ("step_time", "time/")  # what no two runs have in common
 
@@ -86,8 +85,8 @@ def kill_and_finish(folder: Path, steps: int, kills: int, rng: random.Random) ->
         if number % 5 == 4:
             time.sleep(rng.uniform(0, LONGEST_START_S))
         else:
-            wait_for_training(folder)
-            time.sleep(rng.uniform(0, LONGEST_LIFE_S))
+            step_s = wait_for_steps(folder, rng.randint(1, MOST_STEPS))
+            time.sleep(rng.uniform(0, step_s))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         found_alive += os.WIFSIGNALED(status)
@@ -98,13 +97,30 @@ def kill_and_finish(folder: Path, steps: int, kills: int, rng: random.Random) ->
     return found_alive
 
 
-def wait_for_training(folder: Path) -> None:
-    """Wait until the process that was started last trains, or until it has ended."""
-    log = folder.with_suffix(".log")
+def wait_for_steps(folder: Path, count: int) -> float:
+    """Wait until the process has saved so many steps, or has ended.
+
+    Returns:
+        How long the last step took, with its save.
+    """
+    newest = newest_checkpoint(folder)
+    began, step_s = time.monotonic(), 0.0
     while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if log.is_file() and TRAINING in log.read_text(errors="replace"):
-            return
-        time.sleep(0.02)
+        time.sleep(0.01)
+        found = newest_checkpoint(folder)
+        if found == newest:
+            continue
+        now = time.monotonic()
+        newest, step_s, began = found, now - began, now
+        count -= 1
+        if count == 0:
+            break
+    return step_s
+
+
+def newest_checkpoint(folder: Path) -> int:
+    numbers = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")]
+    return max(numbers, default=0)
 
 
 def metrics(folder: Path) -> list[dict]:
