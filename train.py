@@ -47,6 +47,7 @@ from job.model import (
     check_model,
     check_vllm,
     estimate_memory,
+    is_on_disk,
     load_model,
     load_tokenizer,
     restore_adapter,
@@ -195,6 +196,8 @@ def settle(config: Config) -> Config:
     check_vllm(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
+    if is_on_disk(config.model):
+        print("the model is on this machine: the Hub is not asked for it")
     return config
 
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from job import memory
 from job.config import ROOT, Config, Lora, Model, load_config, looks_local
 from job.distributed import local_rank, world_size
@@ -31,7 +33,7 @@ SMALL_MODEL = 50e6
 # Cards with less memory keep the embedding in main memory.
 SMALL_CARD_BYTES = 24 * 2**30
 # What from_pretrained and the Hub's functions raise for anything that they cannot find or read.
-LOADING_ERRORS = (OSError, ValueError)
+LOADING_ERRORS = (OSError, ValueError, SafetensorError)
 
 # ---- loading
 

@@ -24,7 +24,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 LONGEST_START_S = 5.0  # of every fifth process, which is killed while it starts
-MOST_STEPS = 4  # of any other, which is killed at a random moment after its last one
+FEWEST_STEPS, MOST_STEPS = 2, 4  # of any other, which is killed at a random moment of the next
 STEPS_A_KILL = 3
 TIMES = ("step_time", "time/")  # what no two runs have in common
 
@@ -85,7 +85,7 @@ def kill_and_finish(folder: Path, steps: int, kills: int, rng: random.Random) ->
         if number % 5 == 4:
             time.sleep(rng.uniform(0, LONGEST_START_S))
         else:
-            step_s = wait_for_steps(folder, rng.randint(1, MOST_STEPS))
+            step_s = wait_for_steps(folder, rng.randint(FEWEST_STEPS, MOST_STEPS))
             time.sleep(rng.uniform(0, step_s))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
