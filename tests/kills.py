@@ -52,7 +52,9 @@ JOB = [
 
 def start(folder: Path, steps: int) -> int:
     """Start the job in a process of its own. Returns its id."""
-    import train  # in the parent, so that the child has it
+    import job.callbacks  # noqa: F401 - in the parent, so that the child has what they import
+    import job.trainer  # noqa: F401
+    import train
 
     child = os.fork()
     if child:
