@@ -9,6 +9,7 @@ run that was never interrupted; so must the completions and the evaluations, and
 must be the same to the byte.
 """
 
+import ctypes
 import json
 import os
 import random
@@ -23,6 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+PR_SET_PDEATHSIG = 1
 LONGEST_START_S = 5.0  # of every fifth process, which is killed while it starts
 FEWEST_STEPS, MOST_STEPS = 2, 4  # of any other, which is killed at a random moment of the next
 STEPS_A_KILL = 3
@@ -59,6 +61,7 @@ def start(folder: Path, steps: int) -> int:
     child = os.fork()
     if child:
         return child
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the parent
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
