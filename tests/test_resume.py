@@ -279,7 +279,7 @@ def test_a_signal_before_training_ends_in_one_line(tmp_path, number):
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_with_workers_of_the_data_loader(tmp_path):
     process = start(tmp_path, "grpo.max_steps=1000", "grpo.dataloader_num_workers=2")
-    wait_for(process, "step 2")
+    wait_for(process, "step    2")
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 143, said
