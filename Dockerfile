@@ -15,19 +15,27 @@ RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages \
     && rm -rf /var/lib/apt/lists/*
 
-# Which set: requirements-gpu.txt lists its dependencies completely and is installed without pip's resolver
-# (its head says why); requirements.txt makes the CPU image.
+# Which set: requirements-gpu.txt, or requirements.txt for the CPU image.
 ARG REQUIREMENTS=requirements-gpu.txt
-COPY requirements.txt requirements-gpu.txt /tmp/
+WORKDIR /build
+COPY install.sh requirements*.txt requirements*.lock /build/
 # Index, proxy certificate and their passwords come as secrets, which leave nothing in the layer.
-# hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=bind,from=wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/run/secrets/ca \
     python3 -m venv /opt/venv \
-    && no_deps="$([ "$REQUIREMENTS" != requirements-gpu.txt ] || echo --no-deps)" \
-    && /opt/venv/bin/python -m pip install $no_deps --find-links /wheels -r "/tmp/$REQUIREMENTS"
+    && bash install.sh /opt/venv/bin/python "$REQUIREMENTS" --find-links /wheels
+
+# What a user adds, such as a tracker
+ARG EXTRA_PACKAGES=
+# hadolint ignore=SC2086
+RUN --mount=type=cache,target=/root/.cache/pip \
+    --mount=type=bind,from=wheels,target=/wheels \
+    --mount=type=secret,id=pip,target=/etc/pip.conf \
+    --mount=type=secret,id=ca,target=/run/secrets/ca \
+    [ -z "$EXTRA_PACKAGES" ] \
+    || /opt/venv/bin/python -m pip install --find-links /wheels --constraint requirements.txt $EXTRA_PACKAGES
 
 # Every cache lies below /cache, and any --user may write there and to the outputs. getpass and expanduser read USER
 # and HOME, so that a uid without an entry in /etc/passwd is as good as any.
@@ -36,15 +44,17 @@ ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     HF_HOME=/cache/huggingface TRITON_CACHE_DIR=/cache/triton TORCHINDUCTOR_CACHE_DIR=/cache/inductor \
     UNSLOTH_COMPILE_LOCATION=/cache/unsloth NVIDIA_DRIVER_CAPABILITIES=compute,utility
 RUN mkdir -p /app/gpt-oss-grpo /cache/huggingface && chmod -R a+rwX /app/gpt-oss-grpo /cache
-VOLUME /cache
+# With --read-only, these two can be written without further options.
+VOLUME ["/cache", "/tmp"]
 
 WORKDIR /app
 COPY --chmod=755 . /app
-ARG REVISION=unknown
+ARG REVISION=unknown VERSIONS=unknown
 LABEL org.opencontainers.image.title="gpt-oss-grpo" \
       org.opencontainers.image.description="GRPO fine-tuning of gpt-oss-20b and other causal language models" \
       org.opencontainers.image.licenses="Apache-2.0" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      gpt-oss-grpo.versions="${VERSIONS}"
 USER 1000:1000
 ENTRYPOINT ["python"]
 CMD ["train.py"]

@@ -3,7 +3,6 @@
 set -euo pipefail
 
 repo=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-docker=${DOCKER:-docker}
 
 usage() {
     cat <<'EOF'
@@ -13,6 +12,7 @@ Builds the image gpt-oss-grpo for NVIDIA GPUs; --cpu builds the smaller gpt-oss-
 
 Environment, all optional:
   IMAGE             name of the image
+  EXTRA_PACKAGES    further packages to install, such as "wandb mlflow"
   BASE_IMAGE        a Debian-based image with Python 3.11+ (python:3.11-slim-bookworm)
   DOCKER            the client (docker); it needs BuildKit
   HTTP_PROXY, HTTPS_PROXY, NO_PROXY
@@ -24,13 +24,16 @@ pip's settings and the CA bundle are given to the build as secrets. None is stor
 EOF
 }
 
-# Ends the script after printing each LINE: LINE...
+# Ends the script with STATUS after printing each LINE: STATUS, LINE...
 die() {
-    local line
+    local status=$1 line
+    shift
     for line; do echo "build.sh: $line" >&2; done
     echo "build.sh: To try the project without Docker and without a GPU: bash train.sh --smoke" >&2
-    exit 2
+    exit "$status"
 }
+# shellcheck source=container.sh
+source "$repo/container.sh"
 
 # What to build
 requirements="requirements-gpu.txt"
@@ -48,26 +51,30 @@ case ${1:-} in
 esac
 
 # With which client
-command -v "$docker" >/dev/null || die "there is no Docker client ($docker)." "Install Docker Engine, or name a client with DOCKER=."
-if ! error=$("$docker" version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
-    die "no Docker engine answers: $error" \
-        "Start it (sudo systemctl start docker); if permission is denied, join the group: sudo usermod -aG docker \$USER"
+find_engine
+if [[ $engine == apptainer ]]; then
+    die 2 "Apptainer does not build from a Dockerfile." \
+        "Build with Docker or Podman, here or on another machine, and turn that image into a file:" \
+        "docker save $image -o image.tar && $client build $repo/${image//:/-}.sif docker-archive:image.tar"
 fi
-build=("$docker" build)
-if "$docker" buildx version >/dev/null 2>&1; then
-    build=("$docker" buildx build --load)
-elif (($("$docker" version --format '{{.Client.Version}}' | cut -d . -f 1) >= 23)); then
-    die "this Docker client has no BuildKit." "Install its buildx plugin (docker-buildx-plugin, docker-buildx), or name" \
-        "another client, such as the distribution's: DOCKER=/usr/bin/docker bash build.sh"
+check_engine
+build=("$client" build)
+if [[ $engine == docker ]]; then
+    if "$client" buildx version >/dev/null 2>&1; then
+        build=("$client" buildx build --load)
+    elif (($("$client" version --format '{{.Client.Version}}' | cut -d . -f 1) >= 23)); then
+        die 2 "this Docker client has no BuildKit." "Install its buildx plugin (docker-buildx-plugin, docker-buildx)," \
+            "or name another client, such as the distribution's: DOCKER=/usr/bin/docker bash build.sh"
+    fi
+    export DOCKER_BUILDKIT=1
 fi
-export DOCKER_BUILDKIT=1
 
 # pip's settings and the CA bundle as build secrets, a local folder of wheels as an image
 secrets=$(mktemp -d)
 wheels=
 clean_up() {
     rm -rf -- "$secrets"
-    if [[ -n $wheels ]]; then "$docker" image rm "$wheels" >/dev/null 2>&1; fi
+    if [[ -n $wheels ]]; then "$client" image rm "$wheels" >/dev/null 2>&1; fi
 }
 trap clean_up EXIT
 options=()
@@ -79,7 +86,7 @@ if [[ -d $find_links ]]; then
     exclude=()
     [[ $requirements == requirements.txt ]] || exclude=(--exclude='*+cpu*')
     wheels=gpt-oss-grpo:wheels-$$
-    tar -C "$find_links" "${exclude[@]}" -c . | "$docker" import - "$wheels" >/dev/null
+    tar -C "$find_links" "${exclude[@]}" -c . | "$client" import - "$wheels" >/dev/null
     options+=(--build-arg "WHEELS_IMAGE=$wheels")
     find_links=
 fi
@@ -100,9 +107,12 @@ for name in HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy; do
     # Docker knows these arguments and keeps their values out of the image's history.
     if [[ -n ${!name:-} ]]; then options+=(--build-arg "$name"); fi
 done
+if [[ -n ${EXTRA_PACKAGES:-} ]]; then options+=(--build-arg "EXTRA_PACKAGES=$EXTRA_PACKAGES"); fi
 if [[ -n ${BASE_IMAGE:-} ]]; then options+=(--build-arg "BASE_IMAGE=$BASE_IMAGE"); fi
+versions=$(versions_of "$repo/requirements.txt")
+if [[ $requirements != requirements.txt ]]; then versions=$(versions_of "$repo/requirements.txt" "$repo/$requirements"); fi
 revision=$(git -C "$repo" rev-parse --verify --quiet HEAD || echo unknown)
 
-"${build[@]}" --build-arg "REQUIREMENTS=$requirements" --build-arg "REVISION=$revision" "${options[@]}" "$@" \
-    --tag "$image" -- "$repo"
+"${build[@]}" --build-arg "REQUIREMENTS=$requirements" --build-arg "REVISION=$revision" \
+    --build-arg "VERSIONS=$versions" "${options[@]}" "$@" --tag "$image" -- "$repo"
 echo "Built $image. Next: bash train.sh$([[ $requirements == requirements-gpu.txt ]] || echo ' --cpu')"

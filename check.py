@@ -6,7 +6,8 @@ python check.py [--config FILE] [section.key=value ...]
     much as an honest answer. The answers are compared at step 0 and at every step that a schedule
     of weights or the curriculum names. Between those all totals are linear in the step. Each stage
     of the curriculum grades all answers. Nothing else may out-earn those that it finds right.
-    train.py does this before each run unless `task.check` is false.
+    train.py does this before each run unless `task.check` is false. First each reward function is
+    tried on a batch of two prompts. train.py does that before each run and in a dry run.
 
 python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE]
                                  [section.key=value ...]
@@ -30,9 +31,10 @@ from typing import TextIO
 import tasks
 from job.config import Config, load_config
 from job.errors import DONE, ConfigError, exit_code_of, one_line
+from job.fetch import fetch
 from job.grade_file import grade_file
 from job.grading_pool import GradingPool
-from job.reward_check import check_rewards
+from job.reward_check import check_rewards, few_rows, rehearse_rewards
 from sandbox import Status
 
 
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     # Overrides may come between options, which parse_args would not take
     arguments = parsers[command].parse_intermixed_args(words)
+    if arguments.fetch:
+        return exit_code_of(lambda: fetch_command(arguments))
     if command == "grade":
         return exit_code_of(lambda: grade_command(arguments))
     return exit_code_of(lambda: check_command(arguments))
@@ -81,6 +85,7 @@ def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.Argument
         command.add_argument(
             "--config", metavar="FILE", action="append", help="its keys replace config.yaml's"
         )
+        command.add_argument("--fetch", action="store_true", help="for train.sh")
         command.add_argument(
             "overrides", nargs="*", metavar="section.key=value", help="e.g. task.type=code"
         )
@@ -94,9 +99,17 @@ def step_number(text: str) -> int:
     return step
 
 
+def fetch_command(arguments: argparse.Namespace) -> int:
+    """The fetch step of train.sh. The rewards are checked without a model."""
+    fetch([load_config(arguments.config, arguments.overrides)], with_models=False)
+    return DONE
+
+
 def check_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
+    rows = few_rows(config.tasks)
     with GradingPool.of(config.sandbox) as pool:
+        print(rehearse_rewards(config.tasks, rows, pool), end="\n\n")
         for options in config.tasks:
             table, summary = check_rewards(options, pool)
             print(table, summary, sep="\n\n")

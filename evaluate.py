@@ -24,7 +24,14 @@ from collections.abc import Sequence
 
 from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
 from job.evaluation import evaluation
-from job.evaluation.model_evaluation import DEFAULT_OUTPUT, Finished, Request, evaluate_models
+from job.evaluation.model_evaluation import (
+    DEFAULT_OUTPUT,
+    Finished,
+    Request,
+    configs_of,
+    evaluate_models,
+)
+from job.fetch import fetch
 from job.run_folder import shown_path
 
 
@@ -48,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", metavar="N", type=count, help="completions decoded at once")
     parser.add_argument("--output", metavar="DIR", help=f"default: a folder below {DEFAULT_OUTPUT}")
     parser.add_argument("--config", metavar="FILE", action="append", default=[])
+    parser.add_argument(
+        "--fetch", action="store_true", help="download what this needs, and stop; for train.sh"
+    )
     arguments = parser.parse_intermixed_args(argv)
     return exit_code_of(lambda: evaluate_command(arguments))
 
@@ -87,6 +97,9 @@ def evaluate_command(arguments: argparse.Namespace) -> int:
         config_files=arguments.config,
         overrides=overrides,
     )
+    if arguments.fetch:
+        fetch(configs_of(models, request))
+        return DONE
     try:
         print_results(evaluate_models(models, request))
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from job import generation
 from job.config import Config
 from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
 from job.evaluation.model_evaluation import Request, make_chat, with_task
+from job.fetch import fetch
 from job.generation import Conversation, Screen
 from job.model import ModelSource, find_model, load_for_inference
 
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", action="store_true", help="grade the answer, and show its Grade")
     parser.add_argument("--seed", metavar="N", type=int, help="makes the answers repeat")
     parser.add_argument("--config", metavar="FILE", action="append", default=[])
+    parser.add_argument(
+        "--fetch", action="store_true", help="download what this needs, and stop; for train.sh"
+    )
     arguments = parser.parse_intermixed_args(argv)
     return exit_code_of(lambda: generate_command(arguments))
 
@@ -57,6 +61,9 @@ def generate_command(arguments: argparse.Namespace) -> int:
     source = find_model(arguments.model)
     request = Request(task=arguments.task, config_files=arguments.config, overrides=overrides)
     config = with_task(source, request)
+    if arguments.fetch:
+        fetch([config])
+        return DONE
     prompts = []
     if not asks_task(arguments) or words or arguments.file:
         prompts = generation.read_prompts(words, arguments.file, sys.stdin)

@@ -17,6 +17,7 @@ It ends with the exit codes of job/errors.py:
 """
 
 import argparse
+import dataclasses
 import os
 import shlex
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from job import distributed, grpo_keys, trackers, watchdog
+from job.adapters import drop_reference
 from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.checkpoints import steps_done
@@ -39,12 +41,13 @@ from job.errors import (
 )
 from job.evaluation.evaluation import Sampler
 from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
+from job.fetch import fetch
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.interruption import Interruption, Stopped, deadline_of
+from job.launch import plan_launch, start
 from job.model import (
     as_written,
-    check_model,
     check_vllm,
     estimate_memory,
     is_on_disk,
@@ -54,12 +57,16 @@ from job.model import (
     settle_quantization,
     trainer_settings,
 )
+from job.model_checks import check_model, settle_targets
+from job.network import prepare_hub
 from job.out_of_memory import ADVICE, is_out_of_memory
 from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
+from job.preflight import preflight
 from job.report.live_report import LiveReport
-from job.reward_check import check_rewards
+from job.reward_check import check_rewards, rehearse_rewards
 from job.run_folder import RunFolder, shown_path
 
+LEAVING_S = 600.0  # for the first process to write what is left, while others wait
 UNCHECKED = (
     "warning: task.check is off for {}: nobody checked whether the rewards pay wrong or dishonest "
     "answers"
@@ -82,17 +89,35 @@ def main(argv: list[str] | None = None) -> int:
         help="check all that can be checked without the model, and stop",
     )
     parser.add_argument(
+        "--fetch", action="store_true", help="download what this needs, and stop; for train.sh"
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="e.g. grpo.max_steps=1"
     )
-    arguments = parser.parse_intermixed_args(argv)  # overrides may come between options
+    parser.add_argument(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="train on N GPUs of this machine (all that are visible), a process for each",
+    )
+    words = sys.argv[1:] if argv is None else argv
+    arguments = parser.parse_intermixed_args(words)  # overrides may come between options
     distributed.quiet_other_processes()
-    return exit_code_of(lambda: train_command(arguments))
+    return exit_code_of(lambda: train_command(arguments, words))
 
 
-def train_command(arguments: argparse.Namespace) -> int:
-    config = load_config(arguments.config, arguments.overrides)
-    if arguments.dry_run:
-        return dry_run(config)
+def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
+    launch = plan_launch(arguments.gpus)
+    with launch.announced():  # so that the batches are planned for all processes
+        config = load_config(arguments.config, arguments.overrides)
+        if arguments.fetch:
+            fetch([config], trains=True)
+            return DONE
+        if arguments.dry_run:
+            return dry_run(config)
+    if launch.world_size > 1:
+        marker = RunFolder(config).exit_code
+        return start(launch, [__file__, *words], marker, config.train.grace_s)
     return run_and_mark(config)
 
 
@@ -103,7 +128,7 @@ def run_and_mark(config: Config) -> int:
     code = UNFORESEEN
     try:
         with Interruption(config.train, deadline_of(config.train, os.environ)) as interruption:
-            code = exit_code_of(lambda: run(config, folder, interruption))
+            code = exit_code_of(lambda: run_together(config, folder, interruption))
     except Stopped as stopped:  # while nothing was trained
         code = stopped.code
         if interruption.steps:
@@ -112,6 +137,17 @@ def run_and_mark(config: Config) -> int:
             print("stopped before training: nothing was learned, so nothing is lost")
     finally:
         folder.mark_exit_code(code)
+    return code
+
+
+def run_together(config: Config, folder: RunFolder, interruption: Interruption) -> int:
+    """Run the job. Several processes fail and end together.
+
+    The first to end would otherwise have the launcher end those that still write.
+    """
+    with distributed.telling_others():
+        code = run(config, folder, interruption)
+        distributed.wait_for_all("the end", LEAVING_S)
     return code
 
 
@@ -135,12 +171,17 @@ def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
     ):
         # The rewards
         print(sandbox)
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox, with_programs=False))
         for options in config.tasks:
             if options.check:
                 _, summary = check_rewards(options, sandbox)
                 print(summary)
             else:
                 print(UNCHECKED.format(options.type))
+
+        # The other processes, if there are any
+        if distributed.world_size() > 1:
+            print(preflight(), flush=True)
 
         # The model. Whatever failed before this left an earlier run in the folder alone.
         model, tokenizer = load_model(config.model, config.lora)
@@ -167,6 +208,8 @@ def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
         interruption.end()
         report.exit_code = code
 
+    if plan.stream is not None:
+        print(plan.stream.summary())
     if code == DONE and trainer.is_world_process_zero():
         print_report(config, trainer, folder, evaluation, run_s)
     return code
@@ -179,6 +222,8 @@ def dry_run(config: Config) -> int:
     RunFolder(config).checkpoint_to_resume(config)  # refuses one that does not fit
     for row in first_of_each_kind(plan.rows):
         print(shown(row, chat))
+    with GradingPool.of(dataclasses.replace(config.sandbox, workers=1)) as sandbox:
+        print(rehearse_rewards(config.tasks, plan.rows, sandbox))
     print(estimate_memory(config, plan.prompt_tokens, plan.completion_tokens))
     print("dry run: nothing was loaded, trained or written")
     return 0
@@ -194,10 +239,14 @@ def settle(config: Config) -> Config:
         ConfigError: if this machine or the model cannot do what the config says.
     """
     check_vllm(config)
+    prepare_hub(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
     if is_on_disk(config.model):
         print("the model is on this machine: the Hub is not asked for it")
+    config, notices = settle_targets(config)
+    for notice in notices:
+        note(notice)
     return config
 
 
@@ -259,9 +308,10 @@ def grpo_config(config: Config, plan: Plan) -> tuple[Any, list[str]]:
             # Sampling from weights that are NaN would raise before the watchdog sees them.
             own = config.grpo.get("generation_kwargs") or {}
             settings["generation_kwargs"] = {"remove_invalid_values": True} | own
+        settings |= plan.batches.of_one_process(config.grpo)
         if processes > 1:
             for key in ("per_device_train_batch_size", "per_device_eval_batch_size"):
-                settings[key] = config.grpo.get(key, BATCH_SIZE) * processes
+                settings[key] = settings.get(key, BATCH_SIZE) * processes
         try:
             arguments = GRPOConfig(**as_written(config.model, settings))
         except Exception as error:  # of any type, because the values are the user's
@@ -300,6 +350,9 @@ def build_trainer(
     grader = Grader(config.tasks, sandbox, reward_timeout_s=config.train.reward_timeout_s)
     # Made a second time because Unsloth's GRPOConfig depends on the model that is loaded.
     arguments, _ = grpo_config(config, plan)
+    batch = arguments.generation_batch_size // arguments.world_size
+    longest_s = grader.longest_batch_s(batch)
+    limit_s = longest_s + arguments.ddp_timeout
     eval_dataset = None
     if plan.eval_rows:
         eval_dataset = Dataset.from_list(plan.eval_rows)
@@ -307,9 +360,9 @@ def build_trainer(
         trainer = Trainer(
             model=model,
             processing_class=tokenizer,
-            reward_funcs=grader.reward_functions(),
+            reward_funcs=distributed.then_wait(grader.reward_functions(), limit_s),
             args=arguments,
-            train_dataset=Dataset.from_list(plan.rows),
+            train_dataset=plan.training_set(),
             eval_dataset=eval_dataset,
             callbacks=make_callbacks(config, folder, grader, arguments, interruption),
             chat=chat,
@@ -321,10 +374,10 @@ def build_trainer(
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ConfigError(f"grpo: {one_line(error)}") from error
+    if config.model.reference == "base":
+        drop_reference(trainer.accelerator.unwrap_model(trainer.model))
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
-    batch = arguments.generation_batch_size // arguments.world_size
-    longest_s = grader.longest_batch_s(batch)
     print(f"grading {batch} completions takes {longest_s:.0f} s at the very most")
     return trainer
 

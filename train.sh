@@ -18,6 +18,8 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   --smoke         no Docker and no GPU: trains the embedded tiny model (configs/tiny.yaml) in .venv on the CPU
   --setup         only create or update .venv (dev: for the tests; gpu: for an NVIDIA GPU)
   --dry-run       check the config, show prompts and batches, estimate the GPU memory; load and write nothing
+  --network       the job in the container keeps the network and your tokens (see below)
+  --gpus N        train on N GPUs, a process for each (all that are visible); without a GPU, in N processes
   --config FILE   merged over config.yaml (--smoke: and configs/tiny.yaml), and over earlier ones; sought from here,
                   then in the repository
   key.path=value  overrides one key, e.g. grpo.max_steps=1
@@ -28,23 +30,28 @@ Trains with config.yaml in the container that build.sh made, on the NVIDIA GPUs.
   bash train.sh --cpu --config configs/tiny.yaml grpo.max_steps=2
   bash train.sh check.py
   bash train.sh evaluate.py base gpt-oss-grpo
-  GPUS=0,1 OUTPUT_DIR=/data/run7 DOCKER_ARGS="--network none" bash train.sh
+  GPUS=0,1 OUTPUT_DIR=/data/run7 MEMORY=64g bash train.sh
 
 In the container the repository is read-only, and an existing absolute path given as a value is mounted read-only.
+A first container, the fetch step, has the network and your tokens, and downloads model and data. The job itself has
+neither, unless an online tracker, push_to_hub, an HTTP judge or several nodes need it; a line then says so.
 Environment, with defaults:
   OUTPUT_DIR       outputs of a container (gpt-oss-grpo in the repository; without Docker, set grpo.output_dir)
   CACHE_DIR        compiled kernels and the like (~/.cache/gpt-oss-grpo)
   HF_HOME          Hugging Face cache: models and data sets (~/.cache/huggingface)
   HF_TOKEN, HF_TOKEN_PATH        for gated models; a token file is the safer way. Optional.
-  HF_HUB_OFFLINE, WANDB_*, ...   handed to the container when set
+  HF_HUB_OFFLINE, WANDB_*, ...   handed to the container when set; secrets only to what needs them
+  PASS_ENV         names of further variables for the fetch step and for what needs the network, split at spaces
   GPUS             all, or a list such as 0,1 (all)
+  SLURM_STEP_NUM_NODES, PET_NNODES, ...   set by SLURM and Kubeflow Trainer: the nodes that train together
   MIN_FREE_GB      free disk to insist on (GPU: 20; --cpu, --smoke: 1; to install: 12 GPU, 8 CPU, 3 with TORCH_CPU_INDEX)
   TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see docs/docker.md)
   PYTHON           the Python 3.11+ that .venv is made with (the first suitable python3*)
-  IMAGE, DOCKER    image (gpt-oss-grpo) and client (docker)
+  IMAGE, DOCKER    image (gpt-oss-grpo) and client: docker, podman or apptainer (the first that is there)
+  MEMORY           main memory that the container may use, such as 64g (nine tenths of the machine's)
   DOCKER_ARGS      further options of `docker run`, split at spaces
 
-Exit status: that of the script; 2 wrong usage, or something missing here (Docker, image, GPU, Python);
+Exit status: that of the script, or of the fetch step if that fails; 2 wrong usage, or something missing here (Docker, image, GPU, Python);
 4 a folder cannot be written or the disk is too full; 1 the installation failed.
 EOF
 }
@@ -123,13 +130,12 @@ set_up() (
     local file stamp base_python need_gb=8 pip_options=()
     cd -- "$repo"
     file=requirements${1:+-$1}.txt
-    stamp="$file $(cat -- requirements.txt "$file" | sha256sum | cut -c 1-64)"
+    stamp="$file $(cat -- requirements.txt requirements.lock "$file" "${file%.txt}.lock" | sha256sum | cut -c 1-64)"
     if is_installed "$stamp"; then return; fi
 
     # What can be refused at once
     base_python=$(find_python)
     if [[ $1 == gpu ]]; then
-        pip_options=(--no-deps) # see the head of requirements-gpu.txt
         need_gb=12
     elif [[ -n ${TORCH_CPU_INDEX:-} ]]; then
         pip_options=(--extra-index-url "$TORCH_CPU_INDEX")
@@ -157,20 +163,20 @@ create_venv() { # PYTHON
 
 # Installs FILE into .venv, then writes STAMP down: FILE, STAMP, OPTIONS OF PIP...
 install_requirements() {
-    local file=$1 stamp=$2 python=.venv/bin/python finished
+    local file=$1 stamp=$2 python=.venv/bin/python finished began=$SECONDS
     shift 2
     finished=$(cat .venv/installed 2>/dev/null || true)
     touch .venv/installing
     rm -f .venv/installed
-    echo "Installing $file into .venv: a few minutes the first time ..."
     if [[ $file == requirements-gpu.txt ]] && "$python" -m pip freeze | grep -q '^torch==.*+cpu'; then
         "$python" -m pip uninstall --yes torch # pip would take the CPU build for the same version
     fi
-    "$python" -m pip install --disable-pip-version-check "$@" -r "$file" ||
+    bash install.sh "$python" "$file" "$@" ||
         die 1 "the installation of $file failed (see above)." \
             "Check the network, or the mirror that pip is configured with, then run the same command again."
     printf '%s\n' "$finished" "$stamp" >.venv/installed
     rm .venv/installing
+    echo "Installed $file in $((SECONDS - began)) s."
 }
 
 # ---- the command line
@@ -194,6 +200,13 @@ parse_arguments() {
                 ;;
             --config=*) configs+=("${1#*=}") ;;
             --dry-run) dry_run=--dry-run ;;
+            --network) network=1 ;;
+            --gpus)
+                (($# > 1)) || die 2 "--gpus needs a number (see --help)."
+                gpus=$2
+                shift
+                ;;
+            --gpus=*) gpus=${1#*=} ;;
             -*) die 2 "there is no option $1 (see --help)." ;;
             *=*) args+=("$1") ;;
             *.py)
@@ -233,6 +246,11 @@ complete_arguments() {
     if [[ -n $dry_run ]]; then
         [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
         args=(--dry-run "${args[@]}")
+    fi
+    if [[ -n $gpus ]]; then
+        [[ $script == train.py ]] || die 2 "--gpus goes with train.py only (see --help)."
+        [[ $gpus =~ ^[1-9][0-9]*$ ]] || die 2 "--gpus takes a number above 0, not '$gpus'."
+        args=(--gpus "$gpus" "${args[@]}")
     fi
     if [[ $mode == smoke && $script == train.py ]]; then
         args=(--config configs/tiny.yaml "${args[@]}")
@@ -275,57 +293,6 @@ run_locally() {
 
 # ---- in a container
 
-check_engine() {
-    local error
-    command -v "$docker" >/dev/null ||
-        die 2 "there is no Docker client ($docker)." "Install Docker Engine, or name a client with DOCKER=."
-    if ! error=$("$docker" version --format '{{.Server.Version}}' 2>&1 >/dev/null); then
-        die 2 "no Docker engine answers: $error" \
-            "Start it (sudo systemctl start docker); if permission is denied, join the group: sudo usermod -aG docker \$USER"
-    fi
-}
-
-has_image() { "$docker" image inspect "$1" >/dev/null 2>&1; }
-
-# Sets image.
-choose_image() {
-    local build=build.sh
-    image=${IMAGE:-gpt-oss-grpo}
-    if [[ $mode == cpu ]]; then
-        build="build.sh --cpu"
-        if [[ -z ${IMAGE:-} ]] && has_image gpt-oss-grpo:cpu; then image=gpt-oss-grpo:cpu; fi
-    fi
-    has_image "$image" || die 2 "there is no image $image." "Build it: bash $build"
-}
-
-# Adds the GPUs to the options of docker run, after trying them in a container that does nothing.
-add_gpus() {
-    local gpus=${GPUS:-all} error
-    [[ $gpus == all ]] || gpus="\"device=$gpus\"" # a list has commas: Docker reads the value as CSV
-    run+=(--gpus "$gpus")
-    if error=$("$docker" run --rm --network none --entrypoint true --gpus "$gpus" "$image" 2>&1); then return; fi
-    case $error in
-        *"could not select device driver"* | *"unknown or invalid runtime"*)
-            die 2 "Docker has no NVIDIA runtime." "Install the NVIDIA Container Toolkit, then:" \
-                "sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker" \
-                "To run the container without a GPU: bash train.sh --cpu"
-            ;;
-        *nvidia* | *CDI*)
-            die 2 "the NVIDIA runtime found no usable driver or GPU (GPUS=${GPUS:-all}): $error" \
-                "Install or repair the driver ($min_driver or newer) until nvidia-smi answers." \
-                "To run the container without a GPU: bash train.sh --cpu"
-            ;;
-        *) die 2 "a container on the GPU did not start: $error" ;;
-    esac
-}
-
-# Mounts SOURCE at TARGET, once; quoted as CSV, for commas in paths: SOURCE, TARGET, "readonly" or nothing
-mount() {
-    [[ -z ${mounted[$2]:-} ]] || return 0
-    mounted[$2]=1
-    run+=(--mount "type=bind,\"source=$1\",\"target=$2\"${3:+,$3}")
-}
-
 # Mounts the repository and the folders that the container writes to.
 add_folders() {
     local need_gb=1 output_dir cache_dir
@@ -358,52 +325,63 @@ add_given_paths() {
     done
 }
 
-# Hands tokens and settings to the container: by name, so that no value stands on a command line.
-add_environment() {
-    local handed_on name
-    if [[ -n ${HF_TOKEN_PATH:-} ]]; then
-        [[ -r $HF_TOKEN_PATH ]] || die 2 "cannot read the file that HF_TOKEN_PATH names."
-        mount "$(cd -- "$(dirname -- "$HF_TOKEN_PATH")" && pwd -P)/$(basename -- "$HF_TOKEN_PATH")" /run/hf_token readonly
-        run+=(--env HF_TOKEN_PATH=/run/hf_token)
+# Sets reasons: kinds of what the job needs the network for. Runs the fetch step where that has to say so.
+decide_network() {
+    local need why=()
+    if [[ -n $network ]]; then
+        reasons+=(fetch)
+        why+=("--network was given")
+    elif [[ -n $dry_run ]]; then
+        reasons+=(fetch)
+        why+=("a dry run may download the tokenizer")
+    elif [[ $script == export.py ]]; then
+        reasons+=(fetch)
+        why+=("export.py may download and upload, and runs nothing that a model wrote")
+    elif grep -q -- --fetch "$repo/$script"; then
+        fetch "$script" "${args[@]}"
+        for need in "${needs[@]}"; do
+            reasons+=("${need%%$'\t'*}")
+            why+=("${need#*$'\t'}")
+        done
     fi
-    handed_on='HF_(TOKEN|ENDPOINT|HUB_[A-Z_]+|DATASETS_OFFLINE)|TRANSFORMERS_[A-Z_]+|(WANDB|TRACKIO|MLFLOW)_[A-Z_]+'
-    handed_on+='|(HTTPS?|NO|ALL)_PROXY|(https?|no|all)_proxy'
-    while read -r name; do
-        run+=(--env "$name")
-    done < <(compgen -e | grep -xE "$handed_on" | grep -vE '(DIR|CACHE|PATH)$')
+    if ((${SLURM_STEP_NUM_NODES:-1} > 1 || ${PET_NNODES:-1} > 1)); then
+        reasons+=(nodes)
+        why+=("several nodes train together")
+    fi
+
+    if ((${#reasons[@]})); then
+        need=$(printf '%s; ' "${why[@]}")
+        echo "job: with the network: ${need%; }" >&2
+    else
+        echo "job: without network and token (--network gives it both)" >&2
+    fi
 }
 
-# Runs the container as the user who started this script, so that the outputs belong to that user.
-add_user() {
-    local user
-    user=$(id -u):$(id -g)
-    # In a rootless engine, root in the container is the user outside.
-    if [[ $("$docker" info --format '{{.SecurityOptions}}' 2>/dev/null) == *rootless* ]]; then user=0:0; fi
-    run+=(--user "$user")
-    if [[ -t 0 && -t 1 ]]; then run+=(--interactive --tty); fi
-}
-
-# Runs the script in a container in place of this shell.
+# Runs the script in a container, after a first container has fetched what it needs.
 start_container() {
-    local extra
+    find_engine
     check_engine
+    if [[ -n ${HF_TOKEN_PATH:-} && ! -r $HF_TOKEN_PATH ]]; then
+        die 2 "cannot read the file that HF_TOKEN_PATH names."
+    fi
     if [[ $mode == docker ]]; then check_driver; fi
-    choose_image
+    choose_image "$mode"
 
-    run=(run --init --rm --stop-timeout 300 --shm-size 8g --cap-drop ALL --security-opt no-new-privileges)
+    # What both containers get
+    begin_run
     if [[ $mode == docker ]]; then
         add_gpus
         run+=(--env "START_COMMAND=bash train.sh")
     else
         run+=(--env CUDA_VISIBLE_DEVICES= --env "START_COMMAND=bash train.sh --cpu")
     fi
+    if [[ -n ${MIN_FREE_GB:-} ]]; then run+=(--env "MIN_FREE_GB=$MIN_FREE_GB"); fi
     add_folders
     add_given_paths
-    add_environment
-    add_user
+    make_secrets
 
-    read -ra extra <<<"${DOCKER_ARGS:-}"
-    exec "$docker" "${run[@]}" "${extra[@]}" "$image" "$script" "${args[@]}"
+    decide_network
+    become_job "${reasons[@]}" -- "$script" "${args[@]}"
 }
 
 # ---- from the command line to the run
@@ -414,13 +392,15 @@ kind=
 configs=()
 script=train.py
 dry_run=
+gpus=
 args=()
 output=
 caches=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}
 hf_home=${HF_HOME:-$caches/huggingface}
-docker=${DOCKER:-docker}
-image=
-run=() # the words of `docker run`
+network= # whether the job is to have the network in any case
+reasons=() # kinds of what the job needs the network for
+# shellcheck source=container.sh
+source "$repo/container.sh"
 declare -A mounted=() # what is mounted already, by its place in the container
 
 parse_arguments "$@"

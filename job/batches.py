@@ -1,8 +1,12 @@
 """The arithmetic of batches: how many completions and prompts there are at each level.
 
 A generation batch is all completions that are decoded before anything is trained on them, over all
-processes. Its size is per_device_train_batch_size x processes x steps_per_generation. The last of
-these defaults to gradient_accumulation_steps.
+processes. Its size is per_device_train_batch_size x steps_per_generation. The latter defaults to
+gradient_accumulation_steps.
+
+The keys say what one process would do. Several processes share the same batches, so that a run
+learns the same on any number of GPUs: each takes an equal part of the optimizer step and of the
+generation batch.
 """
 
 import math
@@ -41,6 +45,18 @@ class BatchPlan:
     def optimizer_step(self) -> int:
         """Completions that one optimizer step learns from."""
         return self.per_device_batch * self.accumulation * self.world_size
+
+    def of_one_process(self, grpo: Mapping[str, Any]) -> dict[str, int]:
+        """The keys of the `grpo:` section as one of several processes must be given them."""
+        if self.world_size == 1:
+            return {}
+        own = {
+            "per_device_train_batch_size": self.per_device_batch,
+            "gradient_accumulation_steps": self.accumulation,
+        }
+        if grpo.get("steps_per_generation"):
+            own["steps_per_generation"] = self.steps_per_generation
+        return own
 
     def completions(self, steps: int) -> int:
         """Completions that `steps` optimizer steps need."""
@@ -97,11 +113,15 @@ class BatchKeys:
     steps_key: str  # which key says how many backward passes one generate call feeds
     steps: int  # its value
 
-    def steps_per_generation(self, world_size: int) -> int:
-        """Backward passes that one generate call feeds."""
-        if self.generation_batch:
-            return self.generation_batch // (self.per_device * world_size)
-        return self.steps
+    @property
+    def optimizer_step(self) -> int:
+        """Completions that one optimizer step learns from, over all processes."""
+        return self.per_device * self.accumulation
+
+    @property
+    def generation(self) -> int:
+        """Completions that are decoded before anything is trained on them, over all processes."""
+        return self.generation_batch or self.per_device * self.steps
 
 
 def read_batch_keys(get: Get) -> BatchKeys:
@@ -120,13 +140,21 @@ def read_batch_keys(get: Get) -> BatchKeys:
 
 
 def batch_plan(grpo: Mapping[str, Any], world_size: int) -> BatchPlan:
-    """The plan of a `grpo:` section in which batch_mistakes finds nothing wrong."""
+    """The plan of a `grpo:` section in which batch_mistakes finds nothing wrong.
+
+    Each process has the largest backward pass, up to per_device_train_batch_size, that divides its
+    part of the optimizer step and of the generation batch.
+    """
     keys = read_batch_keys(grpo.get)
+    optimizer_step = keys.optimizer_step // world_size
+    generation = keys.generation // world_size
+    common = math.gcd(optimizer_step, generation)
+    per_device = largest_divisor(common, keys.per_device)
     return BatchPlan(
         world_size=world_size,
-        per_device_batch=keys.per_device,
-        accumulation=keys.accumulation,
-        steps_per_generation=keys.steps_per_generation(world_size),
+        per_device_batch=per_device,
+        accumulation=optimizer_step // per_device,
+        steps_per_generation=generation // per_device,
         num_generations=keys.num_generations,
         num_iterations=grpo.get("num_iterations") or 1,
     )
@@ -154,46 +182,62 @@ def batch_mistakes(get: Get, world_size: int) -> Iterator[str]:
     if keys.generation_batch and get("steps_per_generation"):
         yield "grpo.generation_batch_size: set either this or steps_per_generation, not both"
         return
-    if keys.generation_batch:
-        yield from generation_batch_mistakes(keys, world_size)
-    else:
-        yield from generation_steps_mistakes(keys, world_size)
-    if get("zero_std_groups") == "resample":
+    mistakes = [*group_mistakes(keys), *process_mistakes(keys, world_size)]
+    yield from mistakes[:1]  # what remedies the first may remedy the second
+    if not mistakes and get("zero_std_groups") == "resample":
         yield from resampling_mistakes(keys, world_size)
     if evaluates(get) or get("eval_on_start"):
         yield from evaluation_mistakes(get, world_size)
 
 
-def generation_batch_mistakes(keys: BatchKeys, world_size: int) -> Iterator[str]:
-    """A generation_batch_size that is not whole groups, with the nearest that is."""
-    unit = math.lcm(keys.num_generations, keys.per_device * world_size)
-    if keys.generation_batch % unit:
-        nearest = nearest_multiple(keys.generation_batch, unit)
-        yield (
-            f"grpo.generation_batch_size: {keys.generation_batch} is not a multiple of both "
-            f"num_generations ({keys.num_generations}) and per_device_train_batch_size x processes "
-            f"({keys.per_device} x {world_size}); the nearest that fits is {nearest}"
-        )
-
-
-def generation_steps_mistakes(keys: BatchKeys, world_size: int) -> Iterator[str]:
+def group_mistakes(keys: BatchKeys) -> Iterator[str]:
     """A generation batch that is not whole groups, with the nearest number that mends it."""
-    one_step = keys.per_device * world_size
-    batch = one_step * keys.steps
-    if batch % keys.num_generations == 0:
+    if keys.generation_batch:
+        unit = math.lcm(keys.num_generations, keys.per_device)
+        if keys.generation_batch % unit:
+            nearest = nearest_multiple(keys.generation_batch, unit)
+            yield (
+                f"grpo.generation_batch_size: {keys.generation_batch} is not a multiple of both "
+                f"num_generations ({keys.num_generations}) and per_device_train_batch_size "
+                f"({keys.per_device}); the nearest that fits is {nearest}"
+            )
         return
-    least = keys.num_generations // math.gcd(keys.num_generations, one_step)
-    nearest = nearest_multiple(keys.steps, least)
-    smaller = nearest_divisor(keys.num_generations, batch)
+    if keys.generation % keys.num_generations == 0:
+        return
+    nearest = nearest_steps(keys, keys.num_generations)
+    smaller = nearest_divisor(keys.num_generations, keys.generation)
     or_smaller = ""
     if smaller:
         or_smaller = f", or num_generations {smaller}"
     yield (
         f"grpo.num_generations: groups of {keys.num_generations} do not fill a generation batch of "
-        f"{batch} completions (per_device_train_batch_size {keys.per_device} x processes "
-        f"{world_size} x {keys.steps_key} {keys.steps}); the nearest that fits is {keys.steps_key} "
+        f"{keys.generation} completions (per_device_train_batch_size {keys.per_device} x "
+        f"{keys.steps_key} {keys.steps}); the nearest that fits is {keys.steps_key} "
         f"{nearest}{or_smaller}"
     )
+
+
+def process_mistakes(keys: BatchKeys, world_size: int) -> Iterator[str]:
+    """Batches that several processes cannot share equally, with the nearest that they can."""
+    fewer = largest_divisor(math.gcd(keys.optimizer_step, keys.generation), world_size)
+    remedy = f"or take {fewer} process{'es' * (fewer > 1)}"
+    if keys.optimizer_step % world_size:
+        unit = world_size
+        if keys.steps_key == "gradient_accumulation_steps" and not keys.generation_batch:
+            unit = math.lcm(world_size, keys.num_generations)
+        nearest = nearest_multiple(keys.accumulation, unit // math.gcd(unit, keys.per_device))
+        yield (
+            f"grpo.gradient_accumulation_steps: {world_size} processes cannot share the "
+            f"{keys.optimizer_step} completions of an optimizer step equally; the nearest that "
+            f"fits is gradient_accumulation_steps {nearest}, {remedy}"
+        )
+    if keys.generation % world_size:
+        key, nearest = fitting_generation(keys, math.lcm(world_size, keys.num_generations))
+        yield (
+            f"grpo.{key}: {world_size} processes cannot share a generation batch of "
+            f"{keys.generation} completions equally; the nearest that fits is {key} {nearest}, "
+            f"{remedy}"
+        )
 
 
 def resampling_mistakes(keys: BatchKeys, world_size: int) -> Iterator[str]:
@@ -201,22 +245,28 @@ def resampling_mistakes(keys: BatchKeys, world_size: int) -> Iterator[str]:
 
     They cannot be resampled, because each process replaces its own groups.
     """
-    per_process = keys.per_device * keys.steps
-    if keys.generation_batch:
-        per_process = keys.generation_batch // world_size
-    if per_process % keys.num_generations == 0:
+    unit = keys.num_generations * world_size
+    if keys.generation % unit == 0:
         return
-    if keys.generation_batch:
-        unit = math.lcm(keys.num_generations, keys.per_device) * world_size
-        fitting = f"generation_batch_size {nearest_multiple(keys.generation_batch, unit)}"
-    else:
-        least = keys.num_generations // math.gcd(keys.num_generations, keys.per_device)
-        fitting = f"{keys.steps_key} {nearest_multiple(keys.steps, least)}"
+    key, nearest = fitting_generation(keys, unit)
     yield (
-        f"grpo.zero_std_groups: resample needs whole groups on each process, but {per_process} "
-        f"completions a process are not a multiple of num_generations ({keys.num_generations}); "
-        f"use skip, or {fitting}"
+        "grpo.zero_std_groups: resample needs whole groups on each process, but "
+        f"{keys.generation / world_size:g} completions a process are not a multiple of "
+        f"num_generations ({keys.num_generations}); use skip, or {key} {nearest}"
     )
+
+
+def fitting_generation(keys: BatchKeys, unit: int) -> tuple[str, int]:
+    """The key of the generation batch, and its nearest value that makes a multiple of `unit`."""
+    if keys.generation_batch:
+        whole = math.lcm(unit, keys.per_device)
+        return "generation_batch_size", nearest_multiple(keys.generation_batch, whole)
+    return keys.steps_key, nearest_steps(keys, unit)
+
+
+def nearest_steps(keys: BatchKeys, unit: int) -> int:
+    """The nearest number of backward passes whose completions are a multiple of `unit`."""
+    return nearest_multiple(keys.steps, unit // math.gcd(unit, keys.per_device))
 
 
 def evaluation_mistakes(get: Get, world_size: int) -> Iterator[str]:
@@ -243,6 +293,11 @@ def evaluates(get: Get) -> bool:
 def nearest_multiple(number: int, unit: int) -> int:
     """The multiple of `unit`, above 0, that is nearest to `number`."""
     return max(round(number / unit), 1) * unit
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    """The largest divisor of `number` that is not above `limit`."""
+    return next(divisor for divisor in range(limit, 0, -1) if number % divisor == 0)
 
 
 def nearest_divisor(number: int, whole: int) -> int | None:

@@ -19,8 +19,10 @@ from typing import Any
 TAGS = (
     ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, ...
     ("<|channel>", "<channel|>"),
+    ("[THINK]", "[/THINK]"),  # Magistral, as special tokens
 )
 THOUGHT = "thought\n"
+MEASURED_AT_ONCE = 1000  # prompts whose tokens are held at once
 # Harmony's control tokens, and what they do to a message. gpt-oss may also stop with <|endoftext|>
 # (its generation_config.json). https://developers.openai.com/cookbook/articles/openai-harmony
 HARMONY_MARKERS = {
@@ -128,6 +130,24 @@ class Chat:
         """The prompt as tokens."""
         return self.ids(self.render(messages, reasoning_effort))
 
+    def prompt_lengths(self, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Tokens of the prompt of each row, which holds `prompt` and `reasoning_effort`.
+
+        Tokenizers take many texts at once faster than one by one.
+        """
+        lengths: list[int] = []
+        for start in range(0, len(rows), MEASURED_AT_ONCE):
+            texts = []
+            for row in rows[start : start + MEASURED_AT_ONCE]:
+                texts.append(self.render(row["prompt"], row["reasoning_effort"]))
+            distinct = list(dict.fromkeys(texts))  # a task may ask the same in all rows
+            found = self.tokenizer(distinct, add_special_tokens=False, return_attention_mask=False)[
+                "input_ids"
+            ]
+            known = dict(zip(distinct, map(len, found), strict=True))
+            lengths += [known[text] for text in texts]
+        return lengths
+
     def ids(self, text: str) -> list[int]:
         """The tokens of a rendered prompt."""
         return list(self._cached_ids(text))
@@ -230,12 +250,18 @@ class Chat:
     def _dropped(self) -> set[int]:
         """Special tokens that are left out of an answer.
 
+        `all_special_tokens` has those that the tokenizer's settings give a role. Others are only
+        flagged as special in the vocabulary, often the one that ends a turn: <end_of_turn> of
+        Gemma 3, <|end|> of Phi-3, <|eom_id|> of Llama 3. Both count.
+
         The tags of thinking stay, also where the template knows no thinking: some tokenizers count
         them among the special tokens.
         """
-        tags = set(itertools.chain.from_iterable(TAGS))
-        names = [name for name in self.tokenizer.all_special_tokens if name not in tags]
-        return set(self.tokenizer.convert_tokens_to_ids(names))
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        flagged = {token for token, entry in added.items() if entry.special}
+        named = self.tokenizer.convert_tokens_to_ids(self.tokenizer.all_special_tokens)
+        tags = {self._vocabulary.get(tag) for tag in itertools.chain.from_iterable(TAGS)}
+        return (flagged | set(named)) - tags
 
     @functools.cached_property
     def _vocabulary(self) -> dict[str, int]:

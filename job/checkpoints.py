@@ -40,6 +40,12 @@ def numbered(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
+def places_of_model(folder: Path) -> list[Path]:
+    """Where a trained model may lie in a folder: there, in its final_model, or in one of its
+    checkpoints, the last one first."""
+    return [folder, folder / "final_model", *(path for _, path in numbered(folder))]
+
+
 def steps_done(checkpoint: Path) -> int:
     """The step of a checkpoint; -1 if its trainer_state.json cannot be read."""
     try:

@@ -22,8 +22,10 @@ from yaml import YAMLError
 import sandbox
 import tasks
 from job import grpo_keys, interruption, watchdog
+from job.adapters import adopt_adapter
+from job.chat_templates import template_mistake
 from job.distributed import world_size
-from job.errors import ConfigError, nearest, one_line
+from job.errors import ConfigError, among, nearest, one_line
 from job.quantization import from_load_in_4bit
 from job.rollout import engine
 from job.rules import impossible, in_vain, is_texts
@@ -46,9 +48,16 @@ class Model:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = MISSING
     offload_embedding: Literal["auto", True, False] = MISSING
     prompt_date: str = MISSING
+    adapter: str | None = None  # a folder; training starts from it
+    reference: Literal["adapter", "base"] = MISSING  # of the KL penalty, if there is an adapter
+    chat_template: str | None = None  # a name of job/chat_templates.py, or a file
 
     def __post_init__(self):
         mistakes = []
+        if self.chat_template is not None:
+            mistake = template_mistake(self.chat_template)
+            if mistake:
+                mistakes.append(f"chat_template: {mistake}")
         if looks_local(self.name) and not (local_path(self.name) / "config.json").is_file():
             mistakes.append(
                 f"name: {self.name} is not a folder with a model in it (no config.json there)"
@@ -129,8 +138,7 @@ class SandboxOptions(sandbox.Limits):
             raise ValueError(f"workers: must be above 0, not {self.workers}")
         for layer in self.require:
             if layer not in sandbox.LAYERS:
-                hint = nearest(layer, sandbox.LAYERS)
-                raise ValueError(f"require: no layer {layer!r}{hint}; there are {sandbox.LAYERS}")
+                raise ValueError(f"require: no layer {layer!r}{among(layer, sandbox.LAYERS)}")
 
 
 @dataclass(frozen=True)
@@ -231,6 +239,7 @@ def load_config(
         notices += rename_legacy(layer)
         grpo_keys.spell_out(layer)
     notices += replace_load_in_4bit(layers, mistakes)
+    notices += adopt_adapter(layers, mistakes)
     layers, overruled = grpo_keys.with_algorithm(layers)
     notices += overruled
 
@@ -543,8 +552,7 @@ def task_mistakes(name: str, keys: Any, types: Sequence[Any]) -> list[str]:
         return [f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}"]
     task_type = keys.get("type")
     if task_type not in tasks.names():
-        hint = nearest(str(task_type), tasks.names())
-        return [f"{name}.type: no task {task_type!r}{hint}; there are {tasks.names()}"]
+        return [f"{name}.type: no task {task_type!r}{among(str(task_type), tasks.names())}"]
     if types.count(task_type) > 1:
         return [f"{name}.type: {task_type} is in the list more than once"]
     return [f"{name}.type: {mistake}" for mistake in tasks.contract_mistakes(task_type)]
@@ -590,11 +598,11 @@ def fill(tree: dict[str, Any], layer: Mapping[str, Any], mistakes: list[str]) ->
 
 def no_such_section(section: Any, tree: Mapping[str, Any]) -> str:
     names = list(dict.fromkeys([*tree, "task"]))
-    hint = nearest(str(section), names)
     outdented = sections_with(section, tree)
     if outdented:
         hint = f"; as a key of {outdented[0]}, indent it below `{outdented[0]}:`"
-    return f"{section}: no such section{hint}; there are {names}"
+        return f"{section}: no such section{hint}; there are {names}"
+    return f"{section}: no such section{among(str(section), names)}"
 
 
 def set_key(tree: dict[str, Any], section: str, key: str, value: Any, mistakes: list[str]) -> None:
@@ -603,24 +611,56 @@ def set_key(tree: dict[str, Any], section: str, key: str, value: Any, mistakes: 
         hint = nearest(key, list(tree[section]), f"{section}.")
         if having:
             hint = f"; did you mean {having[0]}.{key}?"
+        if section.partition("[")[0] == "task":
+            hint = hint_of_tasks(OmegaConf.get_type(tree[section]), key) or hint
         mistakes.append(f"{section}.{key}: no such key{hint}")
         return
     try:
         if value == MISSING:
             raise ValueError("??? is no value")
+        # OmegaConf would find out only later that a text with ${...} is not what the key takes.
+        OmegaConf.update(tree[section], key, literal(value, "{"), merge=False)
         OmegaConf.update(tree[section], key, literal(value), merge=False)
     except (OmegaConfBaseException, ValueError) as error:
-        mistakes.append(f"{section}.{key}: {str(error).splitlines()[0]}")
+        mistake = f"{section}.{key}: {str(error).splitlines()[0]}"
+        if "${" in str(value):
+            mistake = (
+                f"{section}.{key}: {value!r} is taken as it is written, ${{...}} is not replaced; "
+                f'write the value, or let the shell do it: {section}.{key}="$NAME"'
+            )
+        mistakes.append(mistake)
 
 
-def literal(value: Any) -> Any:
-    """`value` with OmegaConf's ${...} switched off, because prompts and code are full of it."""
+def hint_of_tasks(schema: type, key: str) -> str:
+    """The end of a message about a key that a task does not have: what the task itself says of it,
+    or the tasks that have it. Empty if there is nothing to say."""
+    hints = getattr(sys.modules[schema.__module__], "KEY_HINTS", {})
+    if key in hints:
+        return f"; {hints[key]}"
+    own = schema.__module__.rpartition(".")[2]
+    having = []
+    for name in tasks.names():
+        if name == own or any(tasks.contract_mistakes(name)):
+            continue
+        if key in tasks.load(name).Options.__dataclass_fields__:
+            having.append(name)
+    if not having:
+        return ""
+    return f" in {own}; only {', '.join(having)} has it: set task.type"
+
+
+def literal(value: Any, opening: str = r"\\${") -> Any:
+    """`value` with OmegaConf's ${...} switched off, because prompts and code are full of it.
+
+    Args:
+        opening: what takes the place of `${`. The backslash makes it a plain text.
+    """
     if isinstance(value, dict):
-        return {key: literal(item) for key, item in value.items()}
+        return {key: literal(item, opening) for key, item in value.items()}
     if isinstance(value, list):
-        return [literal(item) for item in value]
+        return [literal(item, opening) for item in value]
     if isinstance(value, str):
-        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
+        return re.sub(r"(\\*)\$\{", rf"\1\1{opening}", value)
     return value
 
 

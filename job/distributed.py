@@ -4,11 +4,26 @@ torchrun and accelerate tell each process in its environment: RANK, LOCAL_RANK a
 """
 
 import contextlib
+import functools
+import inspect
+import itertools
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-from job.errors import ConfigError
+from job.errors import SANDBOX_FAILED, UNFORESEEN, ConfigError, JobError, RewardError
+from sandbox import SandboxError
+
+POLL_S = 0.01
+PATIENCE_S = 1800.0  # what TRL waits for in a collective, beyond what grading may take
+TELL_S = 30.0  # how often a waiting process says whom it waits for
+FAILED = "failed"  # key under which a process that failed says so
+
+meetings = itertools.count()  # every process counts alike
 
 
 def world_size() -> int:
@@ -34,6 +49,27 @@ def rank() -> int:
 def local_rank() -> int:
     """The number of this process on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def local_world_size() -> int:
+    """Number of processes on this machine that train together."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def own_share(cores: int) -> int:
+    """How many of this machine's cores are this process's: at least one, and all are shared out."""
+    share, rest = divmod(cores, local_world_size())
+    if local_rank() < rest:
+        share += 1
+    return max(share, 1)
+
+
+def node_file(name: str) -> Path:
+    """A file that is the same for all processes of a launcher on this machine, and for no others.
+
+    Their parent is the launcher.
+    """
+    return Path(tempfile.gettempdir(), f"{name}-{os.getuid()}-{os.getppid()}")
 
 
 def quiet_other_processes() -> None:
@@ -85,10 +121,154 @@ def agreed(names: list[str], world_size: int) -> list[str]:
     return broadcast_object_list([names])[0]
 
 
-def gathered(items: list) -> list:
-    """The items of all processes, in the order of the processes, on every process."""
+def gathered(items: list, limit_s: float) -> list:
+    """The items of all processes, in the order of the processes, on every process.
+
+    Args:
+        limit_s: to wait for the slowest process.
+
+    Raises:
+        RewardError: if a process takes longer.
+    """
     if world_size() == 1:
         return items
     from accelerate.utils import gather_object
 
+    wait_for_rewards(limit_s)
     return gather_object(items)
+
+
+# ---- Waiting for each other outside of collectives, whose timeout would end the run
+
+
+def wait_for_all(what: str, limit_s: float) -> list[int]:
+    """Wait until every process has come here as often as this one.
+
+    NCCL ends a run when one process comes to a collective half an hour after the others. Here they
+    may be waited for, and a message says for whom.
+
+    Args:
+        what: is waited for, in words.
+
+    Returns:
+        The ranks that have not come within `limit_s`.
+
+    Raises:
+        JobError: if a process has failed meanwhile, with its exit code.
+    """
+    if world_size() == 1:
+        return []
+    store = group_store()
+    place = f"meeting/{next(meetings)}"
+    store.set(f"{place}/{rank()}", "here")
+    began = told = time.monotonic()
+    missing = list(range(world_size()))
+    while missing:
+        missing = [other for other in missing if not store.check([f"{place}/{other}"])]
+        now = time.monotonic()
+        if not missing or now - began > limit_s:
+            break
+        if store.check([FAILED]):
+            raise failure_of_another(store.get(FAILED).decode())
+        if now - told > TELL_S and rank() == lowest_without(missing):
+            told = now
+            print(waiting(what, missing, now - began, limit_s), file=sys.stderr, flush=True)
+        time.sleep(POLL_S)
+    return missing
+
+
+def failure_of_another(said: str) -> JobError:
+    """The error with which a process follows one that has failed and has printed why.
+
+    Args:
+        said: the rank of that process, a space, and its exit code.
+    """
+    failed, exit_code = said.split()
+    error = JobError(f"rank {failed} has failed; its message says why")
+    error.exit_code = int(exit_code)
+    return error
+
+
+def lowest_without(missing: Sequence[int]) -> int:
+    """The lowest rank that is not missing; it speaks for those that wait."""
+    return next(i for i in range(world_size()) if i not in missing)
+
+
+def waiting(what: str, missing: Sequence[int], waited_s: float, limit_s: float) -> str:
+    ranks = ", ".join(map(str, missing))
+    return f"waiting for {what} of rank {ranks}: {waited_s:.0f} s so far, at most {limit_s:.0f} s"
+
+
+def wait_for_rewards(limit_s: float) -> None:
+    """Wait until every process has rewarded its completions.
+
+    Raises:
+        RewardError: if one takes longer than `limit_s`.
+    """
+    missing = wait_for_all("the rewards", limit_s)
+    if missing:
+        ranks = ", ".join(map(str, missing))
+        raise RewardError(
+            f"the reward functions of rank {ranks} had not ended {limit_s:.0f} s after the others"
+        )
+
+
+def then_wait(functions: Sequence[Callable], limit_s: float) -> list[Callable]:
+    """Reward functions, plain or async, of which the one that ends last in a batch waits until all
+    processes have come to its end."""
+    if world_size() == 1:
+        return list(functions)
+    ended = itertools.count(1)
+
+    def note_end() -> None:
+        if next(ended) % len(functions) == 0:
+            wait_for_rewards(limit_s)
+
+    def waiting_at_end(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            rewards = function(*args, **kwargs)
+            note_end()
+            return rewards
+
+        @functools.wraps(function)
+        async def call_async(*args: Any, **kwargs: Any) -> Any:
+            rewards = await function(*args, **kwargs)
+            note_end()
+            return rewards
+
+        return call_async if inspect.iscoroutinefunction(function) else call
+
+    return [waiting_at_end(function) for function in functions]
+
+
+@contextlib.contextmanager
+def telling_others() -> Iterator[None]:
+    """Let the other processes, which may wait for this one, know that it has failed."""
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if world_size() > 1:
+            with contextlib.suppress(Exception):  # the store may be gone with its process
+                say_failed(group_store(), error)
+        raise
+
+
+def say_failed(store: Any, error: BaseException) -> None:
+    """Say so, unless another process was faster."""
+    exit_code = UNFORESEEN
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        exit_code = error.code
+    elif isinstance(error, JobError):
+        exit_code = error.exit_code
+    elif isinstance(error, SandboxError):
+        exit_code = SANDBOX_FAILED
+    if not store.check([FAILED]):
+        store.set(FAILED, f"{rank()} {exit_code}")
+
+
+def group_store() -> Any:
+    """The key-value store of the process group."""
+    from torch import distributed
+
+    return distributed.group.WORLD.get_group_store()

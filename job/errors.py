@@ -16,6 +16,7 @@
 import difflib
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from sandbox import SandboxError
 
@@ -23,6 +24,8 @@ DONE = 0
 UNFORESEEN = 1  # Python's own, with a traceback
 STOPPED_BY_WATCHDOG = 7
 STOPPED_BY_SIGNAL = 128  # plus the number of the signal
+ROOT = Path(__file__).resolve().parent.parent
+IMAGE_PREFIX = "/opt/venv"  # where the Dockerfile installs everything
 REQUEUE = 75  # EX_TEMPFAIL of sysexits.h: saved, and wants to be started again
 SANDBOX_FAILED = 5  # SandboxError is defined in sandbox/, which knows nothing of exit codes
 
@@ -107,13 +110,35 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
+def how_to_install(*packages: str) -> str:
+    """How packages get to where this project runs: into the image, .venv or another environment."""
+    names = " ".join(packages)
+    if sys.prefix == IMAGE_PREFIX:
+        return f'rebuild the image with it: EXTRA_PACKAGES="{names}" bash build.sh'
+    if Path(sys.prefix) == ROOT / ".venv":
+        return f"install it into .venv: .venv/bin/python -m pip install {names}"
+    return f"install it: {sys.executable} -m pip install {names}"
+
+
 def nearest(word: str, allowed: Iterable[str], prefix: str = "") -> str:
     """The end of a message that suggests the allowed spelling nearest to `word`.
 
-    It is empty if no spelling is near. `prefix` goes before the suggestion, as in "grpo.".
+    It is empty if no spelling is near, or if the nearest is what was written: then something else
+    is wrong. `prefix` goes before the suggestion, as in "grpo.".
     """
     spellings = {name.lower(): name for name in allowed}
-    close = difflib.get_close_matches(word.lower(), spellings, n=1, cutoff=0.5)
-    if not close:
+    close = difflib.get_close_matches(word.lower(), spellings, n=3, cutoff=0.5)
+    if not close or prefix + spellings[close[0]] == word:
         return ""
-    return f"; did you mean {prefix}{spellings[close[0]]}?"
+    # Letters in another order are nearer than other letters.
+    swapped = [name for name in close if sorted(name) == sorted(word.lower())]
+    return f"; did you mean {prefix}{spellings[[*swapped, *close][0]]}?"
+
+
+def among(word: str, allowed: Iterable[str]) -> str:
+    """The end of a message that suggests the nearest spelling, and lists all that are allowed."""
+    allowed = list(allowed)
+    hint = nearest(word, allowed)
+    if not hint:
+        return f"; there are {allowed}"
+    return f"{hint} (there are {allowed})"

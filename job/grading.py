@@ -1,9 +1,11 @@
 """Grades each batch of completions once, and calls the reward functions on the grades: in training,
 in check.py and in evaluation alike."""
 
+import asyncio
 import functools
 import itertools
 import math
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +17,15 @@ import numpy as np
 
 import tasks
 from job.grading_pool import GradingPool, Job, grade_here
-from job.rewards import RewardFunction, checked, resolve, select, text_of, time_limit
+from job.rewards import (
+    RewardFunction,
+    call_together,
+    checked,
+    is_async,
+    resolve,
+    select,
+    text_of,
+)
 from job.schedules import RewardWeights
 from sandbox import Sandbox, Status
 from tasks import Grade
@@ -76,13 +86,14 @@ class Grader:
                 self._owners.setdefault(name, set()).add(options.type)
         self._threads = ThreadPoolExecutor(sandbox.workers, thread_name_prefix="grader")
         self._batch: tuple[Any, list[Grade]] | None = None
+        self._batch_lock = threading.Lock()  # async reward functions ask from threads of their own
 
     def grade(
         self, texts: Sequence[Any], rows: Sequence[dict[str, Any]], step: int = 0
     ) -> list[Grade]:
         """One Grade for each text, in order, each task as its curriculum has it at `step`.
 
-        A row's "task" may be left out where there is one task. Equal texts of equal rows are run
+        A row's task may be left out where there is one task. Equal texts of equal rows are run
         once.
         """
         keys = [repr((text, row)) for text, row in zip(texts, rows, strict=True)]
@@ -90,7 +101,7 @@ class Grader:
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key in running:
                 continue
-            options = tasks.at_step(self.options[row.get("task") or self._only_task], step)
+            options = tasks.at_step(self.options[self._task_of(row)], step)
             known = {name: value for name, value in row.items() if value is not None}
             known["step"] = step
             # In an evaluation the same inputs are drawn for every model.
@@ -141,14 +152,13 @@ class Grader:
             "completions": list(completions),
             "prompts": [row.get("prompt", []) for row in rows],
             "completion_ids": list(completion_ids),
-            "trainer_state": SimpleNamespace(global_step=step),
-            "log_metric": lambda name, value: None,
+            "trainer_state": SimpleNamespace(global_step=step, max_steps=max(step, 1), epoch=0.0),
+            "log_metric": lambda name, value: float(value),  # raises where training would
             "log_extra": lambda column, values: None,
         }
         # What each function pays for the whole batch
-        paid = {}
-        for name, function in zip(self.weights.names, self.reward_functions(), strict=True):
-            paid[name] = function(**arguments)
+        returned = call_together(self.reward_functions(), arguments)
+        paid = dict(zip(self.weights.names, returned, strict=True))
 
         # The same, completion by completion
         scored = []
@@ -168,25 +178,32 @@ class Grader:
 
     def bind(self, function: RewardFunction, owners: set[str]) -> RewardFunction:
         """`function` as GRPOTrainer calls it: with the grades, and only the rows of the tasks in
-        `owners`. Others get None, which TRL leaves out."""
+        `owners`. Others get None, which TRL leaves out.
+
+        An async function stays one, so that GRPOTrainer runs it together with others. Each waits in
+        a thread of its own.
+        """
 
         @functools.wraps(function)
         def reward(completions, **kwargs):
             grades = self._grades_of(completions, **kwargs)
             arguments = {**kwargs, "completions": completions, "grades": grades}
-            own = self._places_of(owners, kwargs.get("task"), len(completions))
+            own = self._places_of(owners, task_column(kwargs), len(completions))
             rewards: list[float | None] = [None] * len(completions)
             if not own:
                 return rewards
             if kwargs.get("log_extra"):
                 arguments["log_extra"] = log_for(own, len(completions), kwargs["log_extra"])
-            with time_limit(function.__name__, self.reward_timeout_s):
-                paid = checked(function, select(arguments, own))
+            paid = checked(function, select(arguments, own), self.reward_timeout_s)
             for i, value in zip(own, paid, strict=True):
                 rewards[i] = value
             return rewards
 
-        return reward
+        @functools.wraps(function)
+        async def async_reward(completions, **kwargs):
+            return await asyncio.to_thread(reward, completions, **kwargs)
+
+        return async_reward if is_async(function) else reward
 
     def _places_of(
         self, owners: set[str], column: Sequence[str | None] | None, count: int
@@ -200,6 +217,9 @@ class Grader:
                 own.append(i)
         return own
 
+    def _task_of(self, row: Mapping[str, Any]) -> str:
+        return tasks.type_of(row) or self._only_task
+
     @property
     def _only_task(self) -> str:
         """The task of a row that names none."""
@@ -211,9 +231,23 @@ class Grader:
         """The Grades of a batch, worked out when its first reward function asks for them."""
         # A batch that is graded already. TRL hands the same list to every function of
         # one batch. Holding on to it keeps its identity unique.
-        if self._batch is not None and self._batch[0] is completions:
+        with self._batch_lock:
+            if self._batch is None or self._batch[0] is not completions:
+                grades = self._grade_batch(
+                    completions, trainer_state, log_metric, log_extra, columns
+                )
+                self._batch = completions, grades
             return self._batch[1]
 
+    def _grade_batch(
+        self,
+        completions: Sequence[Any],
+        trainer_state: Any,
+        log_metric: Callable[[str, float], None] | None,
+        log_extra: Callable[[str, list[Any]], None] | None,
+        columns: Mapping[str, Sequence[Any]],
+    ) -> list[Grade]:
+        """Grade a batch, and log what was found."""
         # Grade it.
         step = getattr(trainer_state, "global_step", 0)
         rows = rows_from(columns, len(completions))
@@ -221,11 +255,10 @@ class Grader:
         for i, completion in enumerate(completions):
             if ended_early(completion):
                 grades[i] = replace(grades[i], status=Status.NO_FINAL, detail=CUT_OFF)
-        self._batch = completions, grades
 
         # Log what was found.
         if log_metric:
-            metrics = self._metrics(grades, columns.get("task", [])) | self._weights_at(step)
+            metrics = self._metrics(grades, task_column(columns)) | self._weights_at(step)
             for name, value in metrics.items():
                 log_metric(name, value)
         if log_extra:
@@ -263,6 +296,13 @@ def rows_from(columns: Mapping[str, Sequence[Any]], count: int) -> list[dict[str
     for i in range(count):
         rows.append({own: columns[name][i] for name, own in names.items()})
     return rows
+
+
+def task_column(columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
+    """The task of each row, as `tasks.type_of` finds it; empty if no row says it."""
+    named = columns.get("task") or []
+    labels = columns.get(tasks.TASK_COLUMN) or [None] * len(named)
+    return [label or name for label, name in zip(labels, named, strict=True)]
 
 
 def log_for(

@@ -28,6 +28,7 @@ import numpy as np
 
 import tasks
 from job.config import SandboxOptions
+from job.distributed import local_rank, local_world_size, node_file, own_share
 from job.errors import GradeError
 from sandbox import Limits, Sandbox, SandboxError, Status, default_workers
 from tasks import Grade, note_once
@@ -66,18 +67,19 @@ class Failure:
     """What a worker could not do, in words."""
 
     text: str
-    is_of_sandbox: bool  # else the task's `grade` raised
+    is_of_sandbox: bool  # else the task's `grade` failed
 
 
 def grade_here(job: Job, sandbox: Sandbox) -> Grade:
     """The task's Grade of one completion, in this process.
 
     Raises:
-        GradeError: if the task's `grade` raises. An error of the sandbox is raised as it is.
+        GradeError: if the task's `grade` raises, or returns something else. An error of the
+            sandbox is raised as it is.
     """
     rng = np.random.default_rng(list(job.entropy))
     try:
-        return tasks.load(job.options.type).grade(
+        graded = tasks.load(job.options.type).grade(
             job.completion, job.row, job.options, sandbox, rng
         )
     except SandboxError:
@@ -85,11 +87,17 @@ def grade_here(job: Job, sandbox: Sandbox) -> Grade:
     except Exception as error:  # the task may be the user's own
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-        shown = repr(job.completion)[:SHOWN_CHARACTERS]
-        raise GradeError(
-            f"task {job.options.type}: grade raised {type(error).__name__}: {error} ({place})\n"
-            f"on the completion {shown}"
-        ) from error
+        raise grade_error(job, f"raised {type(error).__name__}: {error} ({place})") from error
+    mistake = tasks.grade_mistake(graded)
+    if mistake:
+        raise grade_error(job, mistake)
+    return graded
+
+
+def grade_error(job: Job, what: str) -> GradeError:
+    """The error for the user: what the `grade` of the task did, in words, and on what."""
+    shown = repr(job.completion)[:SHOWN_CHARACTERS]
+    return GradeError(f"task {job.options.type}: grade {what}\non the completion {shown}")
 
 
 class Worker:
@@ -154,7 +162,8 @@ class GradingPool:
         self.workers = workers or default_workers()
         self.timeout_s = timeout_s or DEADLINE_FACTOR * limits.total_timeout_s
         self._limits, self._require = limits, require
-        self._lock_descriptor = os.memfd_create("processors")
+        self._lock_file = node_file("processors")
+        self._lock_descriptor = self._open_lock()
         self._report = ""
         # A worker is killed when the thread that started it ends, so one thread that lives as long
         # as the pool starts them all.
@@ -174,7 +183,16 @@ class GradingPool:
     def of(cls, options: SandboxOptions) -> "GradingPool":
         """The pool that the config's `sandbox:` section asks for."""
         limits = Limits(**{name: getattr(options, name) for name in Limits.__slots__})
-        return cls(options.workers, limits, options.require, options.grade_timeout_s)
+        workers = options.workers or own_share(default_workers())
+        return cls(workers, limits, options.require, options.grade_timeout_s)
+
+    def _open_lock(self) -> int:
+        """A file for the locks of processors, shared with the other processes on this machine that
+        train together: their timings take turns."""
+        if local_world_size() == 1:
+            return os.memfd_create("processors")
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        return os.open(self._lock_file, flags, mode=0o600)
 
     def __str__(self) -> str:
         return f"sandbox: {self.workers} grading processes; {self._report}"
@@ -193,6 +211,8 @@ class GradingPool:
         if self._lock_descriptor >= 0:
             os.close(self._lock_descriptor)
             self._lock_descriptor = -1
+            if local_rank() == 0:
+                self._lock_file.unlink(missing_ok=True)
 
     def grade(self, job: Job) -> Grade:
         """The task's Grade of one completion, or one that says why there is none.
@@ -247,7 +267,7 @@ class GradingPool:
             task_folders=list(tasks.__path__),
             limits=self._limits,
             require=self._require,
-            number=number,
+            number=number + local_rank() * self.workers,
             lock_descriptor=self._lock_descriptor,
         )
         worker = self._starter.submit(Worker, start).result()

@@ -16,9 +16,13 @@ def main(descriptor: int) -> None:
     sys.path[:] = connection.recv()
     import tasks
     from job.errors import GradeError
-    from job.grading_pool import Failure, grade_here
+    from job.grading_pool import Failure, grade_error, grade_here
+    from job.interruption import ignore_stop_signals
     from sandbox import Processors, Sandbox, SandboxError
 
+    # A scheduler may send a signal to every process. The trainer, which hears it as well, may still
+    # need this one and its sandbox for the step that it finishes.
+    ignore_stop_signals()
     start = connection.recv()
     tasks.__path__[:] = start.task_folders
     try:
@@ -44,7 +48,11 @@ def main(descriptor: int) -> None:
             except GradeError as error:
                 answer = Failure(str(error), is_of_sandbox=False)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.send(answer)
+            try:
+                connection.send(answer)
+            except Exception as error:  # of any type: the task chose what is in `data`
+                what = f"returned a Grade that cannot be sent to another process: {error}"
+                connection.send(Failure(str(grade_error(job, what)), is_of_sandbox=False))
 
 
 if __name__ == "__main__":

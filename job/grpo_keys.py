@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from omegaconf import MISSING
 
-from job.errors import nearest
+from job.errors import among
 
 Node = TypeVar("Node", bound=ast.AST)
 
@@ -80,8 +80,7 @@ class Options:
 
     def _mistakes(self) -> Iterator[str]:
         if self.algorithm not in (None, *ALGORITHMS):
-            hint = nearest(self.algorithm, ALGORITHMS)
-            yield f"algorithm: there is no {self.algorithm!r}{hint}; there are {list(ALGORITHMS)}"
+            yield (f"algorithm: there is no {self.algorithm!r}{among(self.algorithm, ALGORITHMS)}")
         tries = self.max_resampling_tries
         if tries < 1:
             yield (

@@ -19,16 +19,24 @@ from job.errors import ConfigError, ExportError, one_line
 OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE")
 
 
-def check_access(repo: str, public: bool) -> None:
+def is_set(name: str) -> bool:
+    """Whether the user has switched the Hub off with this variable."""
+    return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
+
+
+def check_access(repo: str, public: bool, asked_by: str = "--push-to-hub") -> None:
     """Ask the Hub whether this token may write to `repo`, before hours of work.
 
+    Args:
+        asked_by: the option or key that the message names.
+
     Raises:
-        ConfigError: if there is no token, or the Hub does not accept it; if the repository is
-            public already and `public` is false.
+        ConfigError: if there is no token, or the Hub does not accept it; if it may not write there;
+            if the repository is public already and `public` is false.
     """
     process = run("check", repo, visibility(public))
     if process.returncode != 0:
-        raise ConfigError(f"--push-to-hub: {last_line(process)}")
+        raise ConfigError(f"{asked_by}: {last_line(process)}")
 
 
 def upload(folder: Path, repo: str, public: bool) -> str:
@@ -94,7 +102,20 @@ def check_in_process(repo: str, wanted: str) -> str:
 
     validate_repo_id(repo)
     api = HfApi()
-    name = api.whoami()["name"]
+    user = api.whoami()
+    name = user["name"]
+    if "/" not in repo:
+        repo = f"{name}/{repo}"
+
+    # What the token may do
+    role = user.get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        sys.exit("the token may only read; make one that may write, and set HF_TOKEN to it")
+    owners = [name, *(organization["name"] for organization in user.get("orgs", []))]
+    if repo.partition("/")[0] not in owners:
+        sys.exit(f"{repo}: this token writes to repositories of {', '.join(owners)} alone")
+
+    # Whether the repository is as it should be
     try:
         found = api.model_info(repo)
     except RepositoryNotFoundError:

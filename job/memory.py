@@ -112,13 +112,19 @@ class Estimate:
         names = list(self.phases)
         rows = {part: [self.phases[name].get(part, 0) for name in names] for part in PARTS}
         rows["total"] = [self.total(name) for name in names]
-        lines = [f"{'GPU memory, GiB':16}" + "".join(f"{name:>10}" for name in names)]
+        unit, size, digits = "GiB", GIB, 2
+        if self.peak < GIB:  # of the tiny model, all would be 0.00
+            unit, size, digits = "MiB", GIB / 1024, 1
+        lines = [f"{f'GPU memory, {unit}':16}" + "".join(f"{name:>10}" for name in names)]
         for part, row in rows.items():
             if any(row):
-                lines.append(f"{part:16}" + "".join(f"{value / GIB:>10.2f}" for value in row))
+                cells = [f"{value / size:>10.{digits}f}" for value in row]
+                lines.append(f"{part:16}" + "".join(cells))
         return lines
 
     def _peak_in_words(self) -> str:
+        if self.peak < GIB:
+            return f"peak {self.peak / GIB * 1024:.1f} MiB in {self.peak_phase}"
         return f"peak {self.peak / GIB:.1f} GiB in {self.peak_phase}"
 
     def _against(self, card_bytes: int, card_name: str) -> list[str]:

@@ -12,22 +12,24 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from job import memory
+from job import hub, memory
+from job.adapters import find_folder, own_template
+from job.chat_templates import NAMED, set_template
+from job.checkpoints import places_of_model
 from job.config import ROOT, Config, Lora, Model, load_config, looks_local
 from job.distributed import local_rank, world_size
-from job.errors import ConfigError, nearest, one_line
+from job.errors import ConfigError, one_line
 from job.quantization import IN_WORDS, HubCopies, check_stored, hub_copies, pick
 from job.rules import VLLM_UNDER_UNSLOTH
+from job.waiting import bytes_in_words, waiting
 
-# Modules of experts. PEFT saves some of them as parameters.
-EXPERT_MODULES = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
 # Models with fewer parameters train on one thread on a CPU.
 SMALL_MODEL = 50e6
 # Cards with less memory keep the embedding in main memory.
@@ -56,17 +58,62 @@ def load_model(model_config: Model, lora: Lora | None) -> tuple[Any, Any]:
     if choose_backend(model_config) == "unsloth":
         load = load_unsloth
     try:
-        model, tokenizer = load(model_config, lora)
+        with waiting(f"loading the model {model_config.name}{size_in_words(model_config)}"):
+            model, tokenizer = load(model_config, lora)
     except LOADING_ERRORS as error:
         raise cannot_be_loaded(model_config, error) from error
     for adapter in getattr(model, "peft_config", {}).values():
         name = adapter.base_model_name_or_path
         adapter.base_model_name_or_path = hub_id(name) or name
+    if choose_template(tokenizer, model_config):
+        stop_at(model, tokenizer.eos_token_id)
+    if lora is not None and model_config.adapter:
+        folder = find_folder(model_config.adapter)
+        put_adapter(model, folder, model_config.name)
+        print(f"adapter: {folder}", flush=True)
     return model, tokenizer
 
 
+def size_in_words(model_config: Model) -> str:
+    """The size of the weights on this machine, as an addition to a line; empty if none are here."""
+    folders = [Path(model_config.path), *snapshots(repositories(model_config)[0])]
+    for folder in folders:
+        size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+        if size:
+            return f", {bytes_in_words(size)}"
+    return ""
+
+
+def choose_template(tokenizer: Any, model_config: Model) -> bool:
+    """Give the tokenizer the template of `model.chat_template`, else that of the adapter from which
+    training starts. Returns whether it got one.
+
+    Raises:
+        ConfigError: if the template cannot be used with this tokenizer.
+    """
+    template = model_config.chat_template
+    if template is None and model_config.adapter:
+        template = own_template(find_folder(model_config.adapter))
+    if template is None:
+        return False
+    return set_template(tokenizer, template, model_config.name)
+
+
+def stop_at(model: Any, token: int) -> None:
+    """Let a token end completions, beside those that do so already."""
+    stop = model.generation_config.eos_token_id
+    if stop is None:
+        stop = []
+    if not isinstance(stop, list):
+        stop = [stop]
+    model.generation_config.eos_token_id = list(dict.fromkeys([*stop, token]))
+
+
 def stay_offline_if_complete(model_config: Model) -> None:
-    """Keeps the Hub's client from asking for what is on this machine."""
+    """Keeps the Hub's client from asking for what is on this machine.
+
+    network.prepare_hub comes before this where a run needs the Hub for something else.
+    """
     if is_on_disk(model_config):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -130,6 +177,12 @@ class ModelSource:
             own = adapter_overrides(read_model_json(self.folder / "adapter_config.json"))
         else:
             own = [f"model.name={json.dumps(str(self.folder or self.name))}"]
+        if self.is_adapter:
+            # What it was trained from is in it. The template with which it was trained lies beside.
+            own.append("model.adapter=null")
+            template = own_template(self.folder)
+            if template:
+                own.append(f"model.chat_template={json.dumps(template)}")
         return load_config(layers, [*overrides, *own])
 
 
@@ -150,7 +203,7 @@ def find_model(name: str) -> ModelSource:
             return ModelSource(name)
         raise ConfigError(f"{name}: no such folder; a model on the Hub is named owner/model")
     folder = folder.resolve()
-    for candidate in (folder, folder / "final_model", *checkpoints(folder)):
+    for candidate in places_of_model(folder):
         source = ModelSource(name, candidate)
         if source.is_adapter or (candidate / "config.json").is_file():
             return source
@@ -172,16 +225,6 @@ def is_hub_id(name: str) -> bool:
     return owner != runs and not Path(owner).is_dir() and not (ROOT / owner).is_dir()
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in a run's folder, the last one first."""
-    numbered = []
-    for path in folder.glob("checkpoint-*"):
-        number = path.name.removeprefix("checkpoint-")
-        if number.isdecimal() and (path / "trainer_state.json").is_file():
-            numbered.append((int(number), path))
-    return [path for _, path in sorted(numbered, reverse=True)]
-
-
 def load_for_inference(source: ModelSource, config: Config) -> tuple[Any, Any]:
     """The model of a source in evaluation mode, and its tokenizer.
 
@@ -195,20 +238,32 @@ def load_for_inference(source: ModelSource, config: Config) -> tuple[Any, Any]:
     lora = config.lora if with_adapter else None
     model, tokenizer = load_model(config.model, lora)
     if with_adapter:
-        try:
-            left_over = restore_adapter(model, source.folder)
-        except Exception as error:  # torch's, PEFT's and safetensors' have no common type
-            raise ConfigError(
-                f"{source.folder}: the adapter does not fit {config.model.name}, or its file is "
-                f"damaged: {one_line(error)[:300]}"
-            ) from error
-        if left_over:
-            raise ConfigError(
-                f"{source.folder}: the adapter does not fit {config.model.name}, which has no "
-                f"{left_over[0]} ({len(left_over)} such weights)"
-            )
+        put_adapter(model, source.folder, config.model.name)
     model.eval()
     return model, tokenizer
+
+
+def put_adapter(model: Any, folder: Path, base: str) -> None:
+    """Put the weights of an adapter into a model that has a fresh one.
+
+    Args:
+        base: the model's name, for messages.
+
+    Raises:
+        ConfigError: if they do not fit, or their file is damaged.
+    """
+    try:
+        left_over = restore_adapter(model, folder)
+    except Exception as error:  # torch's, PEFT's and safetensors' have no common type
+        raise ConfigError(
+            f"{folder}: the adapter does not fit {base}, or its file is damaged: "
+            f"{one_line(error)[:300]}"
+        ) from error
+    if left_over:
+        raise ConfigError(
+            f"{folder}: the adapter does not fit {base}, which has no {left_over[0]} "
+            f"({len(left_over)} such weights)"
+        )
 
 
 def read_model_json(file: Path) -> dict[str, Any]:
@@ -259,9 +314,11 @@ def load_tokenizer(model_config: Model) -> Any:
     from transformers import AutoTokenizer
 
     tokenizer = from_first(AutoTokenizer.from_pretrained, model_config)
+    choose_template(tokenizer, model_config)
     if not tokenizer.chat_template:
         raise ConfigError(
-            f"model.name: {model_config.name} has no chat template; take an instruct model"
+            f"model.name: {model_config.name} has no chat template; take an instruct model, or "
+            f"name a template in model.chat_template: {', '.join(NAMED)}, or a file"
         )
     return tokenizer
 
@@ -315,161 +372,7 @@ def from_first(fetch: Callable[..., Any], model_config: Model) -> Any:
     raise cannot_be_loaded(model_config, failure) from failure
 
 
-# ---- what the model and its backend cannot have
-
-
-def check_model(config: Config) -> list[str]:
-    """Notices of keys that the backend ignores. Needs the model's config.json, not its weights.
-
-    Raises:
-        ConfigError: for keys that this model or its backend cannot have.
-    """
-    check_targets(config.model, config.lora)
-    if choose_backend(config.model) == "unsloth":
-        return check_for_unsloth(config)
-    check_for_transformers(config)
-    return []
-
-
-def check_for_unsloth(config: Config) -> list[str]:
-    """Notices of keys that Unsloth ignores.
-
-    Raises:
-        ConfigError: for a key that it refuses.
-    """
-    if config.grpo.get("router_aux_loss_coef"):
-        raise ConfigError(
-            "grpo.router_aux_loss_coef: Unsloth cannot compute that loss; leave it out"
-        )
-    # unsloth_zoo/rl_replacements.py. Unsloth says so itself, but only in the first training step.
-    off = {"top_entropy_quantile": 1.0, "entropy_coef": 0.0, "use_adaptive_entropy": False}
-    return [
-        f"grpo.{key}: is ignored by Unsloth; it needs model.backend: transformers"
-        for key, default in off.items()
-        if config.grpo.get(key, default) != default
-    ]
-
-
-def check_for_transformers(config: Config) -> None:
-    """Refuses keys that plain transformers cannot combine with this model or with each other.
-
-    Raises:
-        ConfigError: for such a key.
-    """
-    if config.grpo.get("router_aux_loss_coef") and not has_router(config.model):
-        raise ConfigError(
-            f"grpo.router_aux_loss_coef: {config.model.name} has no experts to balance; "
-            "leave it out"
-        )
-    if config.lora.bias != "none" and config.grpo.get("beta"):
-        raise ConfigError(
-            f"lora.bias: {config.lora.bias} cannot be combined with grpo.beta above 0, because the "
-            "KL penalty keeps a second adapter; set it to none, or grpo.beta to 0"
-        )
-
-
-def has_router(model_config: Model) -> bool:
-    from transformers import AutoConfig
-
-    architecture = from_first(AutoConfig.from_pretrained, model_config)
-    return hasattr(architecture.get_text_config(), "output_router_logits")
-
-
-def check_targets(model_config: Model, lora: Lora) -> None:
-    """Refuses modules and parameters for the adapter that the model does not have.
-
-    PEFT is content if one of them is there, and leaves out the others. The model is built from its
-    config.json without weights. Under Unsloth nothing is checked: it builds the modules of some
-    models itself and has names of its own for them.
-
-    Raises:
-        ConfigError: for a name that the model does not have.
-    """
-    if choose_backend(model_config) == "unsloth":
-        return
-    model = build_without_weights(model_config)
-    if model is None:
-        return
-    from peft import LoraConfig
-    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
-
-    adapter = LoraConfig(
-        target_modules=lora.target_modules, target_parameters=lora.target_parameters
-    )
-    # Of Mixtral, Qwen3-MoE and their like, PEFT takes the names of the experts' modules for the
-    # fused parameters.
-    try:
-        convert_peft_config_for_transformers(adapter, model, None)
-    except ValueError as error:
-        if model_config.backend == "auto":
-            return  # another machine may have Unsloth, which takes them
-        raise ConfigError(f"lora.target_modules: {error}") from error
-
-    parameters = {name for name, _ in model.named_parameters()}
-    refuse_missing("lora.target_parameters", adapter.target_parameters, parameters)
-    # A text is all-linear, or a regular expression.
-    if not isinstance(lora.target_modules, str):
-        modules = {name for name, _ in model.named_modules()}
-        if model_config.backend == "auto":
-            # Another machine may have Unsloth, which has names for what is inside fused experts.
-            modules |= {"gate_proj", "up_proj", "down_proj"}
-        refuse_missing("lora.target_modules", adapter.target_modules, modules)
-
-
-def build_without_weights(model_config: Model) -> Any | None:
-    """The model as its config.json builds it, on the meta device; None if that fails.
-
-    A model that cannot be built in this way may still be loaded.
-    """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    architecture = from_first(AutoConfig.from_pretrained, model_config)
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(architecture)
-    except Exception:  # of any type, because it is the model's code
-        return None
-
-
-def refuse_missing(key: str, wanted: Iterable[str] | None, present: Collection[str]) -> None:
-    """Refuses a wanted name that is not the end of a present one.
-
-    Raises:
-        ConfigError: with the nearest name that is there.
-    """
-    for name in sorted(wanted or ()):
-        if name in present or any(other.endswith(f".{name}") for other in present):
-            continue
-        parts = name.count(".") + 1
-        ends = {".".join(other.split(".")[-parts:]) for other in present}
-        raise ConfigError(f"{key}: the model has no {name}{nearest(name, ends)}")
-
-
-def check_adapter(checkpoint: Path, lora: Lora) -> None:
-    """Refuses a checkpoint whose adapter has another shape than the config asks for.
-
-    Raises:
-        ConfigError: for a key of `lora` with another value.
-    """
-    file = checkpoint / "adapter_config.json"
-    saved = read_json(file) if file.is_file() else {}
-    for key in ("r", "target_modules", "target_parameters"):
-        own, its = getattr(lora, key), saved.get(key)
-        if type(own) is not type(its) or its is None:
-            continue  # Unsloth writes its own form of the modules
-        if isinstance(own, list):
-            own, its = sorted(own), sorted(its)
-            if key == "target_modules" and saved.get("target_parameters"):
-                own, its = without_experts(own), without_experts(its)
-        if own != its:
-            raise ConfigError(
-                f"lora.{key}: {own}, but {checkpoint} was trained with {its}; resume with that"
-            )
-
-
-def without_experts(modules: Iterable[str]) -> list[str]:
-    return [name for name in modules if name not in EXPERT_MODULES]
+# ---- errors
 
 
 def cannot_be_loaded(model_config: Model, error: Exception) -> ConfigError:
@@ -905,9 +808,13 @@ def in_cache(repository: str) -> bool:
 
 def snapshots(repository: str) -> list[Path]:
     """The folders of this repository in the Hub cache."""
+    return list((hub_cache() / f"models--{repository.replace('/', '--')}/snapshots").glob("*"))
+
+
+def hub_cache() -> Path:
+    """The folder of the Hub's cache, found without importing its client."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    hub = Path(os.environ.get("HF_HUB_CACHE", home / "hub"))
-    return list((hub / f"models--{repository.replace('/', '--')}/snapshots").glob("*"))
+    return Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser()
 
 
 def cached_architecture(copies: HubCopies) -> dict[str, Any] | None:
@@ -923,7 +830,7 @@ def cached_architecture(copies: HubCopies) -> dict[str, Any] | None:
 
 def hub_is_off() -> bool:
     """Whether the user forbids requests to the Hub."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return hub.is_set("HF_HUB_OFFLINE")
 
 
 def repository(model_config: Model) -> str:

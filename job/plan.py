@@ -1,17 +1,20 @@
 """What a run is going to do, worked out before it costs anything: rows, prompts, batches."""
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from job import grpo_keys
+import tasks
+from job import grpo_keys, rewards
 from job.batches import BatchPlan, batch_plan
 from job.chat import Chat
 from job.config import Config
 from job.distributed import world_size
 from job.errors import ConfigError, nearest, one_line
-from job.rows import mixed_rows
+from job.row_stream import RowStream
+from job.rows import mixed_rows, prompt_key
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,16 @@ class Plan:
     completion_tokens: int  # at most
     dropped: int  # rows whose prompts were too long
     batches: BatchPlan
+    # All rows to train on, where they are too many to be read at once; `rows` are the first ones
+    stream: RowStream | None = None
+
+    def training_set(self) -> Any:
+        """The rows to train on, as TRL takes them."""
+        from datasets import Dataset  # here, because it is slow to import
+
+        if self.stream is not None:
+            return self.stream.dataset()
+        return Dataset.from_list(self.rows)
 
     def lines(self, config: Config) -> list[str]:
         """The plan in words."""
@@ -54,6 +67,8 @@ class Plan:
 
     def _rows_in_words(self) -> str:
         words = f"{len(self.rows)} prompts of up to {self.prompt_tokens} tokens"
+        if self.stream is not None:
+            words = f"rows are streamed; the first ones: {words}"
         if self.dropped:
             words += f" ({self.dropped} longer ones dropped)"
         if self.eval_rows:
@@ -87,10 +102,13 @@ def make_plan(config: Config, chat: Chat) -> Plan:
     # Make the rows and measure them
     try:
         rows, eval_rows = mixed_rows(config.tasks)
-        lengths = [prompt_length(row, chat) for row in rows]
-        eval_lengths = [prompt_length(row, chat) for row in eval_rows]
+        lengths = chat.prompt_lengths(rows)
+        eval_lengths = chat.prompt_lengths(eval_rows)
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
+
+    for options in config.tasks:
+        check_json_columns(options)
 
     # Leave out or refuse the long ones
     limit, why = longest_allowed(config)
@@ -114,19 +132,67 @@ def make_plan(config: Config, chat: Chat) -> Plan:
         )
     longest = max(length for length in every_length if length <= limit)
     rest = config.model.max_seq_length - longest - 1
+    completion_tokens = config.grpo.get("max_completion_length") or rest
+    stream = None
+    if is_streamed(config):
+        columns = list(dict.fromkeys(name for row in fitting for name in row))
+        held_out = {prompt_key(row) for row in eval_rows}
+        longest_later = min(limit, config.model.max_seq_length - completion_tokens - 1)
+        stream = RowStream(config.tasks[0], held_out, columns, chat, longest_later)
     return Plan(
         rows=fitting,
         eval_rows=eval_fitting,
         prompt_tokens=longest,
-        completion_tokens=config.grpo.get("max_completion_length") or rest,
+        completion_tokens=completion_tokens,
         dropped=too_long,
         batches=batches,
+        stream=stream,
     )
 
 
-def prompt_length(row: dict[str, Any], chat: Chat) -> int:
-    """Tokens of a row's prompt."""
-    return len(chat.prompt_ids(row["prompt"], row["reasoning_effort"]))
+def check_json_columns(options: tasks.Options) -> None:
+    """Refuse a column of different kinds of values that a reward function reads: it would be given
+    JSON texts.
+
+    Raises:
+        ConfigError: which names the two.
+    """
+    json_columns = getattr(tasks.load(options.type), "json_columns", None)
+    if json_columns is None:
+        return
+    for column in json_columns(options):
+        for name in tasks.reward_weights(options.type, options.rewards):
+            if column in inspect.signature(rewards.resolve(name)).parameters:
+                raise ConfigError(
+                    f"task.data: column {column}: its values are of different kinds, which no "
+                    f"table holds, and the reward function {name} reads it; make them of one kind"
+                )
+
+
+def is_streamed(config: Config) -> bool:
+    """Whether the rows are read while they are trained on.
+
+    Raises:
+        ConfigError: if they are, and something in the config needs all of them at once.
+    """
+    streamed = []
+    for options in config.tasks:
+        ask = getattr(tasks.load(options.type), "is_streamed", None)
+        if ask is not None and ask(options):
+            streamed.append(options)
+    if not streamed:
+        return False
+    reasons = []
+    if len(config.tasks) > 1:
+        reasons.append("task: several tasks are mixed")
+    if config.grpo.get("max_steps", -1) <= 0:
+        reasons.append("grpo.max_steps: a stream has no known end, so say where the run ends")
+    if config.grpo_extra.zero_std_groups == "resample":
+        reasons.append("grpo.zero_std_groups: resample draws from all rows")
+    if reasons:
+        rest = "the rows are streamed (task.streaming: false reads them all)"
+        raise ConfigError([f"{reason}; {rest}" for reason in reasons])
+    return True
 
 
 def rows_up_to(
@@ -171,14 +237,16 @@ def first_of_each_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The first row of each task with each reasoning effort."""
     first: dict[tuple, dict[str, Any]] = {}
     for row in rows:
-        first.setdefault((row["task"], row["reasoning_effort"]), row)
+        first.setdefault((tasks.type_of(row), row["reasoning_effort"]), row)
     return list(first.values())
 
 
 def shown(row: dict[str, Any], chat: Chat) -> str:
     """A row's prompt as the model is given it, indented."""
     text = chat.render(row["prompt"], row["reasoning_effort"])
-    return f"prompt of {row['task']}:\n" + "\n".join(f"  | {line}" for line in text.split("\n"))
+    return f"prompt of {tasks.type_of(row)}:\n" + "\n".join(
+        f"  | {line}" for line in text.split("\n")
+    )
 
 
 # ---- what only the libraries know

@@ -7,16 +7,21 @@ starts.
 The answers are compared at step 0, and at every step that a schedule of weights or the curriculum
 names. Between those steps all totals are linear in the step, so nothing can overtake unseen. Each
 stage of the curriculum grades all answers. Nothing else may out-earn those that it finds right.
+
+Before that, the functions are tried on a batch as training has it: groups of completions to two
+prompts (`rehearse_rewards`). A task without known answers is tried too.
 """
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import tasks
-from job.errors import CheckError, GradeError
+from job.errors import CheckError, ConfigError, GradeError
 from job.grading import Grader, Scored
 from job.grading_pool import GradingPool
+from job.rows import mixed_rows
 from sandbox import Sandbox
 
 # The kinds of known answers that nothing else may out-earn
@@ -25,6 +30,7 @@ HONEST = ("reference", "slower", "unverified")
 IDLE_ANSWERS = [("empty", ""), ("prose", "I would rather not write code.")]
 BEATEN = "the rewards can be beaten; task.check=false trains anyway"
 WHY_CHARACTERS = 90  # of a reason in the table
+PROMPTS = 2  # of each task, in the batch on which reward functions are tried
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,80 @@ class Stage:
         if self.is_only_one:
             return ""
         return f"at step {step} "
+
+
+def rehearse_rewards(
+    mixture: Sequence[tasks.Options],
+    rows: Sequence[dict[str, Any]],
+    sandbox: Sandbox | GradingPool,
+    with_programs: bool = True,
+) -> str:
+    """Call each reward function with a batch as in training: two prompts of each task, and a group
+    of completions to each.
+
+    Args:
+        rows: of the run, with all columns.
+        with_programs: whether the groups hold the task's own solution, which takes time to run,
+            beside answers that say nothing.
+
+    Returns:
+        A line that says what was tried.
+
+    Raises:
+        RewardError: if a function fails, lacks a column, or returns something else than a number
+            for each completion.
+        GradeError: if the task's `grade` does.
+    """
+    texts: list[str] = []
+    repeated: list[dict[str, Any]] = []
+    chosen = first_prompts(mixture, rows)
+    for row in chosen:
+        group = [text for _, text in IDLE_ANSWERS]
+        if with_programs:
+            group += solutions_to(row, mixture)[:1]
+        texts += group
+        repeated += [row] * len(group)
+    grader = Grader(mixture, sandbox)
+    grader.score(texts, repeated)
+    names = ", ".join(name.rpartition(":")[2] for name in grader.weights.names)
+    return f"rewards: {names}: tried on {len(texts)} completions to {len(chosen)} prompts"
+
+
+def few_rows(mixture: Sequence[tasks.Options]) -> list[dict[str, Any]]:
+    """Rows to try reward functions on, without making all rows of a run.
+
+    Raises:
+        ConfigError: if a task cannot make them.
+    """
+    few = [replace(options, num_rows=PROMPTS, num_eval_rows=0) for options in mixture]
+    try:
+        rows, eval_rows = mixed_rows(few)
+    except ValueError as error:
+        raise ConfigError(f"task: {error}") from error
+    return rows + eval_rows
+
+
+def first_prompts(
+    mixture: Sequence[tasks.Options], rows: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The first rows of each task with different prompts."""
+    chosen: list[dict[str, Any]] = []
+    for options in mixture:
+        of_task: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if tasks.type_of(row) == options.type:
+                of_task.setdefault(repr(row["prompt"]), row)
+            if len(of_task) == PROMPTS:
+                break
+        chosen += of_task.values()
+    return chosen
+
+
+def solutions_to(row: dict[str, Any], mixture: Sequence[tasks.Options]) -> list[str]:
+    """What the task of a row knows to be honest answers to it."""
+    options = next(options for options in mixture if options.type == tasks.type_of(row))
+    known = tasks.known_answers(tasks.load(options.type), row, options)
+    return [text for kind, text in known if kind in HONEST]
 
 
 def check_rewards(options: tasks.Options, sandbox: Sandbox | GradingPool) -> tuple[str, str]:

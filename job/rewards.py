@@ -1,34 +1,42 @@
 """Finds reward functions by their names, calls them, and refuses what training cannot use.
 
 A reward function is the user's own code, so every way in which it can fail is told in words: which
-function, what it did, and on which completion.
+function, what it did, and on which completion. It may be any callable: a function, a
+functools.partial, an object with `__call__`; plain or async.
 """
 
+import asyncio
 import contextlib
+import functools
 import importlib
 import inspect
 import math
 import os
+import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Set
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 import reward_functions
 from job.alarms import clear_alarm, set_alarm
-from job.errors import RewardError
+from job.errors import RewardError, nearest
 
-RewardFunction = Callable[..., list[float | None]]
+RewardFunction = Callable[..., Any]  # returns one float or None for each completion
 SHOWN_CHARACTERS = 1000  # of a completion in a message
+
+
+# ---- finding them
 
 
 def resolve(name: str) -> RewardFunction:
     """The reward function called `name`: one of reward_functions.py, or "package.module:function".
 
     Raises:
-        ValueError: if there is no such function, or it does not take `completions`.
+        ValueError: if there is no such function, or it cannot be called with completions.
     """
     module_name, _, function_name = name.rpartition(":")
     try:
@@ -37,22 +45,74 @@ def resolve(name: str) -> RewardFunction:
         raise ValueError(
             f"{name}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
         ) from error
-    function = getattr(module, function_name, None)
-    if not inspect.isfunction(function):
-        raise ValueError(f"there is no function {function_name!r} in {module.__name__}")
-    parameters = inspect.signature(function).parameters
-    if "completions" not in parameters:
-        raise ValueError(f"{name}{inspect.signature(function)} must take `completions`")
-    return function
+    if not hasattr(module, function_name):
+        hint = nearest(function_name, names(module))
+        raise ValueError(f"there is no function {function_name!r} in {module.__name__}{hint}")
+    function = getattr(module, function_name)
+    if inspect.isclass(function):
+        raise ValueError(
+            f"{name} is a class; make an object of it in {module.__name__} and name the object"
+        )
+    if not callable(function):
+        raise ValueError(f"{name} is {function!r:.200}, which cannot be called")
+    try:
+        signature = inspect.signature(function)
+    except ValueError as error:
+        raise ValueError(f"{name}: Python does not know its arguments: {error}") from error
+    if not takes(signature, "completions"):
+        raise ValueError(f"{name}{signature} must take `completions`")
+    return named(function, function_name)
 
 
-def names() -> list[str]:
-    """What `task.rewards` may name without a module."""
+def names(module: ModuleType = reward_functions) -> list[str]:
+    """The reward functions of a module."""
     found = []
-    for name, function in inspect.getmembers(reward_functions, inspect.isfunction):
+    for name, function in inspect.getmembers(module, inspect.isfunction):
         if "completions" in inspect.signature(function).parameters:
             found.append(name)
     return found
+
+
+def takes(signature: inspect.Signature, name: str) -> bool:
+    """Whether a function of this signature can be given an argument of this name."""
+    if name in signature.parameters:
+        return True
+    return any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
+
+
+def named(function: RewardFunction, name: str) -> RewardFunction:
+    """`function` as a function of that name, under which it is logged. A partial and an object have
+    none, and the name of a lambda says nothing."""
+    if inspect.isfunction(function) and function.__name__ == name:
+        return function
+
+    def call(**arguments: Any) -> Any:
+        return function(**arguments)
+
+    async def call_async(**arguments: Any) -> Any:
+        return await function(**arguments)
+
+    wrapper = call_async if is_async(function) else call
+    wrapper.__name__ = name
+    wrapper.__signature__ = inspect.signature(function)
+    wrapper.needs_network = getattr(unwrapped(function), "needs_network", False)
+    return wrapper
+
+
+def is_async(function: RewardFunction) -> bool:
+    """Whether a callable is known to be async before it is called."""
+    function = unwrapped(function)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(function.__call__)
+
+
+def unwrapped(function: RewardFunction) -> RewardFunction:
+    """What a partial calls."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return function
+
+
+# ---- calling them
 
 
 def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
@@ -73,20 +133,27 @@ def text_of(completion: Any) -> Any:
     return completion[0].get("content") if isinstance(completion, list) else completion
 
 
-def checked(function: RewardFunction, arguments: dict[str, Any]) -> list[float | None]:
-    """Call a reward function.
+def checked(
+    function: RewardFunction, arguments: dict[str, Any], timeout_s: float | None = None
+) -> list[float | None]:
+    """Call a reward function, and wait for it if it is async.
+
+    Args:
+        timeout_s: wall clock for the call; None: no limit.
 
     Raises:
-        RewardError: if it raises, lacks an argument, or returns anything but one finite number or
-            None for each completion.
+        RewardError: if it raises, takes too long, lacks an argument, or returns anything but one
+            finite number or None for each completion. A bool counts as 0 or 1.
     """
     name = function.__name__
     arguments = accepted(function, arguments)
     try:
-        returned = function(**arguments)
-        rewards = list(returned) if isinstance(returned, Iterable) else None
+        returned = called(function, arguments, timeout_s)
+        rewards = list(returned) if is_list(returned) else None
+    except RewardError:  # it took too long
+        raise
     except Exception as error:
-        culprit = find_culprit(function, arguments)
+        culprit = find_culprit(function, arguments, timeout_s)
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
         raise RewardError(
@@ -94,7 +161,7 @@ def checked(function: RewardFunction, arguments: dict[str, Any]) -> list[float |
         ) from error
     if rewards is None:
         raise RewardError(
-            f"reward function {name} returned {returned!r}, "
+            f"reward function {name} returned {returned!r:.200}, "
             "not a list with a number for each completion"
         )
     completions = arguments["completions"]
@@ -103,13 +170,98 @@ def checked(function: RewardFunction, arguments: dict[str, Any]) -> list[float |
             f"reward function {name} returned {len(rewards)} rewards "
             f"for {len(completions)} completions"
         )
-    for reward, completion in zip(rewards, completions, strict=True):
-        if reward is not None and not is_finite_number(reward):
+    numbers = [as_number(reward) for reward in rewards]
+    for reward, number, completion in zip(rewards, numbers, completions, strict=True):
+        if number is not None and not math.isfinite(number):
             raise RewardError(
-                f"reward function {name} returned {reward!r} ({type(reward).__name__}), "
+                f"reward function {name} returned {reward!r:.200} ({type(reward).__name__}), "
                 f"not a finite float, for {quoted(completion)}"
             )
-    return rewards
+    return numbers
+
+
+def called(
+    function: RewardFunction, arguments: dict[str, Any], timeout_s: float | None = None
+) -> Any:
+    """What a function returns for these arguments, awaited if that is called for.
+
+    Raises:
+        RewardError: if it takes more than `timeout_s`.
+        Exception: of any type, from the function.
+    """
+    if is_async(function):  # it may have been called in any thread, and alarms ring in the main one
+        return wait_for(function.__name__, function(**arguments), timeout_s)
+    with time_limit(function.__name__, timeout_s):
+        returned = function(**arguments)
+        if inspect.isawaitable(returned):
+            return wait_for(function.__name__, returned, None)
+    return returned
+
+
+def wait_for(name: str, returned: Awaitable[Any], timeout_s: float | None) -> Any:
+    """What an awaitable comes to in the loop of all async functions.
+
+    Raises:
+        RewardError: if it takes more than `timeout_s`.
+        Exception: of any type, from the function called `name`.
+    """
+    future = asyncio.run_coroutine_threadsafe(awaited(returned), event_loop())
+    try:
+        return future.result(timeout_s)
+    except TimeoutError:
+        if future.done():  # the function's own
+            raise
+        future.cancel()
+        raise RewardError(too_slow(name, timeout_s)) from None
+
+
+async def awaited(returned: Any) -> Any:
+    return await returned
+
+
+def event_loop() -> asyncio.AbstractEventLoop:
+    """The one loop in which all async functions run, in a thread of its own.
+
+    A connection that a function keeps open belongs to the loop in which it was opened, so all
+    batches must use the same. Two threads may ask for it at once.
+    """
+    with _event_loop_lock:
+        return _start_event_loop()
+
+
+_event_loop_lock = threading.Lock()
+
+
+@functools.cache
+def _start_event_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="async rewards", daemon=True).start()
+    return loop
+
+
+def call_together(
+    functions: Sequence[RewardFunction], arguments: dict[str, Any]
+) -> list[list[float | None]]:
+    """What each function returns for a batch, as GRPOTrainer calls them: the plain ones one after
+    the other, then all async ones at the same time."""
+    returned: list[Any] = [None] * len(functions)
+    waiting = [i for i, function in enumerate(functions) if is_async(function)]
+    for i, function in enumerate(functions):
+        if i not in waiting:
+            returned[i] = function(**arguments)
+
+    async def gather() -> list[Any]:
+        return await asyncio.gather(*(functions[i](**arguments) for i in waiting))
+
+    if waiting:
+        for i, rewards in zip(waiting, asyncio.run(gather()), strict=True):
+            returned[i] = rewards
+    return returned
+
+
+def is_list(returned: Any) -> bool:
+    """Whether something holds one value after the other. A text, a mapping and a set do not."""
+    return isinstance(returned, Iterable) and not isinstance(returned, str | bytes | Mapping | Set)
 
 
 def accepted(function: RewardFunction, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -140,19 +292,29 @@ def accepted(function: RewardFunction, arguments: dict[str, Any]) -> dict[str, A
     return {name: value for name, value in arguments.items() if name in wanted}
 
 
-def is_finite_number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        return False
-    return math.isfinite(value)
+def as_number(value: Any) -> float | None:
+    """A reward as a number; NaN if it is none. A bool counts as 0 or 1."""
+    if value is None:
+        return None
+    if getattr(value, "ndim", None) == 0:  # an element of an array or a tensor
+        value = value.item()
+    if not isinstance(value, bool | int | float | np.integer | np.floating):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:  # an int beyond every float
+        return math.nan
 
 
-def find_culprit(function: RewardFunction, arguments: dict[str, Any]) -> str:
+def find_culprit(
+    function: RewardFunction, arguments: dict[str, Any], timeout_s: float | None
+) -> str:
     """The first completion that makes the function raise on its own, in words."""
     count = len(arguments["completions"])
     for i in range(count):
         one = select(arguments, [i])
         try:
-            function(**one)
+            called(function, one, timeout_s)
         except Exception:
             return f"\non completion {i} of {count}: {quoted(arguments['completions'][i])}"
     return f"\non a batch of {count} completions, though on none of them alone"
@@ -167,6 +329,10 @@ def quoted(completion: Any) -> str:
 
 class TooSlow(BaseException):
     """A reward function has had its time. It is no Exception, so that none catches it."""
+
+
+def too_slow(name: str, timeout_s: float) -> str:
+    return f"reward function {name} took more than {timeout_s:g} s (train.reward_timeout_s)"
 
 
 @contextlib.contextmanager
@@ -189,8 +355,7 @@ def time_limit(name: str, seconds: float | None) -> Iterator[None]:
     except TooSlow as error:
         frame = traceback.extract_tb(error.__traceback__)[-3]  # behind it: alarms.py
         raise RewardError(
-            f"reward function {name} took more than {seconds:g} s, which train.reward_timeout_s "
-            f"allows ({os.path.basename(frame.filename)}:{frame.lineno})"
+            f"{too_slow(name, seconds)} ({os.path.basename(frame.filename)}:{frame.lineno})"
         ) from None
     finally:
         clear_alarm("reward")

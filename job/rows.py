@@ -2,24 +2,25 @@
 are mixed.
 
 Held out means unseen: a prompt that is evaluated on is never trained on. Prompts are compared by
-their text, after white space is folded. A task with one prompt for all rows (matmul, game_2048) is
-the exception: its inputs are drawn for each completion, so its evaluation sees the same prompt and
+their text, after white space is folded. The exception is a task that has one prompt for all rows
+and draws the inputs of each completion (matmul, game_2048): its evaluation sees the same prompt and
 other inputs.
 """
 
 import itertools
-import json
 from collections.abc import Container, Sequence
 from typing import Any
 
 import tasks
+from tasks import prompt_key
+from tasks.data import columns
 
 Row = dict[str, Any]
 
 
 def mixed_rows(mixture: Sequence[tasks.Options]) -> tuple[list[Row], list[Row]]:
-    """(rows to train on, rows to evaluate on) of all tasks, each with the columns "task" and
-    "reasoning_effort".
+    """(rows to train on, rows to evaluate on) of all tasks, each with the columns that
+    `tasks.labelled` gives it.
 
     Of several tasks each gives its weight's share of all their rows, and repeats its own if it has
     too few. A column that a task does not have is None in its rows.
@@ -34,9 +35,13 @@ def mixed_rows(mixture: Sequence[tasks.Options]) -> tuple[list[Row], list[Row]]:
         evaluation += held_out
     if len(mixture) > 1:
         training = share_out(training, [options.weight for options in mixture])
+        evaluation = unseen_by_others(evaluation, training)
     trained_on = list(itertools.chain.from_iterable(training))
-    columns = dict.fromkeys(name for row in [*trained_on, *evaluation] for name in row)
-    return fill_columns(trained_on, columns), fill_columns(evaluation, columns)
+    names = dict.fromkeys(name for row in [*trained_on, *evaluation] for name in row)
+    trained_on, evaluation = fill_columns(trained_on, names), fill_columns(evaluation, names)
+    if len(mixture) > 1:
+        share_columns([*trained_on, *evaluation])
+    return trained_on, evaluation
 
 
 def rows_of(options: tasks.Options) -> tuple[list[Row], list[Row]]:
@@ -60,7 +65,7 @@ def hold_out_last(rows: list[Row], options: tasks.Options) -> tuple[list[Row], l
     first_of = {}
     for row in rows:
         first_of.setdefault(prompt_key(row), row)
-    if len(first_of) == 1:  # one prompt, whose inputs are drawn for each completion
+    if has_fresh_inputs(rows, options):
         return rows, rows[:1] * count
     if count >= len(first_of):
         raise ValueError(
@@ -69,6 +74,31 @@ def hold_out_last(rows: list[Row], options: tasks.Options) -> tuple[list[Row], l
         )
     held_out = dict(list(first_of.items())[-count:])
     return without_prompts(rows, held_out), list(held_out.values())
+
+
+def has_fresh_inputs(rows: Sequence[Row], options: tasks.Options) -> bool:
+    """Whether rows of a task can be evaluated on the prompt that is trained on: there is one, and
+    its inputs are drawn for each completion."""
+    if getattr(tasks.load(options.type), "FIXED_INPUTS", False):
+        return False
+    return len({prompt_key(row) for row in rows}) == 1
+
+
+def unseen_by_others(evaluation: list[Row], training: Sequence[list[Row]]) -> list[Row]:
+    """The rows to evaluate on whose prompts no other task trains on."""
+    trained_on: dict[str, set[str]] = {}  # by prompt: the tasks
+    for row in itertools.chain.from_iterable(training):
+        trained_on.setdefault(prompt_key(row), set()).add(tasks.type_of(row))
+    kept = []
+    for row in evaluation:
+        if not trained_on.get(prompt_key(row), set()) - {tasks.type_of(row)}:
+            kept.append(row)
+    if len(kept) < len(evaluation):
+        tasks.note_once(
+            f"{len(evaluation) - len(kept)} of {len(evaluation)} rows for evaluation have prompts "
+            "that another task trains on; they are left out"
+        )
+    return kept
 
 
 def without_prompts(rows: list[Row], keys: Container[str]) -> list[Row]:
@@ -89,14 +119,6 @@ def unseen(evaluation: list[Row], trained_on: list[Row], options: tasks.Options)
     return kept
 
 
-def prompt_key(row: Row) -> str:
-    """What makes two prompts the same: roles and texts, with white space folded."""
-    key = []
-    for message in row["prompt"]:
-        key.append([message["role"], message["content"].split()])
-    return json.dumps(key)
-
-
 def share_out(parts: Sequence[list[Row]], weights: Sequence[float]) -> list[list[Row]]:
     """As many rows as there are in all, each part with its weight's share of them, in turn from the
     start."""
@@ -108,5 +130,24 @@ def share_out(parts: Sequence[list[Row]], weights: Sequence[float]) -> list[list
     return shared
 
 
-def fill_columns(rows: Sequence[Row], columns: dict[str, None]) -> list[Row]:
-    return [{name: row.get(name) for name in columns} for row in rows]
+def share_columns(rows: Sequence[Row]) -> None:
+    """Make answers that are numbers in one task and texts in another texts, which mean the same.
+
+    Raises:
+        ValueError: for another column that holds values of different kinds.
+    """
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if columns.fits(values):
+            continue
+        if name != "answer" or not all(map(columns.is_simple, values)):
+            raise ValueError(
+                f"column {name} holds values of different kinds in these tasks, which no table "
+                "holds; give it another name in one of them (jsonl: columns)"
+            )
+        for row in rows:
+            row[name] = columns.plain_answer(row[name])
+
+
+def fill_columns(rows: Sequence[Row], names: dict[str, None]) -> list[Row]:
+    return [{name: row.get(name) for name in names} for row in rows]

@@ -28,7 +28,7 @@ from omegaconf import OmegaConf
 import tasks
 from job import rewards
 from job.batches import Get, batch_mistakes, evaluates
-from job.errors import nearest
+from job.errors import among, how_to_install
 from job.grpo_keys import ALGORITHMS, enumerations
 from job.rollout import engine
 from job.schedules import corners as corners_of
@@ -184,6 +184,7 @@ def impossible(
     yield from schedule_mistakes(get_grpo)
     yield from batch_mistakes(get_grpo, world_size)
     yield from process_mistakes(get_grpo, world_size)
+    yield from secret_mistakes(get_grpo)
     yield from package_mistakes(get_grpo)
     yield from vllm_mistakes(get)
     yield from rollout_mistakes(get)
@@ -228,10 +229,10 @@ def choice_mistakes(get: Get) -> Iterator[str]:
         value = get(key)
         if value is None or str(value) in values:
             continue
-        hint = nearest(str(value), values)
+        hint = among(str(value), sorted(values))
         if key == "loss_type" and str(value) in ALGORITHMS:
-            hint = "; GSPO is grpo.algorithm: gspo"
-        yield f"grpo.{key}: there is no {value!r}{hint}; there are {sorted(values)}"
+            hint = f"; GSPO is grpo.algorithm: gspo; there are {sorted(values)}"
+        yield f"grpo.{key}: there is no {value!r}{hint}"
 
 
 def harmful_values(get: Get) -> Iterator[str]:
@@ -260,10 +261,9 @@ def inner_mistakes(get: Get) -> Iterator[str]:
         )
     for key in mapping(get, "gradient_checkpointing_kwargs"):
         if key not in CHECKPOINTING_KEYS:
-            hint = nearest(key, CHECKPOINTING_KEYS)
             yield (
-                f"grpo.gradient_checkpointing_kwargs.{key}: no such key{hint}; "
-                f"there are {list(CHECKPOINTING_KEYS)}"
+                f"grpo.gradient_checkpointing_kwargs.{key}: no such key"
+                f"{among(key, CHECKPOINTING_KEYS)}"
             )
     for key, value in mapping(get, "generation_kwargs").items():
         if key in HARMFUL_GENERATION_KEYS and value != NEUTRAL.get(key):
@@ -329,11 +329,21 @@ def process_mistakes(get: Get, world_size: int) -> Iterator[str]:
         )
 
 
+def secret_mistakes(get: Get) -> Iterator[str]:
+    """Tokens in the config, which is written to the output folder and shown by `ps`."""
+    if get("hub_token"):
+        yield (
+            "grpo.hub_token: a token does not belong into the config, which a run saves; "
+            "set HF_TOKEN, or HF_TOKEN_PATH to a file that holds it"
+        )
+
+
 def package_mistakes(get: Get) -> Iterator[str]:
     """Packages that a key needs and that are not installed."""
     for key, (module, package) in OPTIONAL_PACKAGES.items():
         if get(key) and not is_installed(module):
-            yield f"grpo.{key}: {package} is not installed; pip install {package}, or leave it out"
+            how = how_to_install(package)
+            yield f"grpo.{key}: {package} is not installed; {how}, or leave it out"
 
 
 def vllm_mistakes(get: Get) -> Iterator[str]:
@@ -344,8 +354,8 @@ def vllm_mistakes(get: Get) -> Iterator[str]:
         yield VLLM_UNDER_UNSLOTH
     elif not is_installed("vllm"):
         yield (
-            "grpo.use_vllm: vllm is not installed; leave it out, or pip install vllm "
-            "for a dense model with model.backend: transformers"
+            "grpo.use_vllm: vllm is not installed; leave it out, or, for a dense model with "
+            f"model.backend: transformers, {how_to_install('vllm')}"
         )
 
 
@@ -376,12 +386,11 @@ def tracker_mistakes(get: Get) -> Iterator[str]:
         return
     for tracker in trackers:
         if tracker not in TRACKERS:
-            hint = nearest(str(tracker), TRACKERS)
-            yield f"grpo.report_to: no tracker {tracker!r}{hint}; there are {TRACKERS}"
+            yield f"grpo.report_to: no tracker {tracker!r}{among(str(tracker), TRACKERS)}"
         elif tracker != "none" and not is_installed(tracker):
             yield (
                 f"grpo.report_to: {tracker} is not installed, and requirements.txt does not pin "
-                f"it; pip install {tracker}, or leave it out"
+                f"it; {how_to_install(tracker)}, or leave it out"
             )
 
 
@@ -480,7 +489,7 @@ def reward_name_mistakes(task: str, reward: str, logged_as: dict[str, str]) -> I
     try:
         rewards.resolve(reward)
     except ValueError as error:
-        yield f"{task}.rewards: {error}{nearest(reward, rewards.names())}"
+        yield f"{task}.rewards: {error}"
 
 
 def weight_mistakes(

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -17,7 +18,7 @@ from job.config import Config, changed_since, note, read_saved
 from job.config import save as save_config
 from job.distributed import agreed, is_first_process, world_size
 from job.errors import ConfigError, OutputError, one_line
-from job.model import check_adapter
+from job.model_checks import check_adapter
 
 # What a run leaves: name in the folder -> what it is
 PRODUCTS = {
@@ -56,7 +57,7 @@ class RunFolder:
     """The folder that `grpo.output_dir` names. Nothing is written before `with`.
 
         with RunFolder(config) as folder:  # makes it, checks that it can be written, and locks it
-            folder.begin(config, fresh=True)
+            folder.begin(config, checkpoint=None)
 
     Raises:
         OutputError: from each method that writes, if the folder cannot be written or its disk is
@@ -130,10 +131,11 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
         free_mb = shutil.disk_usage(self.path).free >> 20
-        if free_mb < MIN_FREE_MB:
+        needed_mb = min_free_mb()
+        if free_mb < needed_mb:
             raise OutputError(
                 f"grpo.output_dir: only {free_mb} MB are free on the disk of {self.path}; "
-                f"{MIN_FREE_MB} MB are needed"
+                f"{needed_mb} MB are needed, unless MIN_FREE_GB in the environment asks for less"
             )
 
     def _lock(self) -> None:
@@ -350,6 +352,15 @@ class RunFolder:
             )
         print(f"no whole checkpoint in {self.path}: starting from the model{hint}")
         return None
+
+
+def min_free_mb() -> int:
+    """The free disk to insist on: MIN_FREE_MB, or less if the user's MIN_FREE_GB says so."""
+    wanted = os.environ.get("MIN_FREE_GB", "")
+    try:
+        return int(min(MIN_FREE_MB, float(wanted) * 1000))
+    except ValueError:
+        return MIN_FREE_MB
 
 
 def shown_path(path: Path) -> Path:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from job.config import Config
+from job.errors import ConfigError
 
 PROJECT = "gpt-oss-grpo"
 
@@ -70,6 +71,7 @@ def has_wandb_key() -> bool:
 @contextlib.contextmanager
 def files_in(config: Config, folder: Path) -> Iterator[None]:
     """Set `variables` within this context, but none that the user has set."""
+    check_places(config)
     mine = {}
     for name, value in variables(config, folder).items():
         if not os.environ.get(name):
@@ -85,6 +87,55 @@ def files_in(config: Config, folder: Path) -> Iterator[None]:
     finally:
         for name in mine:
             os.environ.pop(name, None)
+
+
+# Folders of the user's choice -> the tracker that writes there
+PLACES = {
+    "WANDB_DIR": "wandb",
+    "WANDB_DATA_DIR": "wandb",
+    "WANDB_CACHE_DIR": "wandb",
+    "WANDB_CONFIG_DIR": "wandb",
+    "TRACKIO_DIR": "trackio",
+    "MLFLOW_TRACKING_URI": "mlflow",
+}
+
+
+def check_places(config: Config) -> None:
+    """See whether the user's own places for trackers can be written.
+
+    W&B would write to a temporary folder instead, which is gone with the container, and MLflow
+    would fail after the model is loaded.
+
+    Raises:
+        ConfigError: if one cannot.
+    """
+    for name, tracker in PLACES.items():
+        place = local_place(os.environ.get(name, ""))
+        if tracker in of_config(config) and place and not is_writable(place):
+            raise ConfigError(
+                f"grpo.report_to: {tracker} cannot write to {place}, which {name} names; "
+                "leave the variable out, and its files go to the output folder"
+            )
+
+
+def local_place(written: str) -> Path | None:
+    """The folder or file that a variable names; None for a server, or if nothing is named."""
+    scheme, found, rest = written.partition(":")
+    if not written or (found and scheme not in ("file", "sqlite")):
+        return None
+    if not found:
+        return Path(written)
+    if scheme == "sqlite":
+        return Path(rest.removeprefix("///"))  # a fourth / begins an absolute path
+    return Path(rest.removeprefix("//"))
+
+
+def is_writable(place: Path) -> bool:
+    """Whether a file or folder can be written, or made."""
+    existing = place.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    return os.access(existing, os.W_OK)
 
 
 def make_mlflow_experiment(config: Config, folder: Path) -> None:

@@ -60,7 +60,7 @@ import warnings
 from array import array
 from collections import Counter, OrderedDict, defaultdict
 from contextlib import suppress
-from io import TextIOBase
+from io import BytesIO, TextIOBase, TextIOWrapper
 from itertools import repeat
 from json.encoder import c_make_encoder, encode_basestring
 from operator import is_
@@ -274,13 +274,15 @@ def never_runs(test: ast.expr) -> bool:
     return False
 
 
-def nodes_that_run(tree: ast.Module) -> list[ast.AST]:
-    """All nodes but those behind a guard that never holds here; each stands before its children."""
+def nodes_that_run(tree: ast.Module, is_script: bool = False) -> list[ast.AST]:
+    """All nodes but those behind a guard that never holds here; each stands before its children.
+
+    In a script every guard may hold."""
     nodes, todo = [], [tree]
     while todo:
         node = todo.pop()
         nodes.append(node)
-        guarded = isinstance(node, ast.If) and never_runs(node.test)
+        guarded = isinstance(node, ast.If) and not is_script and never_runs(node.test)
         todo.extend(node.orelse if guarded else ast.iter_child_nodes(node))
     return nodes
 
@@ -419,10 +421,10 @@ def text_of_bytes(items: list[ast.expr]) -> str | None:
     return bytes(numbers).decode()
 
 
-def scan(tree: ast.Module) -> list[str]:
+def scan(tree: ast.Module, is_script: bool = False) -> list[str]:
     """Findings of the static policy, by line. Certain cases only: what honest code does is never
     one."""
-    nodes = nodes_that_run(tree)
+    nodes = nodes_that_run(tree, is_script)
     names = names_of(nodes)
     harmless = set()  # nodes of __code__ that are only asked for facts
     found = []
@@ -889,6 +891,8 @@ FILE_NAME = "<completion>"  # of the program, in tracebacks
 read, write, leave = os.read, os.write, os._exit
 from_marshal, to_marshal = marshal.loads, marshal.dumps
 true_name = type.__dict__["__name__"].__get__  # a metaclass may have its own idea of __name__
+true_exit_code = SystemExit.__dict__["code"].__get__
+printed_in = BytesIO.getvalue
 true_traceback = BaseException.__dict__["__traceback__"].__get__
 
 
@@ -1138,35 +1142,81 @@ def encode_result(value, subclasses: bool) -> tuple[object, bytes]:
 # ---------------------------------------- the loop of a child
 
 
-def load(code: str, entry_point: str, box: list) -> tuple[str, str, bool]:
-    """(status, error, collecting) of running a program's text. If the status is ok, `box` holds its
-    function."""
+def load(
+    code: str, entry_point: str, box: list, setup: str, stdin: str | None
+) -> tuple[str, str, bool, object]:
+    """(status, error, collecting, output) of running a program's text. If the status is ok, `box`
+    holds its function, or `output` what a script has printed."""
     global watching, own_code
+    is_script = stdin is not None
     try:
         tree = ast.parse(code.removeprefix("\ufeff"), FILE_NAME)
-        for finding in scan(tree):
+        for finding in scan(tree, is_script):
             report(finding)
         own_code = compile(tree, FILE_NAME, "exec")
     except SyntaxError as error:
-        return "syntax_error", f"SyntaxError: {error.msg} (line {error.lineno})", True
+        return "syntax_error", f"SyntaxError: {error.msg} (line {error.lineno})", True, None
     except (ValueError, RecursionError, MemoryError) as error:
-        return "syntax_error", f"cannot be parsed: {type_name(error)}: {error}", True
+        return "syntax_error", f"cannot be parsed: {type_name(error)}: {error}", True, None
     module = types.ModuleType("completion")
     sys.modules["completion"] = module  # dataclasses and typing look their module up
     namespace = vars(module)
     namespace["__builtins__"] = vars(builtins)
+    mistake = prepare(setup, namespace)
+    if mistake:
+        return "crash", f"the setup of the problem fails: {mistake}", True, None
+    screen = BytesIO()
+    if is_script:
+        namespace["__name__"] = "__main__"
+        namespace["exit"] = namespace["quit"] = sys.exit
+        sys.stdin = TextIOWrapper(BytesIO(stdin.encode(errors="replace")), "utf-8")
+        sys.stdout = TextIOWrapper(screen, "utf-8", "replace", write_through=True)
     gc.disable()  # from here on, garbage is collected in calls of the program alone
     watching = True
     status, collecting = call_program(exec, [own_code, namespace], box, True)
+    if status == "crash" and is_script and has_ended(box[0]):
+        status = "ok"
     if status == "memory":
-        return status, "MemoryError while loading", collecting
+        return status, "MemoryError while loading", collecting, None
     if status == "crash":
-        return status, describe(box), collecting
+        return status, describe(box), collecting, None
     empty(box)
+    if is_script:
+        return "ok", "", collecting, printed(screen)
     status, collecting = call_program(dict.get, [namespace, entry_point], box, collecting)
     if status != "ok" or not callable(box[0]):
-        return "no_function", f"no function {entry_point}", collecting
-    return "ok", "", collecting
+        return "no_function", f"no function {entry_point}", collecting, None
+    return "ok", "", collecting, None
+
+
+def prepare(setup: str, namespace: dict) -> str:
+    """Run what a problem brings along: imports and functions that its programs may use.
+
+    It is no program's doing, so nothing is reported. A module that is not here is left out. Returns
+    what went wrong otherwise, in words."""
+    try:
+        for statement in ast.parse(setup).body:
+            piece = compile(ast.Module([statement], []), "<setup>", "exec")
+            with suppress(ImportError):
+                exec(piece, namespace)
+    except Exception as error:
+        return f"{type_name(error)}: {error}"
+    return ""
+
+
+def has_ended(error) -> bool:
+    """Whether an exception is that of sys.exit() without a mistake."""
+    if type(error) is not SystemExit:
+        return False
+    code = true_exit_code(error)
+    return code is None or (type(code) is int and code == 0)
+
+
+def printed(screen: BytesIO) -> str:
+    try:
+        return printed_in(screen).decode(errors="replace")
+    except ValueError:  # the program has closed it
+        return ""
 
 
 def encode_reply(status: str, error: str, box: list, subclasses: bool) -> bytes:
@@ -1184,16 +1234,17 @@ def encode_reply(status: str, error: str, box: list, subclasses: bool) -> bytes:
 
 
 def run_child():
-    """Serve one completion over descriptor 0: first (code, entry_point, subclasses), then argument
-    lists.
+    """Serve one completion over descriptor 0: first (code, entry_point, subclasses, setup, stdin),
+    then argument lists. With a text as stdin it is a script, and its output the value of the first
+    reply.
 
     Whether a call has changed its arguments is looked at after it, and after the next call once
     more."""
-    code, entry_point, subclasses = read_request()
+    code, entry_point, subclasses, setup, stdin = read_request()
     random.seed(0)  # a fork gets a seed of its own; equal code should get an equal grade
     function: list = []
-    status, error, collecting = load(code, entry_point, function)
-    send(frame(status, error))
+    status, error, collecting, output = load(code, entry_point, function, setup, stdin)
+    send(frame(status, error, output))
     earlier, earlier_data = [], snapshot([])
     while True:
         arguments, box = read_request(), []

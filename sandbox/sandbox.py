@@ -310,12 +310,20 @@ class _Server:
 class Program:
     """One loaded completion in its own process. Use it from one thread, and close it.
 
-    `status` and `error` tell how loading ended, `findings` what the policy noticed, in words (a
-    call may add to them); `pid` is the child's.
+    `status` and `error` tell how loading ended, `cpu_s` how much CPU it took, `findings` what the
+    policy noticed, in words (a call may add to them); `pid` is the child's. `output` is what a
+    script has printed.
     """
 
     def __init__(
-        self, server: _Server, limits: Limits, code: str, entry_point: str, plain_subclasses: bool
+        self,
+        server: _Server,
+        limits: Limits,
+        code: str,
+        entry_point: str,
+        plain_subclasses: bool,
+        setup: str = "",
+        stdin: str | None = None,
     ):
         self._server, self._limits, self._ended, self._open = server, limits, None, True
         # the kernel's own limit stands behind ours, which looks at the clock only now and then
@@ -337,11 +345,12 @@ class Program:
         self.findings: tuple[str, ...] = ()
         try:
             self._await_lock()
-            run = self._exchange((code, entry_point, plain_subclasses))
+            run = self._exchange((code, entry_point, plain_subclasses, setup, stdin))
         except BaseException:
             self.close()
             raise
-        self.status, self.error = run.status, run.error
+        self.status, self.error, self.output = run.status, run.error, run.value
+        self.cpu_s = run.cpu_s
 
     def __enter__(self):
         return self
@@ -633,14 +642,20 @@ class Sandbox:
         limits: Limits | None = None,
         *,
         plain_subclasses: bool = False,
+        setup: str = "",
+        stdin: str | None = None,
     ) -> Program:
         """Load `code` in a fresh locked child. With `plain_subclasses`, results of subclasses of
         plain types (an IntEnum member, a NamedTuple, a str that lies about being equal) come back
-        as the plain value that they hold; otherwise they are a BAD_RESULT. Raises SandboxError only
-        when no child can be had."""
+        as the plain value that they hold; otherwise they are a BAD_RESULT. `setup` runs before
+        the program, in its namespace: imports and functions that it may use. With `stdin`, the code
+        is a script that reads this text from its standard input; it runs while it is loaded, and
+        has no entry point. Raises SandboxError only when no child can be had."""
         with self._lock:
             server = next(self._turns)
-        return Program(server, limits or self.limits, code, entry_point, plain_subclasses)
+        return Program(
+            server, limits or self.limits, code, entry_point, plain_subclasses, setup, stdin
+        )
 
     def processor(self) -> AbstractContextManager[int]:
         """The number of a CPU for a timing; see Processors.lend."""

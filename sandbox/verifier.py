@@ -39,8 +39,8 @@ from {} import main
 main(float(sys.argv[2]))
 """
 NOT_INSTALLED = (
-    "math-verify is not installed, and this task compares answers with it: "
-    "pip install -r requirements.txt"
+    "math-verify is not installed, and this task compares answers with it; bring .venv up to date "
+    "with `bash train.sh --setup`, or the image with `bash build.sh`"
 )
 
 

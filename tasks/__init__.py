@@ -25,6 +25,15 @@ and, if it likes,
                         unverified: honest, though nobody can say whether it is right
     MEASURES            a list of Measure: what an evaluation says about its completions, beside
                         the share that is correct
+    FIXED_INPUTS        True if a row is always judged on the same inputs, so that only another
+                        prompt is unseen. Otherwise rows that all have one prompt are evaluated on
+                        that prompt, with fresh inputs
+    is_streamed(options), stream(options, mistakes)
+                        whether its rows are too many to be read at once, and then all rows to train
+                        on, one by one. Rows that cannot be used are added to `mistakes`
+                        (tasks/data/mistakes.py). `rows` and `eval_rows` are of the first ones then
+    KEY_HINTS           {key: what to write in its place}, for keys that users expect and that are
+                        not in Options
     CURRICULUM_KEYS     its keys that a stage of `task.curriculum` may change: those that only
                         `grade` reads, because rows are made once, at the start
 
@@ -33,7 +42,10 @@ A task never sees a score and never imports torch.
 
 import functools
 import importlib
+import inspect
+import json
 import math
+import numbers
 import os
 import pkgutil
 import sys
@@ -61,6 +73,20 @@ __all__ = [
     "problem_mistakes",
 ]
 
+# The column with the type of a row's task, where the data set has a column `task` of its own.
+TASK_COLUMN = "task.type"
+# Columns that the trainer, the grader and TRL use themselves. TRL drops `completion`, and takes
+# `image` and `images` for pictures.
+RESERVED_COLUMNS = {"completion", "completion_ids", "completions", "environments",
+                    "evaluation_seed", "grades", "image", "images", "log_extra", "log_metric",
+                    "prompts", "self", "step", TASK_COLUMN, "tools", "trainer_state"}  # fmt: skip
+# The functions of a task, each with the arguments that it is given, in order
+CALLED_WITH = {
+    "rows": ["options"],
+    "eval_rows": ["options"],
+    "grade": ["completion", "row", "options", "sandbox", "rng"],
+    "known_answers": ["row", "options"],
+}
 UNCLOSED = "the code block is never closed: cut off at grpo.max_completion_length?"
 
 
@@ -141,7 +167,8 @@ class Measure:
 
 
 def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """The tasks that there are. A folder in tasks/ is none."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def load(name: str) -> ModuleType:
@@ -166,8 +193,55 @@ def contract_mistakes(name: str) -> Iterator[str]:
     if lacking:
         there = "the head of tasks/__init__.py says what they are"
         yield f"tasks/{name}.py lacks {', '.join(lacking)}; {there}"
-    elif not (isinstance(task.Options, type) and issubclass(task.Options, Options)):
-        yield f"tasks/{name}.py: its Options must be a subclass of tasks.Options"
+        return
+    for mistake in (*options_mistakes(task), *call_mistakes(task), *answer_mistakes(task)):
+        yield f"tasks/{name}.py: {mistake}"
+
+
+def options_mistakes(task: ModuleType) -> Iterator[str]:
+    """What is wrong with the class of a task's options."""
+    if not (isinstance(task.Options, type) and issubclass(task.Options, Options)):
+        yield "its Options must be a subclass of tasks.Options"
+    elif "__annotations__" in vars(task.Options) and "__match_args__" not in vars(task.Options):
+        yield "its Options lack @dataclass(frozen=True), so none of their keys would exist"
+
+
+def call_mistakes(task: ModuleType) -> Iterator[str]:
+    """Functions of a task that cannot be called as they will be."""
+    for name, arguments in CALLED_WITH.items():
+        function = getattr(task, name, None)
+        if function is None:
+            continue
+        call = f"{name}({', '.join(arguments)})"
+        if not callable(function):
+            yield f"{name} must be a function, called as {call}"
+        elif inspect.iscoroutinefunction(function):
+            yield f"{name} must not be async; it is called as {call}"
+        else:
+            signature = inspect.signature(function)
+            try:
+                signature.bind(*arguments)
+            except TypeError:
+                yield f"{name}{signature} must take what it is called with: {call}"
+
+
+def answer_mistakes(task: ModuleType) -> Iterator[str]:
+    """Names of rewards and known answers that are not of the type they must have."""
+    if not isinstance(task.REWARDS, Mapping) and not is_texts(task.REWARDS):
+        yield f"REWARDS must be a list of names, not {task.REWARDS!r:.200}"
+    if hasattr(task, "known_answers"):
+        return
+    if not isinstance(task.REFERENCE, str):
+        yield f"REFERENCE must be a text, not {task.REFERENCE!r:.200}"
+    for name in ("SLOWER", "WRONG", "CHEAT"):
+        if not is_texts(getattr(task, name)):
+            yield f"{name} must be a list of texts, not {getattr(task, name)!r:.200}"
+
+
+def is_texts(value: Any) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    return all(isinstance(item, str) for item in value)
 
 
 def known_answers(
@@ -199,7 +273,8 @@ def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
 
 def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     """A task's row with the columns that all rows have: "task", and "reasoning_effort", which is
-    the task's where the row has none.
+    the task's where the row has none. A row with a column "task" of its own keeps it, and has
+    TASK_COLUMN besides.
 
     Raises:
         ValueError: if the row is not well-formed.
@@ -208,7 +283,21 @@ def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     if mistake:
         raise ValueError(f"rows of tasks/{options.type}.py: {mistake}")
     effort = row.get("reasoning_effort") or options.reasoning_effort
-    return row | {"task": options.type, "reasoning_effort": effort}
+    label = TASK_COLUMN if "task" in row else "task"
+    return row | {label: options.type, "reasoning_effort": effort}
+
+
+def type_of(row: Mapping[str, Any]) -> Any:
+    """The type of the task of a row that is `labelled`; None for a row that is not."""
+    return row.get(TASK_COLUMN) or row.get("task")
+
+
+def prompt_key(row: Mapping[str, Any]) -> str:
+    """What makes two prompts the same: roles and texts, with white space folded."""
+    key = []
+    for message in row["prompt"]:
+        key.append([message["role"], message["content"].split()])
+    return json.dumps(key)
 
 
 def row_mistake(row: Any) -> str:
@@ -218,6 +307,9 @@ def row_mistake(row: Any) -> str:
     prompt = row["prompt"]
     if not isinstance(prompt, list) or not prompt or not all(map(is_message, prompt)):
         return f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
+    reserved = sorted(RESERVED_COLUMNS.intersection(row))
+    if reserved:
+        return f"the columns {reserved} have names that the trainer itself uses"
     return ""
 
 
@@ -352,6 +444,8 @@ def grade_program(
     try_program: Callable[[Program], Grade],
     data: Mapping[str, Any] = MappingProxyType({}),
     plain_subclasses: bool = False,
+    setup: str = "",
+    adapt: Callable[[str], str] = str,
 ) -> Grade:
     """The Grade of a completion that should define `function` in a code block.
 
@@ -359,13 +453,15 @@ def grade_program(
         try_program: exercises the loaded program. What the policy noticed and the code itself are
             added to its Grade here.
         data: what the Grade holds where the program says nothing else, or there is none.
-        plain_subclasses: as in Sandbox.open.
+        plain_subclasses, setup: as in Sandbox.open.
+        adapt: makes what is run of the code that was found.
     """
     code, unclosed = extract_code(completion, function)
     if code is None:
         detail = f"no code block defines {function}"
         return Grade(Status.NO_FUNCTION, detail=detail, data=dict(data))
-    with sandbox.open(code, function, plain_subclasses=plain_subclasses) as program:
+    runs = adapt(code)
+    with sandbox.open(runs, function, plain_subclasses=plain_subclasses, setup=setup) as program:
         graded = try_program(program)
         # Only now: findings may come with any call
         findings = program.findings
@@ -379,6 +475,25 @@ def flag_unclosed(grade: Grade) -> Grade:
     """The Grade of a program whose block is never closed: judged like any other, and said so."""
     detail = f"{grade.detail}; {UNCLOSED}" if grade.detail else UNCLOSED
     return replace(grade, detail=detail, data={**grade.data, "unclosed": True})
+
+
+def grade_mistake(graded: Any) -> str:
+    """What keeps the answer of a task's `grade` from being a Grade, in words; empty if nothing
+    does."""
+    if not isinstance(graded, Grade):
+        return f"returned {graded!r:.200} ({type(graded).__name__}), not a tasks.Grade"
+    if not isinstance(graded.status, Status):
+        return f"returned a Grade whose status is {graded.status!r:.200}, not one of sandbox.Status"
+    is_number = isinstance(graded.passed, numbers.Real)
+    if not is_number or not 0 <= graded.passed <= 1:
+        return f"returned a Grade whose `passed` is {graded.passed!r:.200}, not from 0 to 1"
+    if not is_texts(graded.cheating):
+        return f"returned a Grade whose `cheating` is {graded.cheating!r:.200}, not a list of texts"
+    if not isinstance(graded.data, Mapping):
+        return f"returned a Grade whose `data` is {graded.data!r:.200}, not a mapping"
+    if not isinstance(graded.detail, str):
+        return f"returned a Grade whose `detail` is {graded.detail!r:.200}, not a text"
+    return ""
 
 
 @functools.cache

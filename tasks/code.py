@@ -10,34 +10,55 @@ A problem is a sentence, or a mapping:
       - assert sort_numbers([]) == []   # the same, as Python
     hidden_tests: [...]            # same forms, never shown
 
+Further keys, which rows of data sets need (`task.data`; tasks/problems/shapes.py reads them):
+
+    statement: the whole question, in place of `task`
+    starter: the code that it gives
+    setup: imports and helpers that are there before the program begins
+    stdin: true                    # a program that reads standard input: tests are [input, output]
+    parameters: [nums, target]     # of the function, for assert lines that give arguments by name
+
 Programs get the arguments alone. Expected values stay in the trainer, which compares plain data
 (see `same`). An assert line is therefore never run: it is read once, as `f(literals) == literal`
-(also `is`, `not f(...)`, bare `f(...)`). Any other form is refused with its place in the config.
-A problem without tests can only be seen to run; nothing is claimed about its correctness.
+(see tasks/problems/asserts.py). Any other form is refused with its place in the config. The names
+of `typing` are there without an import, and a class Solution may hold the function. A problem
+without tests can only be seen to run; nothing is claimed about its correctness.
 """
 
-import ast
+import functools
 import itertools
 import json
 import math
 import re
 import subprocess
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
 import tasks
 from sandbox import Program, Sandbox, Status, definitions
-from tasks import Grade, Measure, code_blocks, grade_program, problem_mistakes
+from tasks import Grade, Measure, code_blocks, flag_unclosed, grade_program, problem_mistakes
 from tasks import Options as SharedOptions
+from tasks.problems import shapes
+from tasks.problems.asserts import read_assert
 
 TEMPLATE = """\
 Write a Python function that {task}.
 Use only the standard library.
 Output the function in backticks."""
+
+# In its place where a problem has a whole statement
+STATEMENT_TEMPLATE = """\
+{task}
+
+Use only the standard library.
+Output the code in backticks."""
+ASK_FOR_SCRIPT = "Write a program that reads from standard input and prints to standard output."
+SETUP = "from typing import *\n"
 
 PROBLEMS = [
     {
@@ -64,6 +85,7 @@ PROBLEMS = [
 ]
 
 REWARDS = ["function_works", "no_cheating", "tests_passed", "style", "documentation"]
+FIXED_INPUTS = True
 MEASURES = [Measure("tests passed", lambda grade, row: grade.passed, is_share=True)]
 
 REFERENCE = '''\
@@ -128,6 +150,15 @@ def NAME(*arguments):
 CHEATS = CHEAT_PROGRAMS.split("---\n")
 
 
+WRONG_SCRIPTS = ["pass\n", "print(input())\n", "raise ValueError\n", "print(\n"]
+CHEAT_SCRIPTS = [
+    "import numpy\n\nprint(numpy.array(1))\n",
+    "import os\n\nos._exit(0)\n",
+    'print(open("/etc/passwd").read())\n',
+    "import sys\n\nprint(sys._getframe(0).f_back)\n",
+]
+
+
 def fenced(code: str) -> str:
     return f"```python\n{code}```\n"
 
@@ -169,14 +200,34 @@ DOCUMENTATION_RULES = "D101,D102,D103,D419,ANN001,ANN201,ANN202"
 AMBIGUOUS_NAMES = {"l", "O", "I"}  # ruff refuses them as names
 WORD = re.compile(r"\w+")
 DEFINITION = re.compile(r"^(?:async[ \t]++)?def[ \t]++(\w++)", re.MULTILINE)
+SOLUTION = re.compile(r"^class[ \t]++Solution\b", re.MULTILINE)
+# Keys of a problem that a row of a file may have; its `task` is the type of its task
+KEYS_OF_ROWS = (
+    "entry_point", "tests", "hidden_tests", "setup", "stdin", "parameters", "results_in_lists"
+)  # fmt: skip
+SCRIPT = "script"  # stands for the entry point of a program that reads standard input
+DECIMAL = re.compile(r"[-+]?\d{1,30}+\.\d{0,30}+(?:[eE][-+]?\d{1,3}+)?")
+DECIMAL_OR_INT = re.compile(r"[-+]?\d{1,30}+(?:\.\d{0,30}+)?(?:[eE][-+]?\d{1,3}+)?")
+PRINTS = re.compile(r"\bprint\b|\bstdout\b")
+MAX_REFERENCE = 2_000_000  # characters of the tests that known answers are made of
+PROBLEM_CACHE = 64  # problems of data sets that a process holds
+
+Tests = tuple[tuple[Any, Any], ...]  # (arguments, expected); of a script (input, output)
 
 
 @dataclass(frozen=True)
 class Problem:
-    task: str
+    task: str = ""
     entry_point: str | None = None
-    tests: tuple[tuple[list, Any], ...] = ()  # (arguments, expected)
-    hidden_tests: tuple[tuple[list, Any], ...] = ()
+    tests: Tests = ()
+    hidden_tests: Tests = ()
+    statement: str = ""  # in place of `task`
+    starter: str = ""
+    setup: str = ""
+    stdin: bool = False
+    parameters: tuple[str, ...] = ()
+    # Whether a result may stand in a list of its own, as APPS has them
+    results_in_lists: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,11 +236,15 @@ class Options(SharedOptions):
     problems: Any = field(default_factory=lambda: PROBLEMS)  # sentences, or mappings as above
     eval_problems: Any = field(default_factory=list)  # held out for evaluation
     show_tests: int = 2  # visible tests a prompt
+    data: str | None = None  # a file of problems, in place of `problems`
+    unreadable_problems: Literal["refuse", "drop"] = "refuse"  # of `data`
 
     def __post_init__(self):
         mistakes = []
         if "{task}" not in self.prompt_template:
             mistakes.append("prompt_template: {task} must stand in it")
+        if self.data and self.problems != PROBLEMS:
+            mistakes.append("data: is in place of problems; leave one of them out")
         if self.show_tests < 0:
             mistakes.append(f"show_tests: must be 0 or more, not {self.show_tests}")
         mistakes += problem_mistakes(self, read_problem)
@@ -197,7 +252,8 @@ class Options(SharedOptions):
         if RUFF is None and RUFF_REWARDS.intersection(wanted):
             mistakes.append(
                 f"rewards: {' and '.join(sorted(RUFF_REWARDS))} need ruff, which is not installed: "
-                "pip install -r requirements.txt, or leave them out"
+                "bring .venv up to date with `bash train.sh --setup`, or the image with "
+                "`bash build.sh`, or leave them out"
             )
         if mistakes:
             raise ValueError("; ".join(mistakes))
@@ -216,21 +272,41 @@ def read_problem(problem: Any) -> Problem:
         raise ValueError(
             f"unknown keys {sorted(unknown)}; there are {list(Problem.__dataclass_fields__)}"
         )
-    if not isinstance(problem.get("task"), str) or not problem["task"].strip():
-        raise ValueError("task must be a sentence")
-    return Problem(problem["task"], *read_tests(problem))
+    key = "statement" if "statement" in problem else "task"
+    if not isinstance(problem.get(key), str) or not problem[key].strip():
+        raise ValueError(f"{key} must be a sentence")
+    texts = {}
+    for name in ("task", "statement", "starter", "setup"):
+        texts[name] = problem.get(name) or ""
+        if not isinstance(texts[name], str):
+            raise ValueError(f"{name} must be a text, not {texts[name]!r:.200}")
+    stdin = problem.get("stdin", False)
+    if not isinstance(stdin, bool):
+        raise ValueError(f"stdin must be true or false, not {stdin!r:.200}")
+    entry_point, tests, hidden_tests = read_tests(problem)
+    if stdin and not (tests or hidden_tests):
+        raise ValueError("stdin: a program that reads its input needs tests")
+    return Problem(
+        **texts,
+        entry_point=entry_point,
+        tests=tests,
+        hidden_tests=hidden_tests,
+        stdin=stdin,
+        parameters=tuple(problem.get("parameters") or ()),
+        results_in_lists=bool(problem.get("results_in_lists")),
+    )
 
 
-def read_tests(row: Mapping[str, Any]) -> tuple[str | None, tuple, tuple]:
+def read_tests(row: Mapping[str, Any]) -> tuple[str | None, Tests, Tests]:
     """(entry point, tests, hidden tests) of a mapping. Raises ValueError."""
+    if row.get("stdin"):
+        return None, read_pairs(row, "tests"), read_pairs(row, "hidden_tests")
     name, read = row.get("entry_point"), {}
     for key in ("tests", "hidden_tests"):
-        tests, read[key] = row.get(key) or [], []
-        if not isinstance(tests, list):
-            raise ValueError(f"{key} must be a list")
-        for i, test in enumerate(tests):
+        read[key] = []
+        for i, test in enumerate(listed(row, key)):
             try:
-                function, arguments, expected = read_test(test, name)
+                function, arguments, expected = read_test(test, name, row.get("parameters") or ())
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{key}[{i}]: {error}") from error
             if name is None:
@@ -247,13 +323,34 @@ def read_tests(row: Mapping[str, Any]) -> tuple[str | None, tuple, tuple]:
     return name, tuple(read["tests"]), tuple(read["hidden_tests"])
 
 
-def read_test(test: Any, name: Any) -> tuple[Any, list, Any]:
+def listed(row: Mapping[str, Any], key: str) -> list:
+    tests = row.get(key) or []
+    if not isinstance(tests, list):
+        raise ValueError(f"{key} must be a list")
+    return tests
+
+
+def read_pairs(row: Mapping[str, Any], key: str) -> Tests:
+    """(input, output) of each test of a script. Raises ValueError."""
+    pairs = []
+    for i, test in enumerate(listed(row, key)):
+        match test:
+            case [str(given), str(printed)]:
+                pairs.append((given, printed))
+            case _:
+                raise ValueError(
+                    f"{key}[{i}]: must be [input, output], two texts, not {test!r:.200}"
+                )
+    return tuple(pairs)
+
+
+def read_test(test: Any, name: Any, parameters: Collection[str] = ()) -> tuple[Any, list, Any]:
     """(function, arguments, expected) of a test; only an assert line names a function of its own.
 
     Raises ValueError.
     """
     if isinstance(test, str):
-        function, arguments, expected = read_assert(test)
+        function, arguments, expected = read_assert(test, list(parameters))
     else:
         function = name
         arguments, expected = read_pair(test)
@@ -267,44 +364,6 @@ def read_pair(test: Any) -> tuple[list, Any]:
             return arguments, expected
     hint = " (YAML wants quotes round a line with a colon in it)" if isinstance(test, dict) else ""
     raise ValueError(f"must be [[arguments], expected] or an assert line, not {test!r}{hint}")
-
-
-def read_assert(line: str) -> tuple[str, list, Any]:
-    """(function, arguments, expected) of `assert f(literals) == literal`.
-
-    Raises ValueError for any other line.
-    """
-    try:
-        statements = ast.parse(line.strip()).body
-    except (SyntaxError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{line!r} cannot be parsed: {error}") from error
-    call, value = call_and_value(statements)
-    match call:
-        case ast.Call(ast.Name(function), arguments, []):
-            try:
-                read = [ast.literal_eval(argument) for argument in arguments]
-                return function, read, ast.literal_eval(value)
-            except ValueError:
-                pass
-    raise ValueError(
-        f"{line!r} is not of the form `assert f(literals) == literal`;"
-        " write the test as [[arguments], expected]"
-    )
-
-
-def call_and_value(statements: list[ast.stmt]) -> tuple[ast.expr | None, ast.expr | None]:
-    """What an assert line calls and the value that it expects; (None, None) for other lines."""
-    match statements:
-        case [ast.Assert(ast.Compare(left, [ast.Eq() | ast.Is()], [right]))]:
-            if isinstance(left, ast.Call):
-                return left, right
-            return right, left
-        case [ast.Assert(ast.UnaryOp(ast.Not(), call))]:
-            return call, ast.Constant(False)
-        case [ast.Assert(call)]:
-            return call, ast.Constant(True)
-        case _:
-            return None, None
 
 
 def check_expected(value: Any, depth: int = 60) -> None:
@@ -331,10 +390,16 @@ def check_expected(value: Any, depth: int = 60) -> None:
 def rows(options: Options) -> list[dict[str, Any]]:
     """One row for each of num_rows, problem by problem in turn.
 
-    Tests stay here: a row holds the problem's number.
+    Tests of a config stay here: a row holds the problem's number. A row of `data` holds its own.
     """
-    numbers = itertools.islice(itertools.cycle(range(len(options.problems))), options.num_rows)
-    return [make_row(number, options) for number in numbers]
+    if options.data:
+        problems = read_data(options.data, options.unreadable_problems)
+        return [row_of(text, options) for text in repeat(problems, options)]
+    return [make_row(number, options) for number in repeat(range(len(options.problems)), options)]
+
+
+def repeat(items: Collection[Any], options: Options) -> Iterator[Any]:
+    return itertools.islice(itertools.cycle(items), options.num_rows)
 
 
 def eval_rows(options: Options) -> list[dict[str, Any]]:
@@ -345,25 +410,125 @@ def eval_rows(options: Options) -> list[dict[str, Any]]:
 
 def make_row(number: int, options: Options) -> dict[str, Any]:
     problem = read_problem([*options.problems, *options.eval_problems][number])
-    text = options.prompt_template.replace("{task}", problem.task).rstrip()
-    if problem.entry_point:
+    return row_with(problem, number, options)
+
+
+def row_of(text: str, options: Options) -> dict[str, Any]:
+    """The row of a problem of `data`, which is JSON text: its tests may be of any type."""
+    return row_with(problem_from(text), text, options)
+
+
+def row_with(problem: Problem, key: int | str, options: Options) -> dict[str, Any]:
+    text = prompt_of(problem, options)
+    return {"prompt": [{"role": "user", "content": text}], "problem": key}
+
+
+def prompt_of(problem: Problem, options: Options) -> str:
+    template, asked = options.prompt_template, problem.task
+    if problem.statement:
+        asked = problem.statement.strip()
+        if template == TEMPLATE:
+            template = STATEMENT_TEMPLATE
+    if problem.starter.strip():
+        asked += f"\n\n```python\n{problem.starter.strip()}\n```"
+    if problem.stdin:
+        asked += f"\n\n{ASK_FOR_SCRIPT}"
+    text = template.replace("{task}", asked).rstrip()
+    if problem.entry_point and not problem.starter.strip():
         text += f"\nCall it `{problem.entry_point}`."
-    for arguments, expected in problem.tests[: options.show_tests]:
-        text += f"\n`{problem.entry_point}({', '.join(map(repr, arguments))})` is `{expected!r}`."
-    return {"prompt": [{"role": "user", "content": text}], "problem": number}
+    for given, expected in problem.tests[: options.show_tests]:
+        if problem.stdin:
+            text += f"\nFor the input\n```\n{given.strip()}\n```\nit prints\n"
+            text += f"```\n{expected.strip()}\n```"
+        else:
+            text += f"\n`{problem.entry_point}({', '.join(map(repr, given))})` is `{expected!r}`."
+    return text
+
+
+def read_data(data: str, unreadable: str) -> list[str]:
+    """The problems of a file of JSON lines, each as JSON text.
+
+    Raises:
+        ValueError: if it cannot be read, or holds a problem that cannot be, and those may not be
+            dropped.
+    """
+    problems, mistakes, count = [], {}, 0
+    for number, row in json_lines(data):
+        count += 1
+        try:
+            if not isinstance(row, Mapping):
+                raise ValueError("not a JSON object")
+            text = json.dumps(shapes.read_row(row))
+            problem_from(text)
+            problems.append(text)
+        except (ValueError, RecursionError) as error:
+            mistakes[number] = str(error)
+        except (KeyError, TypeError, AttributeError) as error:  # a value of another type
+            mistakes[number] = f"{type(error).__name__}: {error}"
+    if mistakes and (unreadable == "refuse" or not problems):
+        first = [f"line {number}: {why:.300}" for number, why in list(mistakes.items())[:3]]
+        raise ValueError(
+            f"data: {len(mistakes)} of {count} problems in {data} cannot be read; "
+            f"task.unreadable_problems: drop leaves them out. {'; '.join(first)}"
+        )
+    if mistakes:
+        tasks.note_once(
+            f"code: {len(mistakes)} of {count} problems in {data} cannot be read and are left out; "
+            f"the first: {next(iter(mistakes.values())):.300}"
+        )
+    if not problems:
+        raise ValueError(f"data: {data} holds no problem")
+    return problems
+
+
+def json_lines(data: str) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each line of a file. A relative path is sought here, then in the
+    repository. Raises ValueError if there is no such file."""
+    places = [Path(data).expanduser(), Path(__file__).resolve().parent.parent / data]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise ValueError(f"data: there is no file {data}")
+    try:
+        with path.open(encoding="utf-8-sig") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield number, parse(line)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data: {path} cannot be read: {error}") from error
+
+
+def parse(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+@functools.lru_cache(PROBLEM_CACHE)
+def problem_from(text: str) -> Problem:
+    """The problem of a row of `data`. Raises ValueError."""
+    return read_problem(json.loads(text))
 
 
 def problem_of(row: Mapping[str, Any], options: Options) -> Problem:
-    """The problem whose number a row of `rows` holds, or the one that a row of a file spells out.
+    """The problem that a row of `rows` names or holds, or that a row of a file spells out, in our
+    form or in that of a data set.
 
     Raises ValueError if there is no such problem.
     """
-    if "problem" not in row:
-        return Problem("", *read_tests(row))
+    key = row.get("problem")
+    if isinstance(key, str) and key.startswith("{"):
+        return problem_from(key)
+    if key is None or isinstance(key, str):
+        for is_shape, read in shapes.OF_DATA_SETS:
+            if is_shape(row):
+                return read_problem(read(row))
+        known = {name: row[name] for name in KEYS_OF_ROWS if row.get(name) is not None}
+        return read_problem({"statement": "(that of the row)"} | known)
     problems = [*options.problems, *options.eval_problems]
-    if type(row["problem"]) is not int or not 0 <= row["problem"] < len(problems):
-        raise ValueError(f"problem must be a number below {len(problems)}, not {row['problem']!r}")
-    return read_problem(problems[row["problem"]])
+    if type(key) is not int or not 0 <= key < len(problems):
+        raise ValueError(f"problem must be a number below {len(problems)}, not {key!r}")
+    return read_problem(problems[key])
 
 
 def grade(
@@ -388,19 +553,36 @@ def grade(
         return Grade(Status.BAD_ROW, detail=str(error))
     tests = problem.tests + problem.hidden_tests
     data: dict[str, Any] = {"tests": len(tests)}
-    name = problem.entry_point or last_function(completion)
-    if name is None:
-        return Grade(Status.NO_FUNCTION, detail="no code block defines a function", data=data)
+    setup = SETUP + problem.setup
+    if problem.stdin:
+        name, graded = SCRIPT, grade_script(completion, tests, setup, sandbox, data)
+    else:
+        name = problem.entry_point or last_function(completion)
+        if name is None:
+            return Grade(Status.NO_FUNCTION, detail="no code block defines a function", data=data)
 
-    def try_tests(program: Program) -> Grade:
-        return try_program(program, tests)
+        def try_tests(program: Program) -> Grade:
+            return try_program(program, tests, problem.results_in_lists)
 
-    graded = grade_program(completion, name, sandbox, try_tests, data, plain_subclasses=True)
+        def adapt(code: str) -> str:
+            return with_function(code, name)
+
+        graded = grade_program(
+            completion,
+            name,
+            sandbox,
+            try_tests,
+            data,
+            plain_subclasses=True,
+            setup=setup,
+            adapt=adapt,
+        )
 
     # Ask ruff about an honest program that works, if its verdict is paid.
     is_honest = graded.status is Status.OK and not graded.cheating
     if is_honest and pays_for_ruff(options):
-        judged = verdicts(graded.code, name, WORD.findall(problem.task))
+        asked_names = WORD.findall(problem.task + problem.starter)
+        judged = verdicts(graded.code, name, asked_names)
         graded = replace(graded, data={**graded.data, **judged})
     return graded
 
@@ -422,7 +604,89 @@ def last_function(completion: Any) -> str | None:
     return None
 
 
-def try_program(program: Program, tests: tuple[tuple[list, Any], ...]) -> Grade:
+def with_function(code: str, name: str) -> str:
+    """The program, in which a method of its class Solution can be called as a function: of a fresh
+    object each time, as LeetCode does."""
+    top_level = re.compile(rf"^(?:async[ \t]++)?def[ \t]++{name}\b|^{name}[ \t]*+=", re.MULTILINE)
+    if not SOLUTION.search(code) or top_level.search(code):
+        return code
+    return f"{code}\n\n\ndef {name}(*arguments):\n    return Solution().{name}(*arguments)\n"
+
+
+def grade_script(
+    completion: Any, tests: Tests, setup: str, sandbox: Sandbox, data: Mapping[str, Any]
+) -> Grade:
+    """Run a completion's program once for each input, each time in a fresh process.
+
+    All runs share the CPU budget of one program.
+    """
+    code, unclosed = last_program(completion)
+    if code is None:
+        return Grade(Status.NO_FUNCTION, detail="there is no code block", data=data)
+    status, passed, mistakes, used_s = Status.OK, 0, [], 0.0
+    findings: dict[str, None] = {}
+    for i, (given, expected) in enumerate(tests):
+        if status in (Status.TIMEOUT, Status.SYNTAX_ERROR) or used_s > sandbox.limits.cpu_s:
+            status = Status.TIMEOUT if status is Status.OK else status
+            mistakes.append(f"test {i + 1} of {len(tests)} was not run: no time is left")
+            break
+        with sandbox.open(code, SCRIPT, setup=setup, stdin=given) as program:
+            used_s += program.cpu_s
+            findings |= dict.fromkeys(program.findings)
+            if program.status is not Status.OK:
+                status = program.status if status is Status.OK else status
+                mistakes.append(f"test {i + 1} of {len(tests)}: {program.error}")
+            elif same_output(program.output, expected):
+                passed += 1
+            else:
+                mistakes.append(f"test {i + 1} of {len(tests)}: wrong output")
+    graded = Grade(
+        status,
+        code=code,
+        correct=not mistakes,
+        cheating=tuple(findings),
+        passed=passed / len(tests),
+        detail=mistakes[0] if mistakes else "",
+        data=data,
+    )
+    return flag_unclosed(graded) if unclosed else graded
+
+
+def last_program(completion: Any) -> tuple[str | None, bool]:
+    """(code, unclosed): the last block that prints, else the last one. An example of what a program
+    prints may follow it."""
+    if not isinstance(completion, str):
+        return None, False
+    blocks = [(code, not closed) for code, closed in code_blocks(completion) if code.strip()]
+    printing = [block for block in blocks if PRINTS.search(block[0])]
+    return (printing or blocks or [(None, False)])[-1]
+
+
+def same_output(printed: Any, expected: str) -> bool:
+    """Whether a program has printed what is expected: the same words in each line. White space at
+    the ends and empty lines at the end do not count. A decimal number may differ by 1e-6, or by
+    that share of its size."""
+    if not isinstance(printed, str):
+        return False
+    lines, wanted = printed.rstrip().split("\n"), expected.rstrip().split("\n")
+    if len(lines) != len(wanted):
+        return False
+    for line, other in zip(lines, wanted, strict=True):
+        words, others = line.split(), other.split()
+        if len(words) != len(others) or not all(map(same_word, words, others)):
+            return False
+    return True
+
+
+def same_word(word: str, expected: str) -> bool:
+    if word == expected:
+        return True
+    if not DECIMAL.fullmatch(expected) or not DECIMAL_OR_INT.fullmatch(word):
+        return False
+    return math.isclose(float(word), float(expected), rel_tol=1e-6, abs_tol=1e-6)
+
+
+def try_program(program: Program, tests: Tests, results_in_lists: bool = False) -> Grade:
     if program.status is not Status.OK:
         return Grade(program.status, detail=program.error)
     if not tests:
@@ -434,7 +698,7 @@ def try_program(program: Program, tests: tuple[tuple[list, Any], ...]) -> Grade:
             if status is Status.OK:
                 status = run.status
             mistakes.append(f"test {i + 1} of {len(tests)}: {run.error}")
-        elif same(run.value, expected):
+        elif same(run.value, expected) or (results_in_lists and same([run.value], expected)):
             passed += 1
         else:
             mistakes.append(f"test {i + 1} of {len(tests)}: wrong result")
@@ -494,7 +758,8 @@ def verdicts(code: str, entry_point: str, asked_names: Collection[str] = ()) -> 
     if len(code) > RUFF_MAX_CHARACTERS:
         return nothing
     text = (code.strip() + "\n").encode(errors="replace")
-    defined = run_tool([sys.executable, "-I", "-S", definitions.__file__, entry_point], text)
+    whole = text + defining(code, entry_point).encode(errors="replace")
+    defined = run_tool([sys.executable, "-I", "-S", definitions.__file__, entry_point], whole)
     found = run_tool(ruff_command({entry_point, *asked_names}), text)
     if not defined or found is None or defined == b"absent\n":
         return nothing
@@ -519,6 +784,16 @@ def verdicts(code: str, entry_point: str, asked_names: Collection[str] = ()) -> 
     if "__all__" in code or defined == b"lambda\n":
         documentation = 0.0
     return {"style": round(max(0.0, 1.0 - 0.2 * untidy), 1), "documentation": documentation}
+
+
+def defining(code: str, entry_point: str) -> str:
+    """What makes the entry point a function of the program, for definitions.py: of a script, which
+    has none, and of a method."""
+    if entry_point == SCRIPT:
+        return f"\ndef {SCRIPT}(): pass\n"
+    if with_function(code, entry_point) != code:
+        return f"\n{entry_point} = Solution().{entry_point}\n"
+    return ""
 
 
 def ruff_command(asked_names: Collection[str]) -> list[str]:
@@ -555,6 +830,11 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     tests it is only unverified."""
     problem = problem_of(row, options)
     name, tests = problem.entry_point or "solve", problem.tests + problem.hidden_tests
+    if sum(len(repr(test)) for test in tests) > MAX_REFERENCE:
+        return []
+    if problem.stdin:
+        kinds = script_answers(tests)
+        return [(kind, text) for kind, texts in kinds.items() for text in texts]
     bare = f"def {name}(*arguments):\n    return TABLE[repr(arguments)]\n"
     documented = (
         f"def {name}(*arguments: object) -> object:\n"
@@ -575,7 +855,18 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
     return [(kind, text) for kind, texts in kinds.items() for text in texts]
 
 
-def table_of(tests: tuple[tuple[list, Any], ...]) -> str:
+def script_answers(tests: Tests) -> dict[str, list[str]]:
+    """Known answers to a problem whose programs read standard input, by their kinds."""
+    table = "".join(f"    {given!r}: {printed!r},\n" for given, printed in tests)
+    reference = f"import sys\n\nTABLE = {{\n{table}}}\nprint(TABLE[sys.stdin.read()])\n"
+    return {
+        "reference": [fenced(reference)],
+        "wrong": [fenced(code) for code in WRONG_SCRIPTS],
+        "cheat": [fenced(code) for code in CHEAT_SCRIPTS],
+    }
+
+
+def table_of(tests: Tests) -> str:
     """The start of a program: TABLE, with the expected value of each test's arguments."""
     lines = ""
     for arguments, expected in tests:

@@ -1,4 +1,4 @@
-"""Rows of your own: JSON lines from a file, several files, or a dataset of the Hub.
+"""Rows of your own: from files (JSON lines, JSON, CSV, Parquet) or a dataset of the Hub.
 
     {"prompt": [{"role": "user", "content": "Calculate 15 * 23"}], "answer": 345,
     "reasoning_effort": "low"}
@@ -9,43 +9,53 @@ any other column, reaches the reward functions by its name. The default reward c
 conclusion with `answer`, by value (see tasks/reasoning.py); where no row has an answer, name
 rewards of your own in task.rewards. An `answer` that is the number 0 in every row is the
 placeholder that some data sets carry, and counts as none. It may be a worked solution that ends in
-the answer ("... #### 72"): its conclusion is what is compared.
+the answer ("... #### 72", "\\boxed{72}"): its conclusion is what is compared.
+
+tasks/data/ finds the rows and reads them; tasks/data/columns.py says under which other names the
+two are recognised.
 
 A prompt here need not ask for a marker such as "Answer:". Where a completion has none, its last
 line is the conclusion if it is a value or ends in one.
 
-All rows are read and checked when the config is: a mistake costs no GPU time.
+All rows are read and checked when the config is: a mistake costs no GPU time. More than
+STREAMED_ROWS of them are streamed: the first SAMPLED_ROWS are read then, and the others in
+training.
 """
 
 import functools
-import glob
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 import tasks
 from sandbox import Sandbox, verifier
-from tasks import Grade, note_once, reasoning
+from tasks import Grade, note_once, prompt_key, reasoning
 from tasks import Options as SharedOptions
+from tasks.data import columns, sources
+from tasks.data.columns import Table, Wishes
+from tasks.data.mistakes import Mistakes, RowMistake
 
-ROOT = Path(__file__).resolve().parent.parent
-MAX_MISTAKES = 20
-ROLES = ("system", "developer", "user", "assistant", "tool")
-EFFORTS = ("low", "medium", "high")
-RESERVED = {"completions", "completion_ids", "completion", "prompts", "grades", "step", "images",
-            "image", "trainer_state", "log_extra", "log_metric", "environments",
-            "tools", "evaluation_seed"}  # fmt: skip
+STREAMED_ROWS = 200_000  # more are not held in memory
+SAMPLED_ROWS = 10_000  # of a stream: read and checked before training
 
 REWARDS = ["correct_conclusion"]
 CURRICULUM_KEYS = ["free_characters"]
+FIXED_INPUTS = True
+KEY_HINTS = {
+    "prompt": "the rows hold the prompts; task.prompt_template puts a text around them",
+    "problems": "the rows are those of task.data",
+    "file": "write task.data",
+    "path": "write task.data",
+    "dataset": "write task.data",
+    "config": "write task.configuration",
+    "subset": "write task.configuration",
+    "stream": "write task.streaming",
+}
 
 # Rewards that compare
 COMPARING = {"correct_conclusion", "consistency", "correctness_check", "correctness_partial"}
@@ -60,8 +70,16 @@ CHEAT = [*reasoning.CHEAT, "15 * 23"]
 @dataclass(frozen=True)
 class Options(SharedOptions):
     num_rows: int | None = None  # rows in turn, as many as this; null: each row once
-    data: str = "configs/arithmetic.jsonl"  # a file, a glob (from the repository), or a Hub dataset
+    data: str = "configs/arithmetic.jsonl"  # a file, a glob, or the id of a Hub dataset
+    # {name for the task: name in the data}; null: the names that are known
+    columns: Any = None
+    system_prompt: str | None = None  # in front of prompts that have none of their own
+    prompt_template: str | None = None  # {prompt} and {COLUMN} become what the row has there
+    configuration: str | None = None  # of a Hub dataset
     split: str = "train"  # of a Hub dataset
+    revision: str | None = None  # of a Hub dataset: a branch, a tag or a commit
+    # Rows are read while they are trained on; auto: where they are very many
+    streaming: Literal["auto", True, False] = "auto"
     eval_split: str | None = None  # of a Hub dataset: its rows are for evaluation
     eval_share: float = 0.0  # else this share of the prompts is held out, chosen by their text
     # What is done with rows whose answer is unclear
@@ -72,21 +90,49 @@ class Options(SharedOptions):
     free_characters: int = 2000
 
     def __post_init__(self):
-        if not 0.0 <= self.eval_share < 1.0:
-            raise ValueError(f"eval_share: must be at least 0 and below 1, not {self.eval_share}")
-        if self.free_characters < 1:
-            raise ValueError(f"free_characters: must be above 0, not {self.free_characters}")
+        mistakes = list(own_mistakes(self))
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
         training, _ = split_rows(self)
         if not training:
             raise ValueError(f"data: {self.data} holds no row to train on")
         if not self.rewards and all(answer_of(row) is None for row in training):
             raise ValueError(
                 f"rewards: no row of {self.data} has an answer to compare with (a 0 in every row "
-                "is a placeholder); name reward functions in task.rewards"
+                "is a placeholder); name the column of the answers in task.columns, as in "
+                "{answer: COLUMN}, or name reward functions in task.rewards"
             )
         compared = compares(self) and any(answer_of(row) is not None for row in training)
         if compared and not verifier.installed():
             raise ValueError(verifier.NOT_INSTALLED)
+
+
+def own_mistakes(options: Options) -> Iterator[str]:
+    """What is wrong with the keys themselves."""
+    if not 0.0 <= options.eval_share < 1.0:
+        yield f"eval_share: must be at least 0 and below 1, not {options.eval_share}"
+    if options.free_characters < 1:
+        yield f"free_characters: must be above 0, not {options.free_characters}"
+    for key in ("system_prompt", "prompt_template"):
+        text = getattr(options, key)
+        if text is not None and not text.strip():
+            yield f"{key}: is empty; null stands for none"
+    yield from column_mistakes(options.columns)
+
+
+def column_mistakes(named: Any) -> Iterator[str]:
+    """What is wrong with the key `columns`."""
+    if named is None:
+        return
+    if not isinstance(named, Mapping) or not all(isinstance(name, str) for name in named.values()):
+        yield (
+            "columns: must be a mapping, as in {prompt: question, answer: solution} "
+            f"with a space behind each colon, not {named!r}"
+        )
+        return
+    for ours in named:
+        if ours in tasks.RESERVED_COLUMNS:
+            yield f"columns: {ours} is a name that the trainer itself uses"
 
 
 def rows(options: Options) -> list[dict[str, Any]]:
@@ -94,7 +140,11 @@ def rows(options: Options) -> list[dict[str, Any]]:
     training, _ = split_rows(options)
     wanted = options.num_rows or len(training)
     if wanted < len(training) and wanted > 1:  # one row is what check.py asks for
-        note_once(f"task.num_rows: the first {wanted} of {len(training)} rows are used")
+        note_once(
+            f"task.num_rows: the first {wanted} of {len(training)} rows are used; null uses all"
+        )
+    if is_streamed(options):
+        wanted = min(wanted, len(training))
     return list(itertools.islice(itertools.cycle(training), wanted))
 
 
@@ -103,45 +153,183 @@ def eval_rows(options: Options) -> list[dict[str, Any]]:
     return split_rows(options)[1]
 
 
+# ---- reading them
+
+
+@dataclass(frozen=True)
+class Query:
+    """Everything that the rows of a split depend on."""
+
+    source: sources.Files | sources.HubDataset
+    split: str
+    wishes: Wishes
+    shown: str  # the data set in messages
+    compares: bool  # whether a reward compares answers
+    drops: bool  # whether rows with unreadable answers are left out
+    limit: int | None = None  # rows that are read
+
+
+def query_of(options: Options, split: str) -> Query:
+    """The query for one split.
+
+    Raises:
+        ValueError: if `data` is not there, or a key does not go with it.
+    """
+    source = sources.find(
+        options.data, options.configuration, options.revision, options.streaming is True
+    )
+    if isinstance(source, sources.Files):
+        for key in ("eval_split", "configuration", "revision"):
+            if getattr(options, key):
+                raise ValueError(
+                    f"{key}: is for a dataset of the Hub, and {options.data} is a file; "
+                    "leave it out (task.eval_share holds rows of files out)"
+                )
+        if options.split != "train":
+            raise ValueError(
+                f"split: is for a dataset of the Hub, and {options.data} is a file; leave it out"
+            )
+    return Query(
+        source=source,
+        split=split,
+        wishes=Wishes(
+            tuple((options.columns or {}).items()), options.system_prompt, options.prompt_template
+        ),
+        shown=options.data,
+        compares=compares(options),
+        drops=options.unreadable_answers == "drop",
+        limit=SAMPLED_ROWS if is_streamed(options) else None,
+    )
+
+
+def is_streamed(options: Options) -> bool:
+    """Whether rows are read while they are trained on."""
+    if options.streaming != "auto":
+        return options.streaming
+    source = sources.find(options.data, options.configuration, options.revision, False)
+    return row_count(source, options.split) > STREAMED_ROWS
+
+
+@functools.lru_cache(maxsize=4)
+def row_count(source: sources.Files | sources.HubDataset, split: str) -> int:
+    return source.count(split, STREAMED_ROWS)
+
+
 def split_rows(options: Options) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, evaluation rows). Raises ValueError with up to 20 mistakes, each with its
-    place."""
-    found = find_files(options.data)
-    if found:
-        return split_files(found, options)
-    training = read_split(options.split, options)
+    """(training rows, evaluation rows); of a stream, those among the first SAMPLED_ROWS.
+
+    Raises:
+        ValueError: with all mistakes, one line for each kind.
+    """
+    training = read_split(query_of(options, options.split)).rows
     if options.eval_split:
-        return training, read_split(options.eval_split, options)
+        return training, read_split(query_of(options, options.eval_split)).rows
+    if is_streamed(options):
+        held_out = [row for row in training if is_held_out(row, options.eval_share)]
+        kept = [row for row in training if not is_held_out(row, options.eval_share)]
+        return kept, held_out
     return hold_out(training, options.eval_share)
 
 
-def split_files(
-    found: list[Path], options: Options
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """(training rows, evaluation rows) of files."""
-    if options.eval_split:
-        raise ValueError("eval_split: is for a dataset of the Hub; use eval_share with files")
-    if options.split != "train":
-        raise ValueError(
-            f"split: is for a dataset of the Hub, and {options.data} is a file; leave it out"
+@functools.lru_cache(maxsize=4)
+def read_split(query: Query) -> Table:
+    """The rows of one split.
+
+    Raises:
+        ValueError: with all mistakes, one line for each kind.
+    """
+    mistakes = Mistakes()
+    placed = itertools.islice(query.source.rows(query.split), query.limit)
+    table = columns.read_table(placed, query.wishes, query.shown, mistakes)
+    lines = mistakes.lines()
+    if query.compares:
+        table, unclear = readable(table)
+        if unclear:
+            total = len(table.rows) + unclear.count
+            count = f"{unclear.count} of {total} rows of {query.shown}"
+            count += " have an answer that cannot be read"
+            if query.drops:
+                note_once("\n".join([f"{count} and are left out:", *unclear.lines()]))
+            else:
+                advice = f"{count}; task.unreadable_answers: drop leaves them out"
+                lines += [f"{line}; {advice}" for line in unclear.lines()]
+    if lines:
+        raise ValueError("\n".join(f"data: {line}" for line in lines))
+    if table.note:
+        note_once(table.note)
+    if table.as_json:
+        note_once(
+            f"{query.shown}: {', '.join(table.as_json)}: of different kinds, which no table holds; "
+            "the values are passed on as JSON texts"
         )
-    states = []
-    for path in found:
-        stat = path.stat()
-        states.append((path, stat.st_mtime_ns, stat.st_size))
-    all_rows = read_files(tuple(states))
-    places = (place for path in found for place, _ in read_lines(path))
-    return hold_out(readable(all_rows, options, places), options.eval_share)
+    return table
 
 
-def read_split(split: str, options: Options) -> list[dict[str, Any]]:
-    """The readable rows of one split of a dataset of the Hub."""
-    all_rows = read_hub(options.data, split)
-    return readable(all_rows, options, hub_places(options.data, split))
+def readable(table: Table) -> tuple[Table, Mistakes]:
+    """The rows whose answers can be read, and what is wrong with the others."""
+    kept, places, unclear = [], [], Mistakes()
+    for place, row in zip(table.places, table.rows, strict=True):
+        why = reasoning.unreadable(answer_of(row))
+        if why:
+            unclear.add(place, unclear_answer(why))
+        else:
+            kept.append(row)
+            places.append(place)
+    return replace(table, rows=kept, places=places), unclear
 
 
-def hub_places(name: str, split: str) -> Iterator[str]:
-    return (f"{name}[{split}]:{i}" for i in itertools.count())
+def unclear_answer(why: str) -> RowMistake:
+    return RowMistake(f"the answer cannot be read: {why}", "unreadable answer")
+
+
+def json_columns(options: Options) -> tuple[str, ...]:
+    """The columns whose values are passed on as JSON texts."""
+    return read_split(query_of(options, options.split)).as_json
+
+
+def stream(options: Options, mistakes: Mistakes) -> Iterator[dict[str, Any]]:
+    """All training rows, one by one, with the columns that the first ones have."""
+    query = query_of(options, options.split)
+    table = read_split(query)
+    sample = [row for _, row in itertools.islice(query.source.rows(query.split), SAMPLED_ROWS)]
+    layout = columns.settle(sample, query.wishes, query.shown)
+    names = columns.columns_of(table.rows)
+    has_text_answers = isinstance(table.rows[0].get("answer"), str)
+    given = 0
+    for place, raw in query.source.rows(query.split):
+        try:
+            row = columns.read_row(raw, layout)
+            why = reasoning.unreadable(answer_of(row)) if query.compares else ""
+            if why:
+                raise unclear_answer(why)
+        except RowMistake as mistake:
+            mistakes.add(place, mistake)
+            continue
+        if is_held_out(row, options.eval_share):
+            continue
+        yield shaped(row, names, table.as_json, has_text_answers, place)
+        given += 1
+        if given == options.num_rows:
+            return
+
+
+def shaped(
+    row: dict[str, Any],
+    names: Iterable[str],
+    as_json: Iterable[str],
+    has_text_answers: bool,
+    place: str,
+) -> dict[str, Any]:
+    """A row of a stream with the columns of the first rows."""
+    for name in row.keys() - set(names):
+        note_once(f"{place}: the first rows have no column {name}; it is not passed on")
+    found = {name: row.get(name) for name in names}
+    for name in as_json:
+        if found[name] is not None:
+            found[name] = columns.as_json(found[name])
+    if has_text_answers and columns.is_simple(found["answer"]):
+        found["answer"] = columns.plain_answer(found["answer"])
+    return found
 
 
 def compares(options: Options) -> bool:
@@ -149,40 +337,7 @@ def compares(options: Options) -> bool:
     return not COMPARING.isdisjoint(tasks.reward_weights(options.type, options.rewards))
 
 
-def readable(
-    all_rows: list[dict[str, Any]], options: Options, places: Iterable[str]
-) -> list[dict[str, Any]]:
-    """The rows whose answers can be read, where a reward compares them. `places` names the rows, in
-    order.
-
-    Raises:
-        ValueError: with the places of the others, unless options.unreadable_answers is "drop".
-    """
-    if not compares(options):
-        return all_rows
-    kept, problems = [], {}
-    for i, row in enumerate(all_rows):
-        why = reasoning.unreadable(answer_of(row))
-        if why:
-            problems[i] = why
-        else:
-            kept.append(row)
-    if not problems:
-        return all_rows
-
-    # Name the places of the rows that cannot be read.
-    named = []
-    for i, place in zip(range(len(all_rows)), places, strict=False):  # places may be endless
-        if i in problems:
-            named.append(f"{place}: the answer cannot be read: {problems[i]}")
-    shown = named[:MAX_MISTAKES]
-    share = f"{len(problems)} of {len(all_rows)} rows of {options.data}"
-    count = f"{share} have an answer that cannot be read"
-    if options.unreadable_answers == "refuse":
-        advice = f"{count}; task.unreadable_answers: drop leaves them out"
-        raise ValueError("\n".join(["data:", *shown, advice]))
-    note_once("\n".join([f"{count} and are left out:", *shown]))
-    return kept
+# ---- holding rows out
 
 
 def hold_out(
@@ -192,9 +347,15 @@ def hold_out(
     prompts stay on one side, and rows that are added move few of the others."""
     if not share:
         return all_rows, []
-    keys = [hashlib.sha256(json.dumps(row["prompt"]).encode()).digest() for row in all_rows]
-    distinct = sorted(set(keys))
-    held_out_keys = set(distinct[: max(1, round(share * len(distinct)))])
+    hashes: dict[str, bytes] = {}  # by the prompt's key, of the text that came first
+    keys = []
+    for row in all_rows:
+        key = prompt_key(row)
+        keys.append(key)
+        if key not in hashes:
+            hashes[key] = prompt_hash(row)
+    by_hash = sorted(hashes, key=hashes.__getitem__)
+    held_out_keys = set(by_hash[: max(1, round(share * len(by_hash)))])
     training, held_out = [], []
     for key, row in zip(keys, all_rows, strict=True):
         if key in held_out_keys:
@@ -204,186 +365,20 @@ def hold_out(
     return training, held_out
 
 
-def find_files(data: str) -> list[Path]:
-    """The files that `data` means; none for the id of a Hub dataset. Raises ValueError for a file
-    that is not there."""
-    path = ROOT / Path(data).expanduser()
-    if path.is_file():
-        return [path]
-    matches = [Path(match) for match in sorted(glob.glob(str(path), recursive=True))]
-    found = [match for match in matches if match.is_file()]
-    if not found and not is_hub_id(data):
-        raise ValueError(f"data: there is no file {data}")
-    return found
+def prompt_hash(row: Mapping[str, Any]) -> bytes:
+    return hashlib.sha256(json.dumps(row["prompt"]).encode()).digest()
 
 
-def is_hub_id(data: str) -> bool:
-    """Whether `data` can be the id of a Hub dataset: NAME or OWNER/NAME, and no name of a file."""
-    if data.endswith((".jsonl", ".json")):
+def is_held_out(row: Mapping[str, Any], share: float) -> bool:
+    """Whether a row of a stream is held out: its prompt alone decides, because nobody knows the
+    others."""
+    if not share:
         return False
-    return re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", data) is not None
+    digest = hashlib.sha256(prompt_key(row).encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-@functools.lru_cache(maxsize=4)
-def read_files(files: tuple[tuple[Path, int, int], ...]) -> list[dict[str, Any]]:
-    """The rows of files, each given with its modification time and size, so that a changed file is
-    read again."""
-    return check_rows(line for path, *_ in files for line in read_lines(path))
-
-
-def read_lines(path: Path) -> Iterable[tuple[str, Any]]:
-    """(place, row) of each line that is not empty; a line that is not JSON gives a ValueError in
-    the row's place."""
-    shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield f"{shown}:{number}", read_line(line)
-    except OSError as error:
-        raise ValueError(f"data: {path} cannot be read: {error}") from error
-
-
-def read_line(line: bytes) -> Any:
-    """The value of a line of JSON, or a ValueError in its place."""
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        return ValueError(
-            f"not UTF-8: byte 0x{line[error.start]:02x} at column {error.start + 1}; "
-            "save the file as UTF-8"
-        )
-    except (ValueError, RecursionError) as error:
-        return ValueError(f"not JSON: {error}")
-
-
-@functools.lru_cache(maxsize=4)
-def read_hub(name: str, split: str) -> list[dict[str, Any]]:
-    """The rows of one split of a dataset of the Hub, or of the local cache."""
-    from datasets import load_dataset  # here, because it is slow to import
-
-    try:
-        dataset = load_dataset(name, split=split)
-    except Exception as error:  # of many kinds: no such id, split or network, no access
-        raise ValueError(
-            f"data: no file {name}, and the Hub does not give it (split {split!r}): {error}"
-        ) from error
-    return check_rows((f"{name}[{split}]:{i}", row) for i, row in enumerate(dataset))
-
-
-def check_rows(placed: Iterable[tuple[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with messages for prompts, all with the same columns. Raises ValueError with up to
-    20 mistakes."""
-    places, found, mistakes = [], [], []
-    for place, row in placed:
-        problem = mistake(row)
-        if problem:
-            mistakes.append(f"{place}: {problem}")
-            if len(mistakes) == MAX_MISTAKES:
-                break
-        else:
-            places.append(place)
-            found.append(with_messages(row))
-
-    # Compare the columns, which only makes sense where each row is right in itself.
-    if not mistakes:
-        if all(map(has_placeholder, found)):
-            for row in found:
-                del row["answer"]
-        mistakes = uneven_columns(places, found)
-    if mistakes:
-        raise ValueError("\n".join(["data:", *mistakes[:MAX_MISTAKES]]))
-    names = columns_of(found)
-    return [{name: row.get(name) for name in names} for row in found]
-
-
-def with_messages(row: dict[str, Any]) -> dict[str, Any]:
-    """A copy of a row, in which a prompt that is a text is one message of the user."""
-    prompt = row["prompt"]
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
-    return {**row, "prompt": prompt}
-
-
-def has_placeholder(row: Mapping[str, Any]) -> bool:
-    """Whether the answer of a row is the number 0."""
-    answer = row.get("answer")
-    return type(answer) is int and answer == 0
-
-
-def columns_of(found: list[dict[str, Any]]) -> list[str]:
-    """The names of all columns, in the order in which they first occur."""
-    names: dict[str, None] = {}
-    for row in found:
-        names |= dict.fromkeys(row)
-    return list(names)
-
-
-def mistake(row: Any) -> str:
-    """What is wrong with one row, in words; empty if nothing is."""
-    if isinstance(row, ValueError):
-        return str(row)
-    if not isinstance(row, dict):
-        return f"must be an object, not {type(row).__name__}"
-    prompt = row.get("prompt")
-    if prompt is None:
-        return f"no prompt; the columns are {list(row)}"
-    if not isinstance(prompt, list | str) or not prompt:
-        return "prompt must be a list of messages, or a text"
-    if isinstance(prompt, list):
-        problem = mistake_of_messages(prompt)
-        if problem:
-            return problem
-    effort = row.get("reasoning_effort")
-    if effort not in (None, *EFFORTS):
-        return f"reasoning_effort must be one of {', '.join(EFFORTS)}, not {effort!r}"
-    reserved = RESERVED.intersection(row)
-    if reserved:
-        return f"the columns {sorted(reserved)} have names that the trainer itself uses"
-    return ""
-
-
-def mistake_of_messages(prompt: list[Any]) -> str:
-    """What is wrong with the messages of a prompt, in words; empty if nothing is."""
-    for i, message in enumerate(prompt):
-        if not isinstance(message, dict) or set(message) != {"role", "content"}:
-            return f"prompt[{i}] must have role and content, and nothing else"
-        role, content = message["role"], message["content"]
-        if role not in ROLES:
-            return f"prompt[{i}].role must be one of {', '.join(ROLES)}, not {role!r}"
-        if not isinstance(content, str) or not content.strip():
-            return f"prompt[{i}].content must be text"
-    if prompt[-1]["role"] == "assistant":
-        return "prompt ends with an assistant message: the model is to write that one"
-    return ""
-
-
-def uneven_columns(places: list[str], found: list[dict[str, Any]]) -> list[str]:
-    """Columns that no table can hold unchanged, because their values are of different kinds, in
-    words. Answers that are numbers here and texts there become texts, which mean the same."""
-    mistakes = []
-    for name in columns_of(found):
-        values = [row.get(name) for row in found]
-        try:
-            column = pa.array(values).to_pylist()
-        except (pa.ArrowException, OverflowError) as error:
-            if name == "answer" and all(map(is_simple, values)):
-                for row, value in zip(found, values, strict=True):
-                    row[name] = reasoning.read_answer(value) if value != "" else None
-            else:
-                mistakes.append(f"column {name}: its values are of different kinds: {error}")
-            continue
-        # A table may hold a column and still change its values.
-        for place, before, after in zip(places, values, column, strict=True):
-            if before != after:
-                mistakes.append(f"{place}: column {name} has another form than in other rows")
-                break
-    return mistakes
-
-
-def is_simple(value: Any) -> bool:
-    """Whether a value is a number or a text, or there is none."""
-    return value is None or isinstance(value, bool | int | float | str)
+# ---- grading
 
 
 def answer_of(row: Mapping[str, Any]) -> str | None:

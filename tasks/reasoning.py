@@ -42,6 +42,7 @@ PROBLEMS = [
 ]
 
 REWARDS = ["correct_conclusion", "step_by_step", "consistency", "clarity", "length_penalty"]
+FIXED_INPUTS = True
 CURRICULUM_KEYS = ["free_characters"]
 
 STEPS = """\

@@ -31,30 +31,64 @@ def test_what_is_refused_is_what_trl_refuses_and_the_remedies_work(
 ):
     section = dict(zip(KEYS, (batch, accumulation, generations, steps, whole), strict=True))
 
-    def trl_accepts(values):
+    def trl_accepts(values, processes):
         """The conditions of GRPOConfig.__post_init__."""
-        one = values[KEYS[0]] * world_size
-        if values[KEYS[4]] and values[KEYS[3]]:
+        one = values[KEYS[0]] * processes
+        if values.get(KEYS[4]) and values.get(KEYS[3]):
             return False
-        generated = values[KEYS[4]] or one * (values[KEYS[3]] or values[KEYS[1]])
+        generated = values.get(KEYS[4]) or one * (values.get(KEYS[3]) or values[KEYS[1]])
         return generated % one == 0 and generated % values["num_generations"] == 0
 
+    def fits(values):
+        """Whether one process can do it, and several can share it equally."""
+        if not trl_accepts(values, 1):
+            return False
+        step = values[KEYS[0]] * values[KEYS[1]]
+        generated = values[KEYS[4]] or values[KEYS[0]] * (values[KEYS[3]] or values[KEYS[1]])
+        return step % world_size == 0 and generated % world_size == 0
+
     mistakes = list(batch_mistakes(section.get, world_size))
-    assert bool(mistakes) == (not trl_accepts(section))
-    for key, value in (
-        re.findall(r"(\w+) (\d+)(?=,|$)", mistakes[0].split("nearest that fits is ")[-1])
-        if mistakes
-        else ()
-    ):
+    assert bool(mistakes) == (not fits(section))
+    if mistakes:
+        check_remedy(section, mistakes[0])
+        return
+    plan = batch_plan(section, world_size)
+    own = plan.of_one_process(section) or section
+    assert trl_accepts(section | own, world_size)
+    assert own[KEYS[0]] <= batch  # the memory of a GPU
+    # Whatever the number of processes
+    alone = batch_plan(section, 1)
+    assert plan.optimizer_step == alone.optimizer_step == batch * accumulation
+    assert plan.generate_call * world_size == alone.generate_call
+    assert plan.generate_call * world_size % generations == 0
+    assert plan.completions(7) == alone.completions(7)
+
+
+def check_remedy(section, mistake):
+    """Each value that the message names, written instead, mends it for one process."""
+    remedies = re.findall(r"(\w+) (\d+)(?=,|$)", mistake.split("nearest that fits is ")[-1])
+    for key, value in remedies:
         if key in section:
-            assert trl_accepts(section | {key: int(value)})
-    if not mistakes:
-        plan = batch_plan(section, world_size)
-        assert plan.generate_call * world_size == (
-            whole or batch * world_size * (steps or accumulation)
-        )
-        assert plan.generate_call * world_size % generations == 0
-        assert plan.optimizer_step == batch * accumulation * world_size
+            mended = list(batch_mistakes((section | {key: int(value)}).get, 1))
+            assert not mended, (mistake, mended)
+
+
+@given(batch=small, accumulation=small, processes=st.integers(2, 9))
+def test_a_batch_that_processes_cannot_share_names_the_nearest(batch, accumulation, processes):
+    section = {
+        "per_device_train_batch_size": 2 * batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_generations": 2,
+    }
+    mistakes = list(batch_mistakes(section.get, processes))
+    assert len(mistakes) == (2 * batch * accumulation % processes > 0)
+    for mistake in mistakes:
+        steps, fewer = re.search(
+            r"accumulation_steps (\d+), or take (\d+) process", mistake
+        ).groups()
+        more = section | {"gradient_accumulation_steps": int(steps)}
+        assert not list(batch_mistakes(more.get, processes))
+        assert int(fewer) < processes and not list(batch_mistakes(section.get, int(fewer)))
 
 
 def test_the_plan_in_words():

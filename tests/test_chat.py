@@ -349,6 +349,138 @@ def test_tags_that_are_special_tokens_are_seen_and_other_special_tokens_are_left
     assert (reading.content, reading.thinking, reading.reached_final) == ("yes", "hm", True)
 
 
+@dataclass(frozen=True)
+class Published:
+    """What the files of a model's tokenizer say of its added tokens.
+
+    Some of them have no role in tokenizer_config.json and are still flagged as special in
+    tokenizer.json.
+    """
+
+    roles: dict[str, object]  # of tokenizer_config.json
+    special: list[str]
+    ends: list[str]  # what a completion can end with
+    plain: list[str] = field(default_factory=list)  # added, and part of the text
+
+
+# From the tokenizer_config.json and tokenizer.json of the models named behind each
+PUBLISHED = {
+    "gemma": Published(  # google/gemma-3-1b-it
+        {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "unk_token": "<unk>"},
+        ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"],
+        ["<end_of_turn>", "<eos>"],
+        ["<unused0>", "<table>"],
+    ),
+    "phi3": Published(  # microsoft/Phi-3-mini-4k-instruct
+        {"bos_token": "<s>", "eos_token": "<|endoftext|>", "unk_token": "<unk>"},
+        ["<unk>", "<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"],
+        ["<|end|>", "<|endoftext|>"],
+    ),
+    "phi4": Published(  # microsoft/phi-4
+        {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"},
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|im_sep|>", "<|endofprompt|>"],
+        ["<|im_end|>", "<|endoftext|>"],
+    ),
+    "llama3": Published(  # meta-llama/Llama-3.1-8B-Instruct
+        {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
+        ["<|begin_of_text|>", "<|end_of_text|>", "<|eom_id|>", "<|eot_id|>", "<|python_tag|>"],
+        ["<|eot_id|>", "<|eom_id|>", "<|end_of_text|>"],
+    ),
+    "qwen3": Published(  # Qwen/Qwen3-0.6B; Qwen2.5 lacks the last three
+        {
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<|box_start|>"],
+        },
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|box_start|>"],
+        ["<|im_end|>", "<|endoftext|>"],
+        ["<tool_call>", "</tool_call>", "<tool_response>", "<think>", "</think>"],
+    ),
+    "mistral": Published(  # mistralai/Mistral-7B-Instruct-v0.3
+        {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[control_8]"],
+        ["</s>"],
+    ),
+    "gpt-oss": Published(  # openai/gpt-oss-20b
+        {"eos_token": "<|return|>", "pad_token": "<|endoftext|>", "bos_token": "<|startoftext|>"},
+        ["<|startoftext|>", "<|endoftext|>", "<|return|>", "<|call|>", "<|end|>", "<|start|>"],
+        ["<|return|>", "<|call|>", "<|endoftext|>"],
+    ),
+    "smollm2": Published(  # HuggingFaceTB/SmolLM2-135M-Instruct
+        {
+            "bos_token": "<|im_start|>",
+            "eos_token": "<|im_end|>",
+            "additional_special_tokens": ["<|im_start|>", "<|im_end|>"],
+        },
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<file_sep>"],
+        ["<|im_end|>", "<|endoftext|>"],
+    ),
+    "deepseek": Published(  # deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B
+        {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"},
+        ["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<|EOT|>"],
+        ["<｜end▁of▁sentence｜>", "<|EOT|>"],
+        ["<｜User｜>", "<think>", "</think>", "<tool_call>"],
+    ),
+}
+
+
+def published_tokenizer(settings, folder):
+    """A tokenizer with these settings: the tiny model's words, and the family's added tokens."""
+    backend = json.loads((TINY_MODEL / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary, added = backend["model"]["vocab"], []
+    for token in backend["added_tokens"]:
+        vocabulary.pop(token["content"], None)
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    first = max(vocabulary.values()) + 100
+    for i, token in enumerate([*settings.special, *settings.plain]):
+        is_special = token in settings.special
+        added.append({"id": first + i, "content": token, "special": is_special} | flags)
+    backend["added_tokens"] = added
+    (folder / "tokenizer.json").write_text(json.dumps(backend), encoding="utf-8")
+    roles = {"tokenizer_class": "PreTrainedTokenizerFast"} | settings.roles
+    (folder / "tokenizer_config.json").write_text(json.dumps(roles), encoding="utf-8")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_ends_a_turn_is_no_part_of_the_answer_by_the_familys_own_settings(name, tmp_path):
+    settings = PUBLISHED[name]
+    tokenizer = published_tokenizer(settings, tmp_path)
+    chat = Chat(tokenizer, "2025-08-05")
+    assert chat.kind == "plain"  # without a template that knows channels or thinking
+    for end in settings.ends:
+        ids = tokenizer(f"yes{end}", add_special_tokens=False)["input_ids"]
+        assert ids[-1] == tokenizer.convert_tokens_to_ids(end)
+        assert chat.read(ids).content == "yes", end
+    for token in settings.plain:
+        ids = tokenizer(f"a{token}b", add_special_tokens=False)["input_ids"]
+        assert chat.read(ids).content == f"a{token}b"
+
+
+def test_some_turn_ends_have_no_role_but_their_flag(tmp_path):
+    """The test above would say nothing if every end were among `all_special_tokens`."""
+    without_role = {}
+    for name, settings in PUBLISHED.items():
+        (tmp_path / name).mkdir()
+        known = published_tokenizer(settings, tmp_path / name).all_special_tokens
+        without_role[name] = set(settings.ends) - set(known)
+    assert without_role["gemma"] == {"<end_of_turn>"} and without_role["phi3"] == {"<|end|>"}
+    assert without_role["llama3"] == {"<|eom_id|>", "<|end_of_text|>"}
+
+
+def test_the_thinking_of_magistral_is_no_part_of_its_answer(tmp_path):
+    tags = ["[THINK]", "[/THINK]"]  # flagged as special, like all that they stand beside
+    settings = Published({"eos_token": "</s>"}, ["</s>", "[INST]", "[/INST]", *tags], ["</s>"])
+    tokenizer = published_tokenizer(settings, tmp_path)
+    tokenizer.chat_template = (
+        "{% for message in messages %}[INST]{{ message.content }}[/INST]{% endfor %}"
+        "{# An answer begins with [THINK]...[/THINK] #}"
+    )
+    ids = tokenizer("[THINK]hm[/THINK]yes</s>", add_special_tokens=False)["input_ids"]
+    reading = Chat(tokenizer, "2025-08-05").read(ids)
+    assert (reading.content, reading.thinking, reading.reached_final) == ("yes", "hm", True)
+
+
 @pytest.mark.parametrize(
     "piece", ["<|start|>", "<|channel|>", "<|message|>", "a", f"{A}hm{E}", f"{F}hm{E}"]
 )

@@ -12,10 +12,16 @@ import pytest
 import check
 import reward_functions
 from job import config
-from job.errors import CheckError
+from job.errors import CheckError, RewardError
 from job.grade_file import grade_file
 from job.grading import Grader
-from job.reward_check import check_rewards, steps_of_stages
+from job.reward_check import (
+    check_rewards,
+    few_rows,
+    first_prompts,
+    rehearse_rewards,
+    steps_of_stages,
+)
 from sandbox import Status
 from tasks import Grade, matmul, reasoning
 
@@ -184,6 +190,78 @@ def test_custom_rewards_are_called_as_in_training(job, quick_sandbox, monkeypatc
     check_rewards(dataclasses.replace(job.tasks[0], rewards=rewards), quick_sandbox)
 
 
+async def refuses(completions, **kwargs):
+    raise ConnectionError("no judge there")
+
+
+def one_a_prompt(completions, prompts, **kwargs):
+    return [0.0] * len({str(prompt) for prompt in prompts})
+
+
+def one_a_pair(completions, **kwargs):
+    """Fits a batch of one completion to each prompt, as a careless test would have it."""
+    return [0.0] * (len(completions) // 2)
+
+
+def wants_difficulty(completions, difficulty):
+    return [0.0] * len(completions)
+
+
+def logs_words(completions, log_metric, **kwargs):
+    log_metric("mood", "good")
+    return [0.0] * len(completions)
+
+
+def logs_one(completions, log_extra, **kwargs):
+    log_extra("length", [1])
+    return [0.0] * len(completions)
+
+
+BROKEN_REWARDS = [
+    (refuses, "refuses raised ConnectionError: no judge there"),
+    (one_a_prompt, "one_a_prompt returned 2 rewards for 4 completions"),
+    (one_a_pair, "one_a_pair returned 2 rewards for 4 completions"),
+    (wants_difficulty, "wants_difficulty takes difficulty, which is no column of these rows"),
+    (logs_words, "logs_words raised ValueError: could not convert string to float: 'good'"),
+    (logs_one, "logs_one raised ValueError"),
+]
+
+
+@pytest.mark.parametrize(("function", "message"), BROKEN_REWARDS)
+def test_a_reward_that_training_would_refuse_is_refused_before(
+    function, message, sandbox, monkeypatch
+):
+    monkeypatch.setattr(reward_functions, function.__name__, function, raising=False)
+    # No answers are known to these rows, so nothing else would call the functions.
+    options = config.load_config(None, ["task.type=jsonl", f"task.rewards=[{function.__name__}]"])
+    with pytest.raises(RewardError, match=f"reward function {message}"):
+        rehearse_rewards(options.tasks, few_rows(options.tasks), sandbox)
+
+
+def test_a_dry_run_and_a_check_call_the_reward_functions(monkeypatch, run_job, capsys):
+    monkeypatch.setattr(reward_functions, "one_a_prompt", one_a_prompt, raising=False)
+    arguments = ["--config", "configs/tiny.yaml", "task.type=jsonl", "task.rewards=[one_a_prompt]"]
+    result = run_job("--dry-run", *arguments)
+    assert result.returncode == 3
+    assert "one_a_prompt returned 2 rewards for 4 completions" in result.stderr
+    monkeypatch.chdir(ROOT)
+    assert check.main(arguments) == 3
+    assert "one_a_prompt returned 2 rewards for 4 completions" in capsys.readouterr().err
+
+
+def test_the_batch_has_two_prompts_of_each_task(sandbox):
+    mixture = (matmul.Options(type="matmul"), reasoning.Options(type="reasoning"))
+    rows = few_rows(mixture)
+    chosen = first_prompts(mixture, rows)
+    assert [row["task"] for row in chosen] == ["matmul", "reasoning", "reasoning"]
+    assert set(chosen[0]) == set(chosen[1])  # a column that a task lacks is None in its rows
+    line = rehearse_rewards(mixture, rows, sandbox)
+    assert line.endswith("tried on 9 completions to 3 prompts")
+    assert rehearse_rewards(mixture, rows, sandbox, with_programs=False).startswith(
+        "rewards: function_works, no_cheating, correctness_check, speed_check, correct_conclusion"
+    )
+
+
 def test_columns_of_a_row_do_not_replace_what_reward_functions_get(job, sandbox):
     row = {
         "completion": matmul.REFERENCE,
@@ -311,6 +389,7 @@ def acceptable(row, graded, reference_total):
     return True  # either, contained
 
 
+@pytest.mark.slow
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(
     patient_sandbox, impatient_sandbox, tmp_path
 ):

@@ -3,8 +3,10 @@
 These tests are skipped where there is no engine or no image.
 """
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -15,6 +17,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCKER = os.environ.get("DOCKER", "docker")
+# A client without buildx builds with BuildKit only up to version 20
+DOCKER_WITH_BUILDKIT = "/usr/bin/docker" if Path("/usr/bin/docker").exists() else DOCKER
 
 
 def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,7 +83,8 @@ def test_an_ordinary_user_trains_and_owns_the_outputs(someone):
     assert {path.stat().st_uid for path in folder.rglob("*")} == {uid}
 
 
-def test_docker_stop_saves_a_checkpoint(someone, container: str):
+@pytest.mark.parametrize("signal_name, status", [("stop", 143), ("HUP", 129)])
+def test_a_stopped_container_saves_a_checkpoint(someone, container: str, signal_name, status):
     folder, _, as_user = someone
     environment = os.environ | {"DOCKER_ARGS": f"--name {container}"}
     with (folder / "log").open("w") as log:
@@ -92,11 +97,124 @@ def test_docker_stop_saves_a_checkpoint(someone, container: str):
         metrics = folder / "repo/gpt-oss-grpo/tiny/metrics.jsonl"
         while not (metrics.exists() and metrics.read_text()) and training.poll() is None:
             time.sleep(0.5)
-        # Docker kills it after the --stop-timeout of train.sh, and the status is 137 then
-        docker("stop", container)
-        status = training.wait()
-    assert status == 143, (folder / "log").read_text()
+        if signal_name == "stop":
+            # Docker kills it after the --stop-timeout of train.sh, and the status is 137 then
+            docker("stop", container)
+        else:
+            training.send_signal(signal.SIGHUP)  # a lost terminal tells the client
+        ended = training.wait()
+    assert ended == status, (folder / "log").read_text()
     assert list(metrics.parent.glob("checkpoint-*/trainer_state.json"))
+
+
+def test_a_job_has_no_network_and_no_secret_that_anyone_can_see(someone, container: str):
+    """The fetch step has the token: this one is told by its own line that there is nothing to
+    download, so the token goes nowhere."""
+    folder, _, as_user = someone
+    secrets = {"HF_TOKEN": "hf_s3cret", "WANDB_API_KEY": "hf_s3cret", "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | secrets | {"DOCKER_ARGS": f"--name {container}"}
+    training = subprocess.Popen(
+        train_command(as_user, folder, 1000),
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    metrics = folder / "repo/gpt-oss-grpo/tiny/metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text()) and training.poll() is None:
+        time.sleep(0.5)
+    inspected = docker("inspect", container).stdout
+    processes = docker("top", container, "-eo", "args").stdout
+    inside = docker("exec", container, "sh", "-c", "cat /proc/*/environ; ls /sys/class/net").stdout
+    docker("stop", container)
+    said = training.communicate()[0]
+    (settings,) = json.loads(inspected)
+    host = settings["HostConfig"]
+    assert host["NetworkMode"] == "none" and host["ReadonlyRootfs"] and host["PidsLimit"] == 8192
+    assert host["Memory"] > 10**9 and host["CapDrop"] == ["ALL"]
+    assert inside.split()[-1] == "lo" and "HF_HUB_OFFLINE=1" in inside
+    written = "".join(
+        path.read_bytes().decode("latin-1")
+        for path in (folder / "repo/gpt-oss-grpo").rglob("*")
+        if path.is_file()
+    )
+    assert metrics.exists() and "train.py" in processes
+    for text in (inspected, processes, inside, said, written):
+        assert "s3cret" not in text
+
+
+def test_out_of_memory_is_told_with_the_limit(someone):
+    folder, _, as_user = someone
+    done = subprocess.run(
+        train_command(as_user, folder, 2),
+        env=os.environ | {"MEMORY": "150m", "HF_HUB_OFFLINE": "1"},
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 137, done.stdout + done.stderr
+    assert "out of main memory: the container has a limit of 157 MB" in done.stderr
+
+
+def test_a_read_only_root_and_two_mounts_are_enough(someone, container: str):
+    folder, uid, _ = someone
+    for name in ("out", "cache"):
+        (folder / name).mkdir()
+        os.chown(folder / name, uid, uid)
+    words = "--config configs/tiny.yaml grpo.max_steps=1 evaluate.before=false evaluate.after=false"
+    mounts = []
+    for name, target in (("out", "/app/gpt-oss-grpo"), ("cache", "/cache")):
+        mounts += ["--mount", f'type=bind,"source={folder / name}",target={target}']
+    done = docker(
+        *f"run --rm --init --name {container} --network none --user {uid}:{uid}".split(),
+        *["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"],
+        *mounts,
+        *f"--env CUDA_VISIBLE_DEVICES= {IMAGE} train.py {words}".split(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "out/tiny/final_model").is_dir()
+
+
+def test_nothing_of_ones_own_goes_into_the_image(someone, tmp_path: Path):
+    folder, _, _ = someone
+    repo = folder / "repo"
+    for name in ("hf_token.txt", "data/rows.jsonl", "configs/token", "tasks/my/data.csv", ".env"):
+        (repo / name).parent.mkdir(parents=True, exist_ok=True)
+        (repo / name).write_text("mine")
+    subprocess.run(
+        [
+            DOCKER_WITH_BUILDKIT,
+            "build",
+            "--output",
+            str(tmp_path / "out"),
+            "--file",
+            "-",
+            str(repo),
+        ],
+        input="FROM scratch\nCOPY . /\n",
+        text=True,
+        check=True,
+        capture_output=True,
+        env=os.environ | {"DOCKER_BUILDKIT": "1"},
+    )
+    found = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*")}
+    assert {
+        name for name in found if (tmp_path / "out" / name).read_text("latin-1") == "mine"
+    } == set()
+    tracked = subprocess.run(
+        ["git", "ls-files", "*.py", "job", "sandbox", "tasks", "configs", "tiny_model", "*.lock"],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+    ).stdout.split("\n")
+    outside = ("tests/", "benchmarks/", "cluster/", "docs/")
+    needed = {
+        name
+        for name in filter(None, tracked)
+        if not name.startswith(outside)
+        and not name.endswith(".md")
+        and not (name.startswith("tiny_model") and name.endswith(".py"))
+    }
+    assert needed - found == set()
 
 
 def test_a_locked_down_container_of_any_uid_without_a_home(container: str):

@@ -452,7 +452,8 @@ def test_a_run_without_final_model_gives_its_last_checkpoint(dense_run, in_this_
     for step in (8, 10, 9):
         checkpoint = dense_run / f"checkpoint-{step}"
         shutil.copytree(dense_run / "final_model", checkpoint)
-        (checkpoint / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        state = {"global_step": step, "max_steps": 20, "log_history": []}
+        (checkpoint / "trainer_state.json").write_text(json.dumps(state))
     shutil.rmtree(dense_run / "final_model")
     (dense_run / "checkpoint-10" / "trainer_state.json").write_text("{")  # its save was killed
     made = exporting.export(dense_run, "lora")

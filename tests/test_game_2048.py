@@ -652,34 +652,35 @@ def test_the_mean_of_the_best_tiles_is_reported(sandbox):
 @pytest.mark.slow
 def test_the_corpus_gets_acceptable_verdicts_in_the_right_order(sandbox, patient_sandbox, tmp_path):
     job = config.load_config(None, ["task.type=game_2048"])
+    # Honest programs play to the end, on however busy a machine.
     budgets = ["task.move_timeout_s=300", "task.game_timeout_s=600"]
     patient_job = config.load_config(None, ["task.type=game_2048", *budgets])
-    corpus = [row for row in CORPUS if row["task"] == "game_2048"]
-    rows = [
-        {**row, "completion": row["completion"].replace("@@LEAK@@", str(tmp_path))}
-        for row in corpus
-    ]
-    rows.sort(key=lambda row: row["expect"] == "legit")
-    lines = [json.dumps({"id": row["id"], "completion": row["completion"]}) for row in rows]
-    # They play to the end, on however busy a machine
-    winners = sum(row["expect"] == "legit" for row in rows)
-    others = [
-        *(json.dumps({"completion": text}) for text in (*game_2048.WRONG, *game_2048.CHEAT)),
-        *lines[:-winners],
-    ]
-    honest = [*lines[-winners:], json.dumps({"completion": game_2048.REFERENCE})]
-    graded = [*grade_file(others, job, sandbox, None)]
-    graded += grade_file(honest, patient_job, patient_sandbox, None)
-    verdicts = [json.loads(line) for line in graded]
-    reference = verdicts[-1]
-    assert len(rows) > 30 and reference["correct"]
-    for row, verdict in zip(rows, verdicts[-1 - len(rows) : -1], strict=True):
-        assert row["id"] == verdict["id"] and acceptable(row, verdict, reference["total"]), (
-            row["note"],
-            verdict,
-        )
+    # Slow ones meet the limit in every game: some boards are lost before the default of 18 s.
+    strict_job = config.load_config(None, ["task.type=game_2048", "task.game_timeout_s=2"])
+    verdicts = {}
+    for row in CORPUS:
+        if row["task"] != "game_2048":
+            continue
+        completion = row["completion"].replace("@@LEAK@@", str(tmp_path))
+        line = json.dumps({"id": row["id"], "completion": completion})
+        if row["expect"] == "legit":
+            graded = grade_file([line], patient_job, patient_sandbox, None)
+        elif row["expect"] == "timeout":
+            graded = grade_file([line], strict_job, sandbox, None)
+        else:
+            graded = grade_file([line], job, sandbox, None)
+        verdicts[row["id"]] = (row, json.loads(next(graded)))
+    known = [json.dumps({"completion": text}) for text in (*game_2048.WRONG, *game_2048.CHEAT)]
+    known_verdicts = [json.loads(line) for line in grade_file(known, job, sandbox, None)]
+    reference_line = json.dumps({"completion": game_2048.REFERENCE})
+    reference = json.loads(next(grade_file([reference_line], patient_job, patient_sandbox, None)))
+
+    assert len(verdicts) > 30 and reference["correct"]
+    for row, verdict in verdicts.values():
+        assert acceptable(row, verdict, reference["total"]), (row["note"], verdict)
     assert list(tmp_path.iterdir()) == []
-    assert_totals_in_order(verdicts)
+    corpus_verdicts = [verdict for _, verdict in verdicts.values()]
+    assert_totals_in_order([*known_verdicts, *corpus_verdicts, reference])
 
 
 def test_what_a_strategy_remembers_lasts_for_all_games(sandbox):

@@ -7,9 +7,11 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import tasks
+from job import grading_pool
 from job.errors import GradeError
 from job.grading import Grader
 from job.grading_pool import GradingPool
@@ -37,6 +39,16 @@ def grade(completion, row, options, sandbox, rng):
         print("printed by the task")
     if completion == "raise":
         raise KeyError("no such thing")
+    if completion == "number":
+        return 0.5
+    if completion == "word":
+        return Grade("ok")
+    if completion == "percent":
+        return Grade(Status.OK, passed=50)
+    if completion == "one cheat":
+        return Grade(Status.OK, cheating="looked at the answer")
+    if completion == "function in data":
+        return Grade(Status.OK, data={"score": lambda: 1})
     if completion == "program":
         with sandbox.open("def f(x): return x + 1", "f") as program:
             return Grade(Status.OK, correct=program.call([1]).value == 2)
@@ -93,6 +105,23 @@ def test_what_a_task_raises_is_told(hostile, pool):
         GradeError, match=r"grade raised KeyError: .* \(hostile_task.py:\d+\)\non the .*'raise'"
     ):
         grader.grade(["raise"], [{}])
+    assert grader.grade(["fine"], [{}])[0].correct
+
+
+@pytest.mark.parametrize(
+    ("completion", "message"),
+    [
+        ("number", r"grade returned 0.5 \(float\), not a tasks.Grade"),
+        ("word", "grade returned a Grade whose status is 'ok', not one of sandbox.Status"),
+        ("percent", "grade returned a Grade whose `passed` is 50, not from 0 to 1"),
+        ("one cheat", "grade returned a Grade whose `cheating` is 'looked at the answer', not a"),
+        ("function in data", "grade returned a Grade that cannot be sent to another process: "),
+    ],
+)
+def test_a_grade_that_is_none_is_the_tasks_fault(hostile, pool, completion, message):
+    grader = Grader([hostile], pool)
+    with pytest.raises(GradeError, match=f"^task hostile_task: {message}.*\non the completion"):
+        grader.score([completion], [{}])
     assert grader.grade(["fine"], [{}])[0].correct
 
 
@@ -177,3 +206,18 @@ def test_hostile_text_stalls_no_task(name):
     assert len(grades) == len(texts)
     assert not any(grade.correct for grade in grades)
     assert Status.TIMEOUT not in {grade.status for grade in grades}
+
+
+def test_a_signal_to_every_process_leaves_the_graders_to_the_trainer(hostile, pool):
+    def graders():
+        answers = Grader([hostile], pool).grade(["a", "b", "program"], [{}, {}, {}])
+        assert answers[2].correct  # its sandbox lives as well
+        return {answer.data["pid"] for answer in answers[:2]}
+
+    before = graders()
+    for child in psutil.Process().children():
+        if str(grading_pool.WORKER) in child.cmdline():
+            for process in (child, *child.children(recursive=True)):
+                for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
+                    process.send_signal(number)
+    assert graders() & before

@@ -21,7 +21,9 @@ class FakeHub(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self.answer(401, {"error": "Invalid user token."})
         elif self.path == "/api/whoami-v2":
-            self.answer(200, {"name": "me", "type": "user"})
+            token = {"role": self.server.role}
+            user = {"name": "me", "orgs": [{"name": "ours"}], "auth": {"accessToken": token}}
+            self.answer(200, user)
         elif self.repository() in self.server.repositories:
             private = self.server.repositories[self.repository()]
             self.answer(200, {"id": self.repository(), "private": private, "siblings": []})
@@ -72,7 +74,7 @@ class FakeHub(BaseHTTPRequestHandler):
 def server(monkeypatch, tmp_path):
     running = ThreadingHTTPServer(("127.0.0.1", 0), FakeHub)
     running.address = f"http://127.0.0.1:{running.server_port}"
-    running.repositories, running.files = {}, {}
+    running.repositories, running.files, running.role = {}, {}, "write"
     threading.Thread(target=running.serve_forever, daemon=True).start()
     for name in ("HF_TOKEN", "HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -125,3 +127,18 @@ def test_what_the_hub_refuses_is_one_line(server, monkeypatch, tmp_path):
     server.server_close()
     with pytest.raises(ExportError, match="the Hub does not take me/model.*the export is in"):
         hub.upload(tmp_path, "me/model", public=False)
+
+
+@pytest.mark.parametrize(
+    ("repo", "role", "message"),
+    [
+        ("others/model", "write", "others/model: this token writes to repositories of me, ours al"),
+        ("model", "read", "the token may only read"),
+        ("open", "write", "me/open exists and is public"),  # a name alone is the user's own
+    ],
+)
+def test_a_token_that_may_not_write_there_is_refused(server, monkeypatch, repo, role, message):
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.role, server.repositories["me/open"] = role, False
+    with pytest.raises(ConfigError, match=message):
+        hub.check_access(repo, public=False)

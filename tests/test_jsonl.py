@@ -20,7 +20,9 @@ from job.reward_check import check_rewards
 from job.rows import mixed_rows
 from sandbox import verifier
 from tasks import jsonl
-from tasks.jsonl import Options, check_rows
+from tasks.data import columns, sources
+from tasks.data.mistakes import Mistakes
+from tasks.jsonl import Options
 
 ROOT = Path(__file__).parent.parent
 
@@ -123,19 +125,34 @@ def test_numbers_and_texts_may_mix_in_answers_only(tmp_path):
     rows = jsonl.rows(options(write(tmp_path / "a.jsonl", *mixed), num_rows=None))
     assert [row["answer"] for row in rows] == ["1", "1/2", "yes", None]
     path = write(
-        tmp_path / "b.jsonl",
-        {"prompt": "x", "answer": 1, "n": 1},
-        {"prompt": "x", "answer": 1, "n": "one"},
+        tmp_path / "b.jsonl", {"prompt": "x", "answer": 1}, {"prompt": "x", "answer": ["a"]}
     )
-    with pytest.raises(ValueError, match="column n: its values are of different kinds"):
+    with pytest.raises(ValueError, match="column answer: its values are of different kinds"):
         options(path)
-    path = write(
-        tmp_path / "c.jsonl",
-        {"prompt": "x", "answer": 1, "n": {"a": 1}},
-        {"prompt": "x", "n": {"b": 1}},
-    )
-    with pytest.raises(ValueError, match="jsonl:1: column n has another form"):
-        options(path)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1, "one"],
+        [{"a": 1}, {"b": [2]}],
+        [[1], None, "x"],
+        [2**70, 1],
+        [[], {}],
+        [2**53 + 1, 0.5],
+    ],
+)
+def test_a_column_that_no_table_holds_is_passed_on_as_json(tmp_path, capsys, values):
+    tasks.note_once.cache_clear()
+    rows = [{"prompt": "x", "answer": 1, "n": value, "kept": [1]} for value in values]
+    settings = options(write(tmp_path / "b.jsonl", *rows), num_rows=None)
+    read = jsonl.rows(settings)
+    texts = [row["n"] for row in read]
+    assert [None if text is None else json.loads(text) for text in texts] == values
+    assert [row["kept"] for row in read] == [[1]] * len(values)
+    assert jsonl.json_columns(settings) == ("n",)
+    assert "n: of different kinds" in capsys.readouterr().err
+    assert [row["n"] for row in Dataset.from_list(read).to_list()] == texts
 
 
 USER = {"role": "user", "content": "x"}
@@ -172,11 +189,16 @@ def test_a_mistake_is_told_with_its_line(tmp_path, row, message):
         options(path)
 
 
-def test_mistakes_come_together_up_to_twenty_and_as_a_config_error(tmp_path):
-    path = write(tmp_path / "a.jsonl", *["nope"] * 30)
+def test_mistakes_are_grouped_and_come_as_a_config_error(tmp_path):
+    lines = [{"prompt": "x"}, *["nope"] * 30, {"answer": 1}, {"answer": 2}]
+    path = write(tmp_path / "a.jsonl", *lines)
     with pytest.raises(ConfigError) as error:
         config.load_config(None, ["task.type=jsonl", f"task.data={path}"])
-    assert str(error.value).count("not JSON") == 20
+    first, second = error.value.mistakes
+    places = ", ".join(f"{path}:{line}" for line in (2, 3, 4))
+    assert first.startswith("task.data: ") and f"(30 rows: {places}, ...)" in first
+    assert f"(2 rows: {path}:32, {path}:33)" in second
+    assert "the columns are ['answer']" in second and "task.columns, as in {prompt: " in second
 
 
 SOLVED = {"prompt": "x", "answer": "She has 3 + 4 of them.\n#### 7"}
@@ -255,7 +277,8 @@ def test_an_empty_file_is_told(tmp_path):
 
 @given(st.floats(0.0, 0.95), st.integers(2, 40))
 def test_the_split_is_stable_and_leaks_no_prompt(share, count):
-    rows = check_rows((str(i), {"prompt": f"q{i % 30}", "answer": i}) for i in range(count))
+    placed = ((str(i), {"prompt": f"q{i % 30}", "answer": i}) for i in range(count))
+    rows = columns.read_table(placed, columns.Wishes(), "rows", Mistakes()).rows
     split = jsonl.hold_out(rows, share)
     assert split == jsonl.hold_out(rows, share)
     training, held_out = split
@@ -283,7 +306,9 @@ def test_cut_rows_are_told_once(tmp_path, capsys):
 def no_rows_of_other_tests():
     """What a test lets the Hub hold is not there for the next test."""
     yield
-    jsonl.read_hub.cache_clear()
+    sources.load_split.cache_clear()
+    jsonl.read_split.cache_clear()
+    jsonl.row_count.cache_clear()
 
 
 def test_a_dataset_of_the_hub(monkeypatch):

@@ -13,7 +13,7 @@ LAYERS = ["sandbox", "tasks", "reward_functions", "job", *SCRIPTS]
 FILES = [
     *ROOT.glob("*.py"),
     *ROOT.glob("job/**/*.py"),
-    *ROOT.glob("tasks/*.py"),
+    *ROOT.glob("tasks/**/*.py"),
     *ROOT.glob("sandbox/**/*.py"),
 ]
 

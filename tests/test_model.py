@@ -14,7 +14,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
-from job import config, model, rules
+from job import config, model, model_checks, rules
 from job.batches import batch_plan
 from job.config import load_config as load
 from job.errors import ConfigError
@@ -382,13 +382,13 @@ def test_keys_that_unsloth_ignores_are_named(monkeypatch):
             "grpo.use_adaptive_entropy=true",
         ],
     )
-    monkeypatch.setattr(model, "choose_backend", lambda config: "unsloth")
+    monkeypatch.setattr(model_checks, "choose_backend", lambda config: "unsloth")
     ignored = ["grpo.top_entropy_quantile", "grpo.use_adaptive_entropy"]
-    assert [notice.split(":")[0] for notice in model.check_model(job)] == ignored
+    assert [notice.split(":")[0] for notice in model_checks.check_model(job)] == ignored
     with pytest.raises(ConfigError, match="grpo.router_aux_loss_coef: Unsloth cannot compute"):
-        model.check_model(load(tiny, ["grpo.router_aux_loss_coef=0.1"]))
-    monkeypatch.setattr(model, "choose_backend", lambda config: "transformers")
-    assert model.check_model(job) == []
+        model_checks.check_model(load(tiny, ["grpo.router_aux_loss_coef=0.1"]))
+    monkeypatch.setattr(model_checks, "choose_backend", lambda config: "transformers")
+    assert model_checks.check_model(job) == []
 
 
 def mixture_of_experts(folder):
@@ -414,16 +414,16 @@ def test_modules_of_experts_that_peft_finds_in_fused_parameters_are_let_through(
 
     def check(modules):
         job = load(tiny, [*fused, "model.backend=transformers", f"lora.target_modules={modules}"])
-        model.check_targets(job.model, job.lora)
+        model_checks.check_targets(job.model, job.lora)
 
     check("[q_proj, gate_proj, up_proj, down_proj]")
     job = load(tiny, [*fused, "lora.target_modules=[q_proj, gate_proj, up_proj, down_proj]"])
     adapter = LoraConfig(r=job.lora.r, target_modules=job.lora.target_modules)
     built = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(job.model.path))
     get_peft_model(built, adapter).save_pretrained(tmp_path / "checkpoint")
-    model.check_adapter(tmp_path / "checkpoint", job.lora)  # such a run can be resumed
+    model_checks.check_adapter(tmp_path / "checkpoint", job.lora)  # such a run can be resumed
     with pytest.raises(ConfigError, match="lora.target_modules: .*'k_proj'.* was trained with"):
-        model.check_adapter(
+        model_checks.check_adapter(
             tmp_path / "checkpoint", dataclasses.replace(job.lora, target_modules=["k_proj"])
         )
     with pytest.raises(ConfigError, match="lora.target_modules: .*without also targeting up_proj"):
@@ -457,7 +457,7 @@ def test_what_a_run_has_saved_is_loaded_again(tmp_path):
     expected = trained.eval()(ids).logits
     folder = RunFolder(job)
     with folder:
-        folder.begin(job, fresh=True)
+        folder.begin(job, checkpoint=None)
         folder.save_final(trained, tokenizer)
     again, _ = model.load_trained(folder.final_model)
     assert torch.equal(again(ids).logits, expected)

@@ -25,7 +25,7 @@ def trained_run(tmp_path_factory):
     job = load_config(TINY, keys)
     model, tokenizer = load_model(job.model, job.lora)
     with RunFolder(job) as opened:
-        opened.begin(job, fresh=True)
+        opened.begin(job, checkpoint=None)
         opened.save_final(model, tokenizer)
     return folder
 

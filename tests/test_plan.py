@@ -156,15 +156,13 @@ def test_the_plan_shows_what_an_algorithm_sets(chat):
 def test_a_dry_run_for_processes_that_nobody_started(processes, run_job, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.delenv("RANK", raising=False)
-    batch = ["grpo.per_device_train_batch_size=1", "grpo.gradient_accumulation_steps=1"]
-    run = run_job("--dry-run", "--config", TINY, *batch, f"grpo.num_generations={processes}")
+    run = run_job("--dry-run", "--config", TINY)
     assert run.returncode == 0, run.stderr
-    assert (
-        f"{processes} completions of 1 prompt, " in run.stdout
-        and f"each of {processes} devices" in run.stdout
-    )
+    # The batch of the config, whatever the number of processes
+    assert "an optimizer step: 16 completions of 2 prompts, 8 each; " in run.stdout
+    assert f"each of {processes} devices takes {16 // processes} completions" in run.stdout
     assert "was changed to" not in run.stderr
-    run = run_job("--config", TINY, *batch, f"grpo.num_generations={processes}")
+    run = run_job("--config", TINY)
     assert run.returncode == 2 and "RANK is not set: start the job with torchrun" in run.stderr
 
 

@@ -1,21 +1,38 @@
 """reward_functions.py: grades to numbers, and the user's own functions kept honest."""
 
+import asyncio
+import contextlib
+import importlib
 import inspect
 import itertools
+import json
 import re
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from trl.trainer.utils import is_async_callable
 
 import reward_functions
 import tasks
+from job import rewards
 from job.errors import RewardError
-from job.grading import Grader, checked, resolve, shares
+from job.grading import Grader, shares
+from job.rewards import checked, named, resolve
 from reward_functions import speed_score
 from sandbox import Status
 from tasks import Grade, game_2048, matmul
+
+ROOT = Path(__file__).parent.parent
 
 
 def completion(text):
@@ -285,7 +302,9 @@ def test_names_reach_the_logs(grader):
             lambda completions: [float("nan"), 1.0],
             r"returned nan \(float\), not a finite float, for 'one'",
         ),
-        (lambda completions: [True, 1.0], "returned True"),
+        (lambda completions: [10**400, 1.0], "returned 1000"),
+        (lambda completions: {0: 1.0, 1: 0.0}, "returned {0: 1.0, 1: 0.0}, not a list"),
+        (lambda completions: "12", "returned '12', not a list"),
         (lambda completions: 5, "returned 5, not a list with a number for each completion"),
         (
             lambda completions, answer: [0.0],
@@ -303,8 +322,262 @@ def test_a_faulty_reward_function_is_named(function, message):
         checked(function, {"completions": [completion("one"), completion("two")]})
 
 
-def test_none_and_integers_are_rewards():
-    assert checked(lambda completions: [None, 3], {"completions": [[], []]}) == [None, 3]
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([None, 3], [None, 3.0]),
+        ([True, False], [1.0, 0.0]),
+        (np.array([0.5, 1]), [0.5, 1.0]),
+        (np.array([True, False]), [1.0, 0.0]),
+        (torch.tensor([0.5, 1]), [0.5, 1.0]),
+        ((number for number in (1, 2)), [1.0, 2.0]),
+    ],
+)
+def test_numbers_of_any_kind_are_rewards(rewards, expected):
+    assert checked(lambda completions: rewards, {"completions": [[], []]}) == expected
+
+
+ASYNC_REWARDS = """
+import asyncio, functools
+
+together = asyncio.Event()
+loops = set()
+
+async def first(completions, **kwargs):
+    loops.add(asyncio.get_running_loop())
+    await asyncio.wait_for(together.wait(), 30)  # second sets it: they must run at the same time
+    return [1.0] * len(completions)
+
+async def second(completions, **kwargs):
+    together.set()
+    return [2.0] * len(completions)
+
+def scaled(completions, factor, **kwargs):
+    return [factor] * len(completions)
+
+half = functools.partial(scaled, factor=0.5)
+
+class Fixed:
+    def __init__(self, reward):
+        self.reward = reward
+
+    def __call__(self, completions, **kwargs):
+        return [self.reward] * len(completions)
+
+class AsyncFixed(Fixed):
+    async def __call__(self, completions, **kwargs):
+        return [self.reward] * len(completions)
+
+three, four = Fixed(3.0), AsyncFixed(4.0)
+five = functools.partial(second)
+short = lambda completions: [6.0] * len(completions)
+
+async def broken(completions, **kwargs):
+    return [1 / (completion[0]["content"] != "two") for completion in completions]
+
+async def too_few(completions, **kwargs):
+    return [1.0]
+
+def number(completions, **kwargs): ...
+number = 5
+"""
+
+
+@pytest.fixture
+def kinds(tmp_path, monkeypatch):
+    """A module with reward functions of every kind."""
+    (tmp_path / "kinds.py").write_text(ASYNC_REWARDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "kinds", raising=False)
+    return importlib.import_module("kinds")
+
+
+def test_any_callable_is_a_reward_function_and_async_ones_run_together(kinds, sandbox):
+    names = ["first", "second", "half", "three", "four", "five", "short"]
+    options = matmul.Options(type="matmul", rewards=[f"kinds:{name}" for name in names])
+    grader = Grader([options], sandbox)
+    assert [function.__name__ for function in grader.reward_functions()] == names
+    for _ in range(2):  # a second batch finds the loop of the first
+        for scored in grader.score(["", "x"], [{}, {}]):
+            assert list(scored.rewards.values()) == [1.0, 2.0, 0.5, 3.0, 4.0, 2.0, 6.0]
+    assert len(kinds.loops) == 1
+
+
+def test_threads_that_ask_at_once_get_one_event_loop(monkeypatch):
+    makes_loop = asyncio.new_event_loop
+
+    def slow_loop():
+        time.sleep(0.05)  # so that the other threads ask before it is there
+        return makes_loop()
+
+    monkeypatch.setattr(asyncio, "new_event_loop", slow_loop)
+    rewards._start_event_loop.cache_clear()
+    with ThreadPoolExecutor(8) as threads:
+        loops = {id(loop) for loop in threads.map(lambda _: rewards.event_loop(), range(8))}
+    assert len(loops) == 1
+
+
+def test_trl_runs_async_functions_as_such(kinds):
+    bound = Grader([matmul.Options(type="matmul")], CountingSandbox()).bind
+    assert is_async_callable(bound(resolve("kinds:first"), {"matmul"}))
+    assert is_async_callable(bound(resolve("kinds:four"), {"matmul"}))
+    assert not is_async_callable(bound(resolve("kinds:three"), {"matmul"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("broken", r"broken raised ZeroDivisionError.*\(kinds.py:\d+\)\n.*1 of 2: 'two'"),
+        ("too_few", "too_few returned 1 rewards for 2 completions"),
+    ],
+)
+def test_a_faulty_async_function_is_named(name, message, kinds):
+    with pytest.raises(RewardError, match=f"reward function {message}"):
+        checked(resolve(f"kinds:{name}"), {"completions": [completion("one"), completion("two")]})
+
+
+def test_an_async_function_that_hangs_is_named_and_left():
+    cancelled = threading.Event()
+
+    async def judge(completions):
+        try:
+            await asyncio.sleep(600)
+        finally:
+            cancelled.set()
+
+    async def impatient(completions):
+        raise TimeoutError("no reply")
+
+    arguments = {"completions": [completion("one")]}
+    with pytest.raises(RewardError, match=r"^reward function judge took more than 0.05 s"):
+        checked(judge, arguments, timeout_s=0.05)
+    assert cancelled.wait(60)
+    with pytest.raises(RewardError, match="impatient raised TimeoutError: no reply"):
+        checked(impatient, arguments, timeout_s=600)
+
+
+def test_a_plain_function_that_hangs_is_named():
+    def judge(completions):
+        time.sleep(600)
+
+    with pytest.raises(RewardError, match=r"judge took more than 0.05 s .*test_reward_functions"):
+        checked(judge, {"completions": [completion("one")]}, timeout_s=0.05)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("kinds:Fixed", "kinds:Fixed is a class; make an object of it in kinds"),
+        ("kinds:number", "kinds:number is 5, which cannot be called"),
+        ("kinds:brokn", "no function 'brokn' in kinds; did you mean broken"),
+    ],
+)
+def test_what_cannot_be_a_reward_function_is_refused(name, message, kinds):
+    with pytest.raises(ValueError, match=message):
+        resolve(name)
+
+
+# ---- the judge of docs/rewards.md
+
+
+class JudgeHandler(BaseHTTPRequestHandler):
+    """Marks an answer by its length. `script` holds the statuses of the first replies; `late` makes
+    every reply come too late."""
+
+    def do_POST(self):
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.seen.append(self.headers["Authorization"])
+            server.running += 1
+            server.most = max(server.most, server.running)
+            status = server.script.pop(0) if server.script else 200
+        time.sleep(server.takes_s)
+        with server.lock:
+            server.running -= 1
+        answer = body["messages"][0]["content"].split("Answer: ")[1].split("\n")[0]
+        said = f"I give it {len(answer)}." if answer else "No."
+        reply = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(reply)))
+        self.end_headers()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.wfile.write(reply)
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def judge_server():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), JudgeHandler)
+    server.lock, server.seen, server.script = threading.Lock(), [], []
+    server.running = server.most = 0
+    server.takes_s = 0.02
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def make_judge(judge_server, monkeypatch):
+    """Makes the judge that docs/rewards.md shows, which asks the local server."""
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", page.split("## A judge by HTTP")[1], re.DOTALL)[1]
+    monkeypatch.setenv("JUDGE_API_KEY", "secret")
+    namespace = {"__name__": "judge"}
+    exec(code, namespace)
+
+    def make_judge(**options):
+        address = f"http://127.0.0.1:{judge_server.server_port}/v1/chat/completions"
+        return named(namespace["Judge"](address, "m", wait_s=0.01, **options), "judge")
+
+    return make_judge
+
+
+def asked(answers):
+    return {
+        "completions": [completion(answer) for answer in answers],
+        "prompts": [[{"role": "user", "content": "Why?"}] for _ in answers],
+    }
+
+
+def test_the_judge_marks_each_answer_and_bounds_how_many_it_asks_for(make_judge, judge_server):
+    judge = make_judge(at_once=3)
+    answers = ["a" * (i % 8 + 1) for i in range(20)] + [""]
+    marks = checked(judge, asked(answers))
+    assert marks == [*((i % 8 + 1) / 10 for i in range(20)), None]
+    assert 1 < judge_server.most <= 3 and set(judge_server.seen) == {"Bearer secret"}
+    assert checked(judge, asked(["aaaa"])) == [0.4]  # the same connections serve the next batch
+
+
+def test_the_judge_tries_again_where_that_may_help(make_judge, judge_server):
+    judge_server.script = [503, 429]
+    assert checked(make_judge(tries=3), asked(["aa"])) == [0.2]
+    assert len(judge_server.seen) == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "takes_s", "message", "requests"),
+    [
+        ([503] * 99, 0, "status 503", 4),
+        ([401] * 99, 0, "status 401", 2),  # the same key would be refused again
+        ([], 0.6, "ReadTimeout", 4),
+    ],
+)
+def test_the_judge_says_why_there_is_no_mark(
+    make_judge, judge_server, script, takes_s, message, requests
+):
+    judge_server.script, judge_server.takes_s = script, takes_s
+    judge = make_judge(tries=2, timeout_s=0.3)
+    with pytest.raises(
+        RewardError, match=f"RuntimeError: the judge at http.* gives no mark: {message}"
+    ):
+        checked(judge, asked(["aa"]))
+    assert len(judge_server.seen) == requests  # once more to find the completion
 
 
 def test_a_function_gets_only_what_it_takes(grader, monkeypatch):

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reward_functions
 import tasks
+from job.grading import Grader
 from job.rows import mixed_rows, prompt_key, share_out
 from tasks import jsonl, matmul, prompt_injection, reasoning
 
@@ -62,6 +65,91 @@ def test_what_is_held_out_is_unseen_in_every_task(name):
     prompts = {prompt_key(row) for row in trained_on}
     if len(prompts) > 1 or name not in ("matmul", "game_2048"):
         assert not prompts & {prompt_key(row) for row in held_out}
+
+
+@pytest.mark.parametrize("name", ["jsonl", "reasoning", "code"])
+def test_one_prompt_alone_cannot_be_held_out(name, tmp_path):
+    """Only a task that draws its inputs can be evaluated on the prompt that it trains on."""
+    settings = {"num_rows": 8, "num_eval_rows": 2}
+    if name == "jsonl":
+        options = jsonl_options(tmp_path, ["one", " one"], **settings)
+    else:
+        task = tasks.load(name)
+        options = task.Options(type=name, problems=task.PROBLEMS[:1], **settings)
+    with pytest.raises(ValueError, match="none of its 1 different prompts"):
+        mixed_rows([options])
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "a ", "c", "d  e", "d e"]), min_size=4, max_size=12),
+    st.integers(1, 30),
+    st.integers(0, 2),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_rows_that_repeat_and_are_cycled_never_leak(tmp_path_factory, prompts, rows, held, share):
+    """However the rows repeat, and whichever key holds them out."""
+    settings = {"num_rows": rows, "num_eval_rows": held, "eval_share": share}
+    folder = tmp_path_factory.mktemp("rows")
+    try:
+        options = jsonl_options(folder, prompts, **settings)
+        trained_on, evaluation = mixed_rows([options])
+    except ValueError as error:
+        assert "none of its" in str(error) or "no row to train on" in str(error)
+        return
+    seen = {prompt_key(row) for row in trained_on}
+    assert trained_on and not seen & {prompt_key(row) for row in evaluation}
+    assert len(evaluation) >= (held if rows >= len(prompts) else 0)
+
+
+def test_what_one_task_holds_out_no_other_trains_on(tmp_path, capfd):
+    tasks.note_once.cache_clear()
+    own = jsonl_options(tmp_path, ["one", "two", "three"], num_rows=None, num_eval_rows=2)
+    other = reasoning.Options(
+        type="reasoning", problems=["three"], prompt_template="{question}", num_rows=2
+    )
+    trained_on, held_out = mixed_rows([own, other])
+    assert "three" in texts(trained_on) and texts(held_out) == ["two"]
+    assert "1 of 2 rows for evaluation have prompts that another task" in capfd.readouterr().err
+
+
+def test_a_column_called_task_is_the_users(tmp_path, sandbox, monkeypatch):
+    def told(completions, task, **kwargs):
+        return [float(name == "theirs") for name in task]
+
+    monkeypatch.setattr(reward_functions, "told", told, raising=False)
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x", "answer": 1, "task": "theirs"}\n')  # a number here
+    settings = {"rewards": ["told"], "num_rows": None}
+    mixture = [
+        jsonl.Options(type="jsonl", data=str(path), **settings),
+        reasoning.Options(type="reasoning", num_rows=1, rewards=["correct_conclusion"]),
+    ]
+    rows = Dataset.from_list(mixed_rows(mixture)[0]).to_list()
+    assert [row["task"] for row in rows] == ["theirs", "reasoning"]
+    assert [tasks.type_of(row) for row in rows] == ["jsonl", "reasoning"]
+    scored = Grader(mixture, sandbox, 0).score(["Answer: 345"] * 2, rows)
+    assert [item.rewards for item in scored] == [
+        {"told": 1.0, "correct_conclusion": None},
+        {"told": None, "correct_conclusion": 10.0},
+    ]
+
+
+def test_tasks_whose_columns_hold_different_kinds_of_values_are_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"prompt": "x", "answer": 1, "problem": "theirs"}\n')
+    mixture = [
+        jsonl.Options(type="jsonl", data=str(path)),
+        tasks.load("code").Options(type="code", num_rows=1),
+    ]
+    with pytest.raises(ValueError, match="column problem holds values of different kinds"):
+        mixed_rows(mixture)
+
+
+@pytest.mark.parametrize("name", sorted(tasks.RESERVED_COLUMNS))
+def test_rows_of_any_task_may_not_take_a_name_of_ours(name):
+    row = {"prompt": [{"role": "user", "content": "x"}], name: 1}
+    with pytest.raises(ValueError, match="names that the trainer itself uses"):
+        tasks.labelled(row, matmul.Options(type="matmul"))
 
 
 def test_too_many_prompts_to_hold_out_are_refused(tmp_path):

@@ -547,10 +547,25 @@ def grade(*arguments): pass
             GOOD_TASK.replace("from tasks import", "class"),
             r"its Options must be a subclass of tasks.Options",
         ),
+        (
+            GOOD_TASK.replace("*arguments", "completion, row"),
+            r"grade\(completion, row\) must take what it is called with: "
+            r"grade\(completion, row, options, sandbox, rng\)$",
+        ),
+        (GOOD_TASK.replace("def grade", "async def grade"), "grade must not be async"),
+        (GOOD_TASK.replace("rows(options)", "rows()"), r"rows\(\) must take .*: rows\(options\)"),
+        (GOOD_TASK + "grade = 5", r"grade must be a function, called as grade\(comp"),
+        (GOOD_TASK + "REWARDS = 'style'", "REWARDS must be a list of names, not 'style'"),
+        (GOOD_TASK + "WRONG = 'a text'", "WRONG must be a list of texts, not 'a text'"),
+        (GOOD_TASK + "REFERENCE = None", "REFERENCE must be a text, not None"),
+        (
+            GOOD_TASK + "class Options(Options):\n    size: int = 4",
+            r"its Options lack @dataclass\(frozen=True\)",
+        ),
     ],
 )
 def test_a_file_that_is_no_task_is_a_config_error(tmp_path, monkeypatch, text, message):
-    (tmp_path / "broken.py").write_text(text.replace("class Options", "class Options: pass"))
+    (tmp_path / "broken.py").write_text(text.replace("class Options\n", "class Options: pass\n"))
     monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "tasks.broken", raising=False)
     with pytest.raises(ConfigError, match=f"^task.type: .*{message}"):

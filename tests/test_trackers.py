@@ -1,5 +1,6 @@
 """trackers.py: where trackers write, how a run is called there, what they are told."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -84,7 +85,8 @@ def test_a_run_is_named_after_its_tasks_and_folder(tmp_path):
 
 
 def test_each_tracker_gets_the_config_without_secrets(installed, tmp_path):
-    config = config_with("tensorboard", *OTHERS, hub_token="hf_secret")
+    config = config_with("tensorboard", *OTHERS)
+    config = dataclasses.replace(config, grpo=config.grpo | {"hub_token": "hf_secret"})
     writer = mock.MagicMock()
     others = [SimpleNamespace(), SimpleNamespace(tb_writer=writer)]
     extras = TrackerExtras(config, tmp_path, others)

@@ -193,6 +193,7 @@ def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_h
         )
 
 
+@pytest.mark.slow
 def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, run_here):
     (tmp_path / "job.yaml").write_text(SCHEDULED)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -211,6 +212,7 @@ def test_resuming_in_the_midst_of_a_generated_batch_repeats_the_run(tmp_path, ru
     assert ["reward" in step for step in metrics(resumed)] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_generated_batch_of_another_shape_is_not_taken_up(tmp_path, run_here):
     job = ["task.type=reasoning", "grpo.num_iterations=2", "grpo.save_steps=1"]
     assert run_here(tmp_path, *job, "grpo.max_steps=1", fast=FAST[:2]).returncode == 0
@@ -350,6 +352,7 @@ sys.exit(code or train.main([*arguments, *resuming]))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     whole, resumed, script = tmp_path / "whole", tmp_path / "resumed", tmp_path / "twice.py"
     script.write_text(TWICE)
@@ -364,6 +367,7 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
     job = command(
         whole, "grpo.max_steps=3", "grpo.save_steps=1", "grpo.zero_std_groups=resample",
         "grpo.num_iterations=2", "grpo.max_resampling_tries=2", "grpo.max_completion_length=24",
+        "grpo.per_device_train_batch_size=8",
     )[2:]  # fmt: skip
     result = subprocess.run(
         [*torchrun, script, whole, resumed, *job],

@@ -80,7 +80,7 @@ def make_problems(rows: Sequence[Row], chat: Chat) -> list[Problem]:
     seen: Counter[str] = Counter()
     problems = []
     for row in rows:
-        name = hashlib.sha256(f"{row['task']} {prompt_key(row)}".encode()).hexdigest()[:12]
+        name = hashlib.sha256(f"{tasks.type_of(row)} {prompt_key(row)}".encode()).hexdigest()[:12]
         prompt = chat.render(row["prompt"], row["reasoning_effort"])
         number = seen[name]
         seen[name] += 1
@@ -202,7 +202,7 @@ def evaluate_group(
             {
                 "problem": problem.id,
                 "number": place % completions,
-                "task": problem.row["task"],
+                "task": tasks.type_of(problem.row),
                 "prompt": problem.prompt,
                 "question": problem.row["prompt"][-1]["content"],
                 "thinking": reading.thinking,
@@ -241,7 +241,7 @@ def judgement(item: Scored, row: Row, weights: Mapping[str, float]) -> Record:
     """What the Grade and the rewards say about one completion."""
     grade = item.grade
     measures = {}
-    for measure in measures_of(row["task"]):
+    for measure in measures_of(tasks.type_of(row)):
         measures[measure.name] = number_or_none(measure.value(grade, row))
     return {
         "status": str(grade.status),

@@ -20,8 +20,9 @@ from job.evaluation.evaluation import EvaluationFolder, Problem, Record, Sampler
 from job.grading_pool import GradingPool
 from job.model import ModelSource, find_model, load_for_inference, load_tokenizer
 from job.rollout import engine
-from job.rows import Row, fill_columns, mixed_rows, prompt_key
-from tasks import jsonl
+from job.rows import Row, fill_columns, has_fresh_inputs, mixed_rows, prompt_key
+from tasks.data import columns, sources
+from tasks.data.mistakes import Mistakes, RowMistake
 
 BASE = "base"
 DEFAULT_OUTPUT = "gpt-oss-grpo/evaluations"
@@ -81,6 +82,12 @@ def evaluate_models(names: Sequence[str], request: Request) -> list[Finished]:
         records = evaluation.read_completions(folder)
         finished.append(Finished(name, folder, result, records))
     return finished
+
+
+def configs_of(names: Sequence[str], request: Request) -> list[Config]:
+    """The configs that models are evaluated with, for what has to be downloaded first."""
+    sources = [source for source in find_models(names) if source]
+    return [with_task(source, request) for source in sources]
 
 
 def find_models(names: Sequence[str]) -> list[ModelSource | None]:
@@ -164,20 +171,24 @@ def without_task(overrides: Sequence[str]) -> list[str]:
 
 
 def rows_of_file(data: str, options: tasks.Options) -> list[Row]:
-    """All rows of a JSONL file, for a task. The columns may hold anything that the task reads.
+    """All rows of a file, for a task. The columns may hold anything that the task reads.
 
     Raises:
-        ConfigError: with each line that cannot be used.
+        ConfigError: with each kind of mistake in its lines.
     """
-    rows, mistakes = [], []
-    for place, row in jsonl.read_lines(Path(data)):
-        mistake = jsonl.mistake(row)
-        if mistake:
-            mistakes.append(f"--data: {place}: {mistake}")
-        else:
-            rows.append(tasks.labelled(jsonl.with_messages(row), options))
+    rows, mistakes = [], Mistakes()
+    try:
+        placed = list(sources.find(data, None, None, streaming=False).rows("train"))
+        layout = columns.settle([row for _, row in placed], columns.Wishes(), data)
+    except ValueError as error:
+        raise ConfigError(f"--data: {str(error).removeprefix('data: ')}") from error
+    for place, row in placed:
+        try:
+            rows.append(tasks.labelled(columns.read_row(row, layout), options))
+        except RowMistake as mistake:
+            mistakes.add(place, mistake)
     if mistakes:
-        raise ConfigError(mistakes[: jsonl.MAX_MISTAKES])
+        raise ConfigError([f"--data: {line}" for line in mistakes.lines()])
     if not rows:
         raise ConfigError(f"--data: {data} holds no row")
     return rows
@@ -195,7 +206,7 @@ def held_out_rows(config: Config, count: int | None) -> list[Row]:
         rows, held_out = mixed_rows(config.tasks)
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
-    if len({prompt_key(row) for row in rows + held_out}) == 1:
+    if has_fresh_inputs(rows + held_out, config.tasks[0]):
         return rows[:1] * (count or len(held_out) or config.evaluate.rows or len(rows))
     if held_out:
         return held_out
@@ -209,9 +220,10 @@ def held_out_rows(config: Config, count: int | None) -> list[Row]:
 def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
     """Say how many of these prompts a run has trained on."""
     with contextlib.suppress(ConfigError, ValueError):  # its data may be gone
-        trained_on = mixed_rows(load_config(source.run_config).tasks)[0]
+        mixture = load_config(source.run_config).tasks
+        trained_on = mixed_rows(mixture)[0]
         seen = {prompt_key(row) for row in trained_on}
-        if len(seen) == 1:  # one prompt, with fresh inputs for each completion
+        if has_fresh_inputs(trained_on, mixture[0]):
             return
         known = sum(prompt_key(row) in seen for row in rows)
         if known:

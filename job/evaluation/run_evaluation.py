@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from job.chat import Chat
 from job.config import Config, EvaluateOptions, note
-from job.distributed import agreed, gathered, is_first_process, rank, world_size
+from job.distributed import PATIENCE_S, agreed, gathered, is_first_process, rank, world_size
 from job.errors import ConfigError
 from job.evaluation import evaluation
 from job.evaluation.evaluation import Comparison, EvaluationFolder, Problem, Sampler
@@ -189,6 +189,7 @@ class RunEvaluation:
             folder.records = []  # all processes must decode as often
         began = time.monotonic()
         total = len(self.problems) * self.plan.completions
+        limit_s = self.grader.longest_batch_s(total) + PATIENCE_S
         disable = None if is_first_process() else True  # None: shown on a terminal only
         with tqdm(total=total, desc=f"evaluation at step {step}", disable=disable) as bar:
             result = evaluation.evaluate(
@@ -200,7 +201,7 @@ class RunEvaluation:
                 folder,
                 progress=bar.update,
                 is_stopped=is_stopped,
-                gather=lambda records: distinct(gathered(records)),
+                gather=lambda records: distinct(gathered(records, limit_s)),
             )
         self.spent_s += time.monotonic() - began
         if result is None or not is_first_process():

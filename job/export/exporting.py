@@ -30,7 +30,7 @@ from typing import Any
 import tasks
 from job import hub, model_card
 from job.config import ROOT, Config, load_config, note
-from job.errors import ConfigError, ExportError, OutputError, nearest, one_line
+from job.errors import ConfigError, ExportError, OutputError, among, one_line
 from job.export.base_weights import BaseWeights, is_packed
 from job.export.export_check import free_memory_bytes
 from job.export.lora_weights import Adapter, read_adapter, read_adapter_files
@@ -165,9 +165,7 @@ def prepare(source: Path, format: str, output: Path | None, base: str | None) ->
         OutputError: if the output folder exists already.
     """
     if format not in FORMATS:
-        raise ConfigError(
-            f"--format: there is no {format}{nearest(format, FORMATS)}; there are {list(FORMATS)}"
-        )
+        raise ConfigError(f"--format: there is no {format}{among(format, FORMATS)}")
     folder = find_adapter(source)
     if output is None:
         output = run_of(folder) / "exports" / format
