@@ -50,6 +50,7 @@ from job.model import (
     as_written,
     check_vllm,
     estimate_memory,
+    is_on_disk,
     load_model,
     load_tokenizer,
     restore_adapter,
@@ -244,6 +245,8 @@ def settle(config: Config) -> Config:
     prepare_hub(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
+    if is_on_disk(config.model):
+        print("the model is on this machine: the Hub is not asked for it")
     config, notices = settle_targets(config)
     for notice in notices:
         note(notice)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from job import hub, memory
 from job.adapters import find_folder, own_template
 from job.chat_templates import NAMED, set_template
@@ -33,7 +35,7 @@ SMALL_MODEL = 50e6
 # Cards with less memory keep the embedding in main memory.
 SMALL_CARD_BYTES = 24 * 2**30
 # What from_pretrained and the Hub's functions raise for anything that they cannot find or read.
-LOADING_ERRORS = (OSError, ValueError)
+LOADING_ERRORS = (OSError, ValueError, SafetensorError)
 
 # ---- loading
 
