@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import tasks
 from job import generation
 from job.config import Config
 from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
@@ -154,6 +155,12 @@ def answer_task(
         row["prompt"] = [{"role": "user", "content": prompts[0]}]
     for message in row["prompt"]:
         print(f"{message['role']}: {message['content']}\n", file=sys.stderr)
+    if tasks.takes_turns(options):
+        episode, scored = generation.play_row(conversation, row, options, config)
+        print(generation.transcript_in_words(episode.messages))
+        if arguments.run:
+            print(f"\n{generation.grade_in_words(scored)}", file=sys.stderr)
+        return
     screen = Screen()
     reading = conversation.answer([*conversation.messages, *row["prompt"]], screen.show)
     screen.end(reading)
