@@ -18,12 +18,13 @@ def main(descriptor: int) -> None:
     from job.episodes.episode import Player
     from job.errors import GradeError
     from job.grading_pool import Failure, Step, advance_here, grade_error, grade_here
-    from job.interruption import ignore_stop_signals
+    from job.interruption import STOP_SIGNALS
     from sandbox import Processors, Sandbox, SandboxError
 
     # A scheduler may send a signal to every process. The trainer, which hears it as well, may still
     # need this one and its sandbox for the step that it finishes.
-    ignore_stop_signals()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     start = connection.recv()
     tasks.__path__[:] = start.task_folders
     try:
