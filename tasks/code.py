@@ -34,7 +34,6 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +42,8 @@ import tasks
 from sandbox import Program, Sandbox, Status, definitions
 from tasks import Grade, Measure, code_blocks, flag_unclosed, grade_program, problem_mistakes
 from tasks import Options as SharedOptions
+from tasks.data import sources
+from tasks.data.mistakes import Mistakes, RowMistake
 from tasks.problems import shapes
 from tasks.problems.asserts import read_assert
 
@@ -446,62 +447,47 @@ def prompt_of(problem: Problem, options: Options) -> str:
 
 
 def read_data(data: str, unreadable: str) -> list[str]:
-    """The problems of a file of JSON lines, each as JSON text.
+    """The problems of a data set, each as JSON text.
 
     Raises:
         ValueError: if it cannot be read, or holds a problem that cannot be, and those may not be
             dropped.
     """
-    problems, mistakes, count = [], {}, 0
-    for number, row in json_lines(data):
+    problems, mistakes, count = [], Mistakes(), 0
+    for place, row in sources.find(data, None, None, streaming=False).rows("train"):
         count += 1
         try:
-            if not isinstance(row, Mapping):
-                raise ValueError("not a JSON object")
-            text = json.dumps(shapes.read_row(row))
-            problem_from(text)
-            problems.append(text)
+            problems.append(problem_text(row))
+        except RowMistake as mistake:
+            mistakes.add(place, mistake)
         except (ValueError, RecursionError) as error:
-            mistakes[number] = str(error)
+            mistakes.add(place, RowMistake(f"{error!s:.300}"))
         except (KeyError, TypeError, AttributeError) as error:  # a value of another type
-            mistakes[number] = f"{type(error).__name__}: {error}"
+            mistakes.add(place, RowMistake(f"{type(error).__name__}: {error!s:.300}"))
+    found = f"{mistakes.count} of {count} problems in {data} cannot be read"
     if mistakes and (unreadable == "refuse" or not problems):
-        first = [f"line {number}: {why:.300}" for number, why in list(mistakes.items())[:3]]
-        raise ValueError(
-            f"data: {len(mistakes)} of {count} problems in {data} cannot be read; "
-            f"task.unreadable_problems: drop leaves them out. {'; '.join(first)}"
-        )
+        advice = "task.unreadable_problems: drop leaves them out"
+        raise ValueError(f"data: {found}; {advice}. {'; '.join(mistakes.lines())}")
     if mistakes:
-        tasks.note_once(
-            f"code: {len(mistakes)} of {count} problems in {data} cannot be read and are left out; "
-            f"the first: {next(iter(mistakes.values())):.300}"
-        )
+        tasks.note_once("\n".join([f"code: {found} and are left out:", *mistakes.lines()]))
     if not problems:
         raise ValueError(f"data: {data} holds no problem")
     return problems
 
 
-def json_lines(data: str) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each line of a file. A relative path is sought here, then in the
-    repository. Raises ValueError if there is no such file."""
-    places = [Path(data).expanduser(), Path(__file__).resolve().parent.parent / data]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise ValueError(f"data: there is no file {data}")
-    try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, parse(line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data: {path} cannot be read: {error}") from error
+def problem_text(row: Any) -> str:
+    """The problem of a row of a data set, as JSON text.
 
-
-def parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: if it cannot be read.
+    """
+    if isinstance(row, RowMistake):
+        raise row
+    if not isinstance(row, Mapping):
+        raise RowMistake(f"must be an object, not {type(row).__name__}")
+    text = json.dumps(shapes.read_row(row))
+    problem_from(text)
+    return text
 
 
 @functools.lru_cache(PROBLEM_CACHE)

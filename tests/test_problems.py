@@ -1,6 +1,7 @@
 """tasks/problems: problems as data sets write them, graded by tasks/code.py."""
 
 import base64
+import gzip
 import json
 import pickle
 import zlib
@@ -250,7 +251,7 @@ def test_problems_that_cannot_be_read_are_refused_or_dropped_by_choice(tmp_path,
     unreadable = {**HUMANEVAL, "test": "assert abs(candidate(1.5) - 0.5) < 1e-6"}
     path.write_text("\n".join([json.dumps(OWN), "", json.dumps(unreadable), "{cut off"]))
     keys = ["task.type=code", f"task.data={path}", "task.num_rows=4"]
-    with pytest.raises(ConfigError, match=r"2 of 3 problems in .* line 3: .*abs.*; line 4: not a"):
+    with pytest.raises(ConfigError, match=r"2 of 3 problems in .*:3: .*abs.*; .*:4: not JSON"):
         make_plan(config.load_config(None, keys), None)
     options = code.Options(type="code", data=str(path), unreadable_problems="drop", num_rows=4)
     assert [row["problem"] for row in code.rows(options)] == [json.dumps(OWN)] * 4
@@ -371,3 +372,10 @@ def test_what_a_problem_brings_along_is_no_fault_of_a_program(sandbox):
         fenced("def f(): return two"), row, code.Options(type="code"), sandbox, None
     )
     assert graded.correct and not graded.cheating
+
+
+def test_problems_come_in_every_form_of_file(tmp_path):
+    path = tmp_path / "some.json.gz"
+    path.write_bytes(gzip.compress(json.dumps([OWN, HUMANEVAL], indent=1).encode()))
+    options = code.Options(type="code", data=str(path), num_rows=2)
+    assert json.loads(code.rows(options)[0]["problem"]) == OWN
