@@ -25,7 +25,7 @@ from trl import GRPOTrainer
 from job import checkpoints, grpo_keys, training_state, watchdog
 from job.chat import Chat, Reading
 from job.grading import Grader
-from job.interruption import Interruption, ignore_stop_signals
+from job.interruption import Interruption, obey_parent_alone
 from job.metrics_file import read_metrics
 from job.out_of_memory import in_smaller_batches
 from job.rollout import BatchRollout, TokenIds, decode_all, engine
@@ -654,11 +654,11 @@ def rendered_from(row: dict[str, Any]) -> tuple[list[dict[str, str]], str | None
 
 
 def leave_signals(start: Callable[[int], None] | None) -> Callable[[int], None]:
-    """What a worker of the data loader does first: what transformers wants, then hear no signal."""
+    """What a worker of the data loader does first: `start`, and leave signals to the trainer."""
 
     def start_worker(number: int) -> None:
         if start is not None:
             start(number)
-        ignore_stop_signals()
+        obey_parent_alone()
 
     return start_worker

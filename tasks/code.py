@@ -237,7 +237,10 @@ class Options(SharedOptions):
     problems: Any = field(default_factory=lambda: PROBLEMS)  # sentences, or mappings as above
     eval_problems: Any = field(default_factory=list)  # held out for evaluation
     show_tests: int = 2  # visible tests a prompt
-    data: str | None = None  # a file of problems, in place of `problems`
+    data: str | None = None  # a file, a glob, or the id of a Hub dataset, in place of `problems`
+    configuration: str | None = None  # of a Hub dataset
+    split: str = "train"  # of a Hub dataset
+    revision: str | None = None  # of a Hub dataset
     unreadable_problems: Literal["refuse", "drop"] = "refuse"  # of `data`
 
     def __post_init__(self):
@@ -394,7 +397,8 @@ def rows(options: Options) -> list[dict[str, Any]]:
     Tests of a config stay here: a row holds the problem's number. A row of `data` holds its own.
     """
     if options.data:
-        problems = read_data(options.data, options.unreadable_problems)
+        source = sources.find(options.data, options.configuration, options.revision, False)
+        problems = read_data(source, options.split, options.unreadable_problems == "drop")
         return [row_of(text, options) for text in repeat(problems, options)]
     return [make_row(number, options) for number in repeat(range(len(options.problems)), options)]
 
@@ -446,48 +450,64 @@ def prompt_of(problem: Problem, options: Options) -> str:
     return text
 
 
-def read_data(data: str, unreadable: str) -> list[str]:
-    """The problems of a data set, each as JSON text.
+@functools.lru_cache(maxsize=2)
+def read_data(source: sources.Files | sources.HubDataset, split: str, drops: bool) -> list[str]:
+    """The problems of a split, each as JSON text.
+
+    Args:
+        drops: whether problems that cannot be read are left out.
 
     Raises:
-        ValueError: if it cannot be read, or holds a problem that cannot be, and those may not be
-            dropped.
+        ValueError: with all mistakes, one line for each kind.
     """
     problems, mistakes, count = [], Mistakes(), 0
-    for place, row in sources.find(data, None, None, streaming=False).rows("train"):
+    for place, row in source.rows(split):
         count += 1
         try:
-            problems.append(problem_text(row))
-        except RowMistake as mistake:
-            mistakes.add(place, mistake)
-        except (ValueError, RecursionError) as error:
-            mistakes.add(place, RowMistake(f"{error!s:.300}"))
-        except (KeyError, TypeError, AttributeError) as error:  # a value of another type
-            mistakes.add(place, RowMistake(f"{type(error).__name__}: {error!s:.300}"))
-    found = f"{mistakes.count} of {count} problems in {data} cannot be read"
-    if mistakes and (unreadable == "refuse" or not problems):
-        advice = "task.unreadable_problems: drop leaves them out"
-        raise ValueError(f"data: {found}; {advice}. {'; '.join(mistakes.lines())}")
+            text = problem_text(row)
+            problem_from(text)
+            problems.append(text)
+        except (ValueError, RecursionError) as mistake:
+            mistakes.add(place, unreadable(mistake))
+    words = f"{mistakes.count} of {count} problems cannot be read"
+    if mistakes and (not drops or not problems):
+        advice = f"{words}; task.unreadable_problems: drop leaves them out"
+        raise ValueError("\n".join(f"data: {line}; {advice}" for line in mistakes.lines()))
     if mistakes:
-        tasks.note_once("\n".join([f"code: {found} and are left out:", *mistakes.lines()]))
+        tasks.note_once("\n".join([f"{words} and are left out:", *mistakes.lines()]))
     if not problems:
-        raise ValueError(f"data: {data} holds no problem")
+        raise ValueError("data: holds no problem")
     return problems
 
 
 def problem_text(row: Any) -> str:
-    """The problem of a row of a data set, as JSON text.
+    """The problem of a row as JSON text.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError, RecursionError: if it cannot be read.
+        ValueError: if there is none.
     """
-    if isinstance(row, RowMistake):
+    if isinstance(row, ValueError):  # the file's own mistake in the row's place
         raise row
     if not isinstance(row, Mapping):
-        raise RowMistake(f"must be an object, not {type(row).__name__}")
-    text = json.dumps(shapes.read_row(row))
-    problem_from(text)
-    return text
+        raise ValueError("a problem must be an object with columns")
+    try:
+        return json.dumps(shapes.read_row(row))
+    except (KeyError, TypeError, AttributeError) as error:  # a value of another type
+        raise ValueError(f"a column is not as expected: {one_line(error)}") from error
+
+
+def unreadable(mistake: Exception) -> RowMistake:
+    """The mistake of a row. Tests that cannot be read are of one kind, however they look."""
+    words = f"{mistake}"[:300]
+    if isinstance(mistake, RowMistake):
+        return mistake
+    if "not of the form" in words:
+        return RowMistake(words, "a test that is not a call and its value")
+    return RowMistake(words)
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 @functools.lru_cache(PROBLEM_CACHE)
@@ -617,7 +637,7 @@ def grade_script(
             mistakes.append(f"test {i + 1} of {len(tests)} was not run: no time is left")
             break
         with sandbox.open(code, SCRIPT, setup=setup, stdin=given) as program:
-            used_s += program.cpu_s
+            used_s += program.load_cpu_s
             findings |= dict.fromkeys(program.findings)
             if program.status is not Status.OK:
                 status = program.status if status is Status.OK else status
