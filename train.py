@@ -116,8 +116,11 @@ def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
         if arguments.dry_run:
             return dry_run(config)
     if launch.world_size > 1:
-        marker = RunFolder(config).exit_code
-        return start(launch, [__file__, *words], marker, config.train.grace_s)
+        folder = RunFolder(config)
+        if launch.nodes.rank == 0:
+            with folder:  # refuses one that cannot be written, or that another run writes to
+                pass
+        return start(launch, [__file__, *words], folder.exit_code, config.train.grace_s)
     return run_and_mark(config)
 
 
@@ -287,6 +290,9 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     for notice in ignored + changes:
         note(notice)
     rehearse(arguments)
+    if arguments.fsdp:
+        # As accelerate's launcher does it: the model is loaded for sharding.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     return chat, plan
 
 
@@ -455,7 +461,7 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> None:
         ConfigError: if the GPU's memory does not suffice.
         OutputError: if the output folder cannot be written.
     """
-    from job.callbacks import RestoreAdapter
+    from job.callbacks import FirstStep, RestoreAdapter
 
     trainer.add_callback(RestoreAdapter(checkpoint))
     with folder.saving():
@@ -465,8 +471,11 @@ def train(trainer: Any, folder: RunFolder, checkpoint: str | None) -> None:
             restore_adapter(trainer.model, checkpoint)
             trainer.state.global_step = steps_done(Path(checkpoint))
             return
+        first_step = FirstStep(trainer.is_world_process_zero())
+        trainer.add_callback(first_step)
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            with first_step:
+                trainer.train(resume_from_checkpoint=checkpoint)
         except Stopped:  # a step was given up
             trainer.interruption.end()
             if can_save(trainer, folder):

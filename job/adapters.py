@@ -139,7 +139,7 @@ def adopt_adapter(layers: list[dict[str, Any]], mistakes: list[str]) -> Iterator
         if written is not None and comparable(written) != comparable(value):
             mistakes.append(
                 f"lora.{key}: {written}, but the adapter in {adapter.folder} has {value}; "
-                "leave it out"
+                "write that, or leave it out"
             )
     base, written = adapter.model["name"], last_value(own, "model", "name")
     if written is None:

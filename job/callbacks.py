@@ -1,5 +1,6 @@
 """What happens beside training: metrics.jsonl, progress, watchdog, report, trackers, signals."""
 
+import contextlib
 import math
 import statistics
 import sys
@@ -20,6 +21,7 @@ from job.interruption import Interruption
 from job.metrics_file import is_evaluation, is_step
 from job.model import restore_adapter
 from job.report.live_report import LiveReport
+from job.waiting import waiting
 from job.watchdog import Watchdog
 
 # Columns of MLflow's table of completions, where a run has them
@@ -85,6 +87,30 @@ class Progress(TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs):
         self.bar.close()
+
+
+class FirstStep(TrainerCallback):
+    """Says that training goes on until the first step has ended: on a GPU it compiles kernels for
+    minutes, and an evaluation may come before it. Use it as a context around training.
+
+    Args:
+        is_shown: whether this process prints.
+    """
+
+    def __init__(self, is_shown: bool):
+        self.is_shown = is_shown
+        self.stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "FirstStep":
+        if self.is_shown:
+            self.stack.enter_context(waiting("the first step, which may compile kernels"))
+        return self
+
+    def __exit__(self, *raised) -> None:
+        self.stack.__exit__(*raised)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.stack.close()
 
 
 class Watch(TrainerCallback):

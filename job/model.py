@@ -496,8 +496,9 @@ def placement() -> dict[str, Any]:
     import torch
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    # ZeRO-3, which GRPOConfig has switched on by now, places the weights itself.
-    if not torch.cuda.is_available() or is_deepspeed_zero3_enabled():
+    # ZeRO-3, which GRPOConfig has switched on by now, and FSDP place the weights themselves.
+    shards = is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if shards or not torch.cuda.is_available():
         return {"device_map": None}
     return {"device_map": {"": local_rank()}}
 

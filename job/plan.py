@@ -175,12 +175,7 @@ def is_streamed(config: Config) -> bool:
     Raises:
         ConfigError: if they are, and something in the config needs all of them at once.
     """
-    streamed = []
-    for options in config.tasks:
-        ask = getattr(tasks.load(options.type), "is_streamed", None)
-        if ask is not None and ask(options):
-            streamed.append(options)
-    if not streamed:
+    if not any(map(tasks.is_streamed, config.tasks)):
         return False
     reasons = []
     if len(config.tasks) > 1:

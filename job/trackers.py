@@ -121,7 +121,7 @@ def check_places(config: Config) -> None:
 def local_place(written: str) -> Path | None:
     """The folder or file that a variable names; None for a server, or if nothing is named."""
     scheme, found, rest = written.partition(":")
-    if not written or (found and scheme not in ("file", "sqlite")):
+    if not written or scheme == "databricks" or (found and scheme not in ("file", "sqlite")):
         return None
     if not found:
         return Path(written)

@@ -1168,7 +1168,7 @@ def load(
     screen = BytesIO()
     if is_script:
         namespace["__name__"] = "__main__"
-        namespace["exit"] = namespace["quit"] = sys.exit
+        namespace["exit"] = namespace["quit"] = exposed(end)
         sys.stdin = TextIOWrapper(BytesIO(stdin.encode(errors="replace")), "utf-8")
         sys.stdout = TextIOWrapper(screen, "utf-8", "replace", write_through=True)
     gc.disable()  # from here on, garbage is collected in calls of the program alone
@@ -1202,6 +1202,11 @@ def prepare(setup: str, namespace: dict) -> str:
     except Exception as error:
         return f"{type_name(error)}: {error}"
     return ""
+
+
+def end(code=None):
+    """The `exit` and `quit` of a script."""
+    raise SystemExit(code)
 
 
 def has_ended(error) -> bool:

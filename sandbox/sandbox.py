@@ -310,9 +310,9 @@ class _Server:
 class Program:
     """One loaded completion in its own process. Use it from one thread, and close it.
 
-    `status` and `error` tell how loading ended, `cpu_s` how much CPU it took, `findings` what the
-    policy noticed, in words (a call may add to them); `pid` is the child's. `output` is what a
-    script has printed.
+    `status` and `error` tell how loading ended, `load_cpu_s` how much CPU it took, `output` what a
+    script has printed, `findings` what the policy noticed, in words (a call may add to them); `pid`
+    is the child's.
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class Program:
             self.close()
             raise
         self.status, self.error, self.output = run.status, run.error, run.value
-        self.cpu_s = run.cpu_s
+        self.load_cpu_s = run.cpu_s
 
     def __enter__(self):
         return self

@@ -287,6 +287,12 @@ def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     return row | {label: options.type, "reasoning_effort": effort}
 
 
+def is_streamed(options: Options) -> bool:
+    """Whether the rows of a task are too many to be read at once."""
+    ask = getattr(load(options.type), "is_streamed", None)
+    return ask is not None and ask(options)
+
+
 def type_of(row: Mapping[str, Any]) -> Any:
     """The type of the task of a row that is `labelled`; None for a row that is not."""
     return row.get(TASK_COLUMN) or row.get("task")
@@ -307,6 +313,9 @@ def row_mistake(row: Any) -> str:
     prompt = row["prompt"]
     if not isinstance(prompt, list) or not prompt or not all(map(is_message, prompt)):
         return f"a prompt must be [{{'role': ..., 'content': ...}}], not {prompt!r:.200}"
+    for message in prompt:
+        if not is_unicode(message["content"]):
+            return f"a prompt holds half of a letter (a lone surrogate): {prompt!r:.200}"
     reserved = sorted(RESERVED_COLUMNS.intersection(row))
     if reserved:
         return f"the columns {reserved} have names that the trainer itself uses"
@@ -317,6 +326,14 @@ def is_message(message: Any) -> bool:
     if not isinstance(message, Mapping):
         return False
     return isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8, as a tokenizer needs it."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 # ---- options

@@ -79,7 +79,7 @@ def test_what_a_run_leaves_is_started_from_as_its_config_says(copy, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "overrides", "message"),
     [
-        ({}, ["lora.r=8"], "lora.r: 8, but the adapter in .* has 4; leave it out"),
+        ({}, ["lora.r=8"], "lora.r: 8, but the adapter in .* has 4; write that, or leave it out"),
         ({}, ["lora.target_modules=all-linear"], "lora.target_modules: all-linear, but"),
         ({"use_dora": True}, [], "model.adapter: .* has use_dora, which cannot .*; merge it into"),
         ({"modules_to_save": ["lm_head"]}, [], "model.adapter: .* has modules_to_save"),

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,14 @@ def test_a_result_is_passed_on_and_what_nobody_foresaw_is_not_hidden():
     assert exit_code_of(lambda: 7) == 7
     with pytest.raises(ZeroDivisionError):
         exit_code_of(lambda: 1 // 0)
+
+
+def test_a_missing_package_is_installed_where_the_project_runs(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/opt/venv")
+    assert errors.how_to_install("wandb").endswith('EXTRA_PACKAGES="wandb" bash build.sh')
+    monkeypatch.setattr(sys, "prefix", str(errors.ROOT / ".venv"))
+    assert errors.how_to_install("wandb").endswith(".venv/bin/python -m pip install wandb")
+    monkeypatch.setattr(sys, "prefix", "/usr")
+    assert errors.how_to_install("wandb") == f"install it: {sys.executable} -m pip install wandb"
+    dockerfile = (errors.ROOT / "Dockerfile").read_text()
+    assert f"-m venv {errors.IMAGE_PREFIX} " in dockerfile and "ARG EXTRA_PACKAGES" in dockerfile

@@ -342,3 +342,11 @@ def test_peft_merges_adapted_experts_whenever_they_are_used():
         "rollout"
     )
     assert more > 2 * 2 * 32 * 3 * 2880 * 2880
+
+
+def test_a_small_model_is_shown_in_a_unit_in_which_it_is_not_zero():
+    small = memory.Estimate({"load": {"weights": 1_500_000}, "rollout": {"weights": 9_000_000}})
+    lines = small.table().splitlines()
+    assert lines[0].startswith("GPU memory, MiB")
+    assert lines[1].split() == ["weights", "1.4", "8.6"]
+    assert "peak 8.6 MiB in rollout" in lines[-1]

@@ -250,15 +250,20 @@ def test_problems_that_cannot_be_read_are_refused_or_dropped_by_choice(tmp_path,
     unreadable = {**HUMANEVAL, "test": "assert abs(candidate(1.5) - 0.5) < 1e-6"}
     path.write_text("\n".join([json.dumps(OWN), "", json.dumps(unreadable), "{cut off"]))
     keys = ["task.type=code", f"task.data={path}", "task.num_rows=4"]
-    with pytest.raises(ConfigError, match=r"2 of 3 problems in .* line 3: .*abs.*; line 4: not a"):
+    with pytest.raises(ConfigError) as caught:
         make_plan(config.load_config(None, keys), None)
+    first, second = str(caught.value).split("\n")
+    assert "some.jsonl:3: hidden_tests[0]: 'assert abs(grown(1.5)" in first
+    assert "some.jsonl:4: not JSON" in second
+    assert second.endswith("2 of 3 problems cannot be read; task.unreadable_problems: drop leaves "
+                           "them out")  # fmt: skip
     options = code.Options(type="code", data=str(path), unreadable_problems="drop", num_rows=4)
     assert [row["problem"] for row in code.rows(options)] == [json.dumps(OWN)] * 4
-    assert "2 of 3 problems" in capsys.readouterr().err
+    assert "2 of 3 problems cannot be read and are left out" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="task: data: there is no file nowhere.jsonl"):
+    with pytest.raises(ConfigError, match="data: there is no file nowhere.jsonl"):
         make_plan(config.load_config(None, ["task.type=code", "task.data=nowhere.jsonl"]), None)
     with pytest.raises(ConfigError, match="task.data: is in place of problems"):
         config.load_config(None, ["task.type=code", "task.data=x", "task.problems=[sorts]"])

@@ -15,6 +15,7 @@ from fake_run import completion, write_completions
 from job import trackers
 from job.callbacks import TrackerExtras
 from job.config import load_config
+from job.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_S = 1200
@@ -159,3 +160,32 @@ def test_a_run_reports_to_the_real_tracker_without_a_network(name, tmp_path):
     written = [path.name for path in (output / name).rglob("*") if path.is_file()]
     wanted = {"wandb": ".wandb", "trackio": ".db", "mlflow": "completions_00002.json"}
     assert any(file.endswith(wanted[name]) for file in written), written
+
+
+@pytest.mark.parametrize("name, variable, value", [
+    ("wandb", "WANDB_DIR", "/dev/null/x"),
+    ("trackio", "TRACKIO_DIR", "/dev/null/x"),
+    ("mlflow", "MLFLOW_TRACKING_URI", "/dev/null/x"),
+    ("mlflow", "MLFLOW_TRACKING_URI", "file:///dev/null/x"),
+    ("mlflow", "MLFLOW_TRACKING_URI", "sqlite:////dev/null/x.db"),
+])  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused(
+    installed, monkeypatch, tmp_path, name, variable, value
+):
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith("/dev/null"))
+    with (
+        pytest.raises(ConfigError, match=f"{name} cannot write to /dev/null/x.*{variable} names"),
+        trackers.files_in(config_with(name), tmp_path),
+    ):
+        pass
+    with trackers.files_in(config_with("tensorboard"), tmp_path):
+        pass
+
+
+def test_a_place_that_can_be_written_and_a_server_are_not(installed, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for value in ("https://mlflow.example", "databricks", "sqlite:///mlflow.db", "mlruns"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", value)
+        with trackers.files_in(config_with("mlflow"), tmp_path):
+            pass

@@ -14,7 +14,7 @@ import pytest
 import reward_functions
 import tasks
 from job import checkpoints, config, model, run_folder
-from job.errors import ConfigError
+from job.errors import ConfigError, OutputError
 from job.run_folder import RunFolder
 
 ROOT = Path(__file__).parent.parent
@@ -591,3 +591,22 @@ def test_a_new_task_is_one_file(tmp_path, run_here, monkeypatch):
     assert result.returncode == 0, result.stderr
     assert "check: sort: 5 known answers" in result.stdout
     assert (run / "final_model" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("asked, wanted", [
+    ("", 200), ("20", 200), ("0.05", 50), ("0", 0), ("a lot", 200), ("inf", 200),
+])  # fmt: skip
+def test_less_free_disk_can_be_asked_for(monkeypatch, asked, wanted):
+    monkeypatch.setenv("MIN_FREE_GB", asked)
+    assert run_folder.MIN_FREE_MB == 200 and run_folder.min_free_mb() == wanted
+
+
+def test_a_disk_that_is_too_full_names_the_way_out(monkeypatch, tmp_path):
+    usage = run_folder.shutil.disk_usage(tmp_path)._replace(free=60 << 20)
+    monkeypatch.setattr(run_folder.shutil, "disk_usage", lambda _: usage)
+    folder = RunFolder(config.load_config(None, [f"grpo.output_dir={tmp_path}"]))
+    with pytest.raises(OutputError, match="60 MB are free.*unless MIN_FREE_GB in the environment"):
+        folder.__enter__()
+    monkeypatch.setenv("MIN_FREE_GB", "0.05")
+    with folder:
+        pass

@@ -226,6 +226,8 @@ def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
         if has_fresh_inputs(trained_on, mixture[0]):
             return
         known = sum(prompt_key(row) in seen for row in rows)
+        if any(map(tasks.is_streamed, mixture)):
+            note(f"{source.name} was trained on a stream; only its first rows are compared")
         if known:
             note(f"{source.name} was trained on {known} of these {len(rows)} prompts")
 
