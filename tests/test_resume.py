@@ -259,10 +259,12 @@ def start(output, *overrides):
 
 def wait_for(process, beginning):
     """Read until a line begins so."""
+    said = []
     for line in process.stdout:
+        said.append(line)
         if line.startswith(beginning):
             return
-    pytest.fail(f"no line began with {beginning!r}")
+    pytest.fail(f"no line began with {beginning!r}: {''.join(said)}")
 
 
 @pytest.mark.slow
