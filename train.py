@@ -31,6 +31,7 @@ from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.checkpoints import steps_done
 from job.config import Config, load_config, note
+from job.episodes.tools import schemas_of_rows
 from job.errors import (
     DONE,
     STOPPED_BY_WATCHDOG,
@@ -270,6 +271,7 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
         load_tokenizer(config.model),
         config.model.prompt_date,
         config.grpo.get("chat_template_kwargs"),
+        schemas_of_rows(config.tasks),
     )
     name = config.model.name
     if not chat.has_effort:
@@ -432,6 +434,7 @@ def build_evaluation(
         complete=trainer.complete,
         batch=arguments.generation_batch_size // arguments.world_size,
         max_tokens=arguments.max_completion_length,
+        play=trainer.play,
     )
     evaluation = RunEvaluation(evaluation_plan, config, folder, chat, sandbox, sampler, log)
     if checkpoint:

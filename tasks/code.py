@@ -836,7 +836,7 @@ def run_tool(command: list[str], text: bytes) -> bytes | None:
     return result.stdout
 
 
-def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, Any]]:
     """(kind, completion) for check.py, whatever the first problem is. The reference is the tests
     themselves as a table, so a problem whose tests also accept `return None` is found out; without
     tests it is only unverified."""
@@ -864,7 +864,10 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
         wrong = wrong[-2:]
         cheats = [text for text in cheats if "import" in text and "import os" not in text]
     kinds |= {"wrong": wrong, "cheat": cheats}
-    return [(kind, text) for kind, texts in kinds.items() for text in texts]
+    known = [(kind, text) for kind, texts in kinds.items() for text in texts]
+    if tests:
+        known += tasks.python_answers(kinds["slower"][0], wrong[0], options)
+    return known
 
 
 def script_answers(tests: Tests) -> dict[str, list[str]]:

@@ -429,7 +429,7 @@ def question_of(row: Mapping[str, Any]) -> str:
     return question if isinstance(question, str) else ""
 
 
-def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, Any]]:
     """As tasks/reasoning.py. What the user's own reward functions pay is not known here."""
     answer = answer_of(row)
     paid = tasks.reward_weights(options.type, options.rewards)
