@@ -741,7 +741,7 @@ def resolved(config: Config) -> Any:
     sections["grpo"] = nulls | dict(config.grpo) | asdict(config.grpo_extra)
     mixture = [asdict(options) for options in config.tasks]
     for keys in mixture:
-        if "data" in keys:  # it may be read from another folder next time
+        if keys.get("data"):  # it may be read from another folder next time
             keys["data"] = sources.from_anywhere(keys["data"])
     sections["task"] = mixture
     if len(mixture) == 1:

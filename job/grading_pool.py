@@ -349,7 +349,7 @@ class GradingPool:
         self._running[number] = worker
         try:
             report = worker.receive(START_TIMEOUT_S)
-        except (TimeoutError, EOFError) as error:
+        except (TimeoutError, EOFError, ConnectionError) as error:
             raise SandboxError(
                 "a grading process did not start; see above for its words"
             ) from error

@@ -23,14 +23,14 @@ from accelerate.utils import gather, gather_object
 from tqdm.auto import tqdm
 from trl import GRPOTrainer
 
-from job import checkpoints, grpo_keys, training_state, watchdog
+from job import grpo_keys, training_state, watchdog
 from job.chat import Chat, Reading
 from job.episodes.loop import Played, play_batch
 from job.grading import Grader
 from job.interruption import Interruption, obey_parent_alone
-from job.metrics_file import read_metrics
 from job.out_of_memory import in_smaller_batches
 from job.rollout import BatchRollout, Rollout, TokenIds, decode_all, engine
+from job.saving import save_aside
 from job.step_time import StepTime
 
 # Rows of each batch whose log-probabilities are computed again, to compare them with the rollout's
@@ -91,7 +91,7 @@ class Trainer(GRPOTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.interruption = interruption
-        self._staging: Path | None = None  # where a checkpoint is being written
+        self.staging: Path | None = None  # where a checkpoint is being written
         self._between: training_state.Between | None = None  # the state after the last step
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
         self._rollout_options, self._prompt_tokens = rollout, prompt_tokens
@@ -198,65 +198,21 @@ class Trainer(GRPOTrainer):
                 tqdm.write("no checkpoint is saved: the weights are not finite")
             return
         began = time.monotonic()
-        output = Path(self.args.output_dir)
-        step = self.state.global_step
-        try:
-            if self.is_world_process_zero():
-                checkpoints.begin_saving(output)
-            self.accelerator.wait_for_everyone()
-            self._staging = output / checkpoints.STAGING
-            folder = self._staging / f"checkpoint-{step}"
-            folder.mkdir(exist_ok=True)
-            training_state.save(self, folder)
-            self._note_best_checkpoint(output)
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                checkpoints.finish_saving(output, step)
-                self._delete_superfluous(output)
-        except Exception:
-            checkpoints.remove(output / checkpoints.STAGING)  # a full disk needs the space
-            raise
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
+        save_aside(self, lambda: super(Trainer, self)._save_checkpoint(model, trial))
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(output / f"checkpoint-{step}"))
+            step = self.state.global_step
+            self._push_from_checkpoint(f"{self.args.output_dir}/checkpoint-{step}")
         self.interruption.saved(time.monotonic() - began)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes a checkpoint."""
-        if self._staging is not None:
-            return str(self._staging)
+        if self.staging is not None:
+            return str(self.staging)
         return super()._get_output_dir(trial)
 
     def _push_from_checkpoint(self, folder: str) -> None:
-        if self._staging is None:  # else the folder is about to be renamed
+        if self.staging is None:  # else the folder is about to be renamed
             super()._push_from_checkpoint(folder)
-
-    def _note_best_checkpoint(self, output: Path) -> None:
-        """Do what transformers does for load_best_model_at_end; it looks where it writes."""
-        best = self.state.best_global_step
-        if best and (best == self.state.global_step or (output / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(output / f"checkpoint-{best}")
-
-    def _delete_superfluous(self, output: Path) -> None:
-        """Keep the last and the best checkpoints."""
-        if not self.args.save_total_limit:
-            return
-        options = self.interruption.options
-        steps = [step for step, _ in checkpoints.numbered(output)]
-        scores = {}
-        if options.keep_best:
-            entries = read_metrics(output / "metrics.jsonl")
-            every = self.state.save_steps
-            scores = checkpoints.scores_of(steps, entries, options.best_metric, every)
-        leaving = checkpoints.superfluous(
-            steps, self.args.save_total_limit, options.keep_best, scores
-        )
-        if self.state.best_model_checkpoint:
-            leaving.discard(self.state.best_global_step)
-        checkpoints.delete(output, leaving)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)

@@ -391,6 +391,28 @@ def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     return row | {label: options.type, "reasoning_effort": effort}
 
 
+def made_by(task: ModuleType, name: str, options: Options) -> list[dict[str, Any]]:
+    """What a task's `rows` or `eval_rows` returns.
+
+    Raises:
+        ValueError: if it raises, or returns anything but a list with a row. It says where.
+    """
+    words = f"{name} of tasks/{options.type}.py"
+    try:
+        rows = getattr(task, name)(options)
+    except ValueError:
+        raise  # what the task itself refuses, in its own words
+    except Exception as error:  # the task may be the user's own
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{os.path.basename(place.filename)}:{place.lineno}"
+        raise ValueError(f"{words} raised {type(error).__name__}: {error} ({where})") from error
+    if not isinstance(rows, list):
+        raise ValueError(f"{words} returned {rows!r:.200} ({type(rows).__name__}), not a list")
+    if not rows and name == "rows":
+        raise ValueError(f"{words} returned no row")
+    return rows
+
+
 def is_streamed(options: Options) -> bool:
     """Whether the rows of a task are too many to be read at once."""
     ask = getattr(load(options.type), "is_streamed", None)

@@ -261,6 +261,8 @@ class Options(SharedOptions):
             )
         if mistakes:
             raise ValueError("; ".join(mistakes))
+        if self.data:
+            problems_of(self)
 
 
 def read_problem(problem: Any) -> Problem:
@@ -397,9 +399,7 @@ def rows(options: Options) -> list[dict[str, Any]]:
     Tests of a config stay here: a row holds the problem's number. A row of `data` holds its own.
     """
     if options.data:
-        source = sources.find(options.data, options.configuration, options.revision, False)
-        problems = read_data(source, options.split, options.unreadable_problems == "drop")
-        return [row_of(text, options) for text in repeat(problems, options)]
+        return [row_of(text, options) for text in repeat(problems_of(options), options)]
     return [make_row(number, options) for number in repeat(range(len(options.problems)), options)]
 
 
@@ -448,6 +448,12 @@ def prompt_of(problem: Problem, options: Options) -> str:
         else:
             text += f"\n`{problem.entry_point}({', '.join(map(repr, given))})` is `{expected!r}`."
     return text
+
+
+def problems_of(options: Options) -> list[str]:
+    """The problems of `data`. Raises ValueError, as `read_data` does."""
+    source = sources.find(options.data, options.configuration, options.revision, False)
+    return read_data(source, options.split, options.unreadable_problems == "drop")
 
 
 @functools.lru_cache(maxsize=2)

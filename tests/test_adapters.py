@@ -105,6 +105,16 @@ def test_a_folder_without_an_adapter_is_one_clear_line(copy, tmp_path):
         load_config(None, [f"model.adapter={copy}"])
 
 
+def test_weights_that_are_missing_or_damaged_are_seen_at_once(copy):
+    file = copy / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ConfigError, match="^model.adapter: .*adapter_model.safetensors is damaged"):
+        load_config(None, [f"model.adapter={copy}"])
+    file.unlink()
+    with pytest.raises(ConfigError, match="^model.adapter: .* has no weights"):
+        load_config(None, [f"model.adapter={copy}"])
+
+
 def test_training_starts_with_the_weights_of_the_adapter(sft, copy):
     job = load_config(TINY, [f"model.adapter={sft}", "lora.target_parameters=null"])
     model, tokenizer = load_model(job.model, job.lora)
