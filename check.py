@@ -34,7 +34,7 @@ from job.errors import DONE, ConfigError, exit_code_of, one_line
 from job.fetch import fetch
 from job.grade_file import grade_file
 from job.grading_pool import GradingPool
-from job.reward_check import check_rewards, few_rows, rehearse_rewards
+from job.reward_check import check_rewards, rehearse_rewards, rows_to_try
 from sandbox import Status
 
 
@@ -107,7 +107,7 @@ def fetch_command(arguments: argparse.Namespace) -> int:
 
 def check_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    rows = few_rows(config.tasks)
+    rows = rows_to_try(config.tasks)
     with GradingPool.of(config.sandbox) as pool:
         print(rehearse_rewards(config.tasks, rows, pool), end="\n\n")
         for options in config.tasks:

@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("words", nargs="+", metavar="MODEL", help="one model or two")
     parser.add_argument("--task", metavar="NAME", help="default: the task of the config")
-    parser.add_argument("--data", metavar="FILE", help="rows of your own, one JSON object a line")
+    parser.add_argument(
+        "--data", metavar="FILE", help="rows of your own, in any form that the task jsonl reads"
+    )
     parser.add_argument("--rows", metavar="N", type=count, help="at most this many rows")
     parser.add_argument(
         "--completions", metavar="N", type=count, default=4, help="of each row; default: 4"

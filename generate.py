@@ -19,6 +19,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
+import tasks
 from job import generation
 from job.config import Config
 from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
@@ -108,7 +109,7 @@ def asks_task(arguments: argparse.Namespace) -> bool:
 
 def start(source: ModelSource, config: Config, arguments: argparse.Namespace) -> Conversation:
     """Load the model."""
-    chat = make_chat(config)
+    chat = make_chat(config, config.tasks)
     if arguments.reasoning_effort and not chat.has_effort:
         print(f"note: {source.name} has no reasoning effort; it is ignored", file=sys.stderr)
     temperature = arguments.temperature
@@ -154,6 +155,12 @@ def answer_task(
         row["prompt"] = [{"role": "user", "content": prompts[0]}]
     for message in row["prompt"]:
         print(f"{message['role']}: {message['content']}\n", file=sys.stderr)
+    if tasks.takes_turns(options):
+        episode, scored = generation.play_row(conversation, row, options, config)
+        print(generation.transcript_in_words(episode.messages))
+        if arguments.run:
+            print(f"\n{generation.grade_in_words(scored)}", file=sys.stderr)
+        return
     screen = Screen()
     reading = conversation.answer([*conversation.messages, *row["prompt"]], screen.show)
     screen.end(reading)

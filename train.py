@@ -31,6 +31,7 @@ from job.batches import BATCH_SIZE
 from job.chat import Chat
 from job.checkpoints import steps_done
 from job.config import Config, load_config, note
+from job.episodes.tools import schemas_of_rows
 from job.errors import (
     DONE,
     STOPPED_BY_WATCHDOG,
@@ -50,6 +51,7 @@ from job.model import (
     as_written,
     check_vllm,
     estimate_memory,
+    is_on_disk,
     load_model,
     load_tokenizer,
     restore_adapter,
@@ -115,8 +117,11 @@ def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
         if arguments.dry_run:
             return dry_run(config)
     if launch.world_size > 1:
-        marker = RunFolder(config).exit_code
-        return start(launch, [__file__, *words], marker, config.train.grace_s)
+        folder = RunFolder(config)
+        if launch.nodes.rank == 0:
+            with folder:  # refuses one that cannot be written, or that another run writes to
+                pass
+        return start(launch, [__file__, *words], folder.exit_code, config.train.grace_s)
     return run_and_mark(config)
 
 
@@ -241,6 +246,8 @@ def settle(config: Config) -> Config:
     prepare_hub(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
+    if is_on_disk(config.model):
+        print("the model is on this machine: the Hub is not asked for it")
     config, notices = settle_targets(config)
     for notice in notices:
         note(notice)
@@ -264,6 +271,7 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
         load_tokenizer(config.model),
         config.model.prompt_date,
         config.grpo.get("chat_template_kwargs"),
+        schemas_of_rows(config.tasks),
     )
     name = config.model.name
     if not chat.has_effort:
@@ -284,6 +292,9 @@ def prepare(config: Config) -> tuple[Chat, Plan]:
     for notice in ignored + changes:
         note(notice)
     rehearse(arguments)
+    if arguments.fsdp:
+        # As accelerate's launcher does it: the model is loaded for sharding.
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
     return chat, plan
 
 
@@ -423,6 +434,7 @@ def build_evaluation(
         complete=trainer.complete,
         batch=arguments.generation_batch_size // arguments.world_size,
         max_tokens=arguments.max_completion_length,
+        play=trainer.play,
     )
     evaluation = RunEvaluation(evaluation_plan, config, folder, chat, sandbox, sampler, log)
     if checkpoint:

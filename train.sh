@@ -235,6 +235,17 @@ find_config() {
     [[ $script != train.py ]] || config=${config#"$repo/"}
 }
 
+# Makes a relative task.data absolute if it means files here. The script and the container start elsewhere.
+find_data() {
+    local i path
+    for i in "${!args[@]}"; do
+        path=${args[i]#task.data=}
+        if [[ ${args[i]} == task.data=[!/~]* && $PWD != "$repo" ]] && compgen -G "$PWD/$path" >/dev/null; then
+            args[i]=task.data=$PWD/$path
+        fi
+    done
+}
+
 # Completes args, the words that the script is given.
 complete_arguments() {
     [[ -f $repo/$script ]] || die 2 "there is no script $script in $repo."
@@ -243,6 +254,7 @@ complete_arguments() {
         find_config "${configs[i]}"
         args=(--config "$config" "${args[@]}")
     done
+    find_data
     if [[ -n $dry_run ]]; then
         [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
         args=(--dry-run "${args[@]}")
@@ -270,6 +282,7 @@ find_output() {
 # Runs the script with .venv in place of this shell.
 run_locally() {
     export START_COMMAND="bash train.sh --$mode" # for the commands that train.py shows at its end
+    export START_FOLDER=$PWD # where train.py looks for data first
     # train.py writes below the repository; other scripts read and write files where the user is.
     [[ $script != train.py ]] || cd -- "$repo"
     # With a config file, train.py itself finds the output folder that the file names.
@@ -316,11 +329,16 @@ add_folders() {
     esac
 }
 
-# Mounts each absolute path that is given as a value, read-only, at its own place.
+# Mounts each absolute path that is given as a value, read-only, at its own place; of a glob for data, the folder
+# that it begins with.
 add_given_paths() {
     local arg path
     for arg in "${args[@]}"; do
         path=${arg#*=}
+        if [[ $arg == task.data=/*[*?[]* && ! -e $path ]]; then
+            path=${path%%[*?[]*}
+            path=${path%/*}
+        fi
         if [[ $arg != grpo.output_dir=* && $path == /* && -e $path ]]; then mount "$path" "$path" readonly; fi
     done
 }

@@ -28,7 +28,7 @@ from job.config import Config, load_config  # noqa: E402
 from job.grading import Grader  # noqa: E402
 from job.grading_pool import GradingPool  # noqa: E402
 from job.model import load_model, load_trained  # noqa: E402
-from job.rollout import engine  # noqa: E402
+from job.rollout import engine, generate  # noqa: E402
 
 SHOWN = 10  # of the best-paid completions
 BATCH = 256  # completions decoded at once
@@ -94,7 +94,7 @@ def sample(
 
     chat = Chat(tokenizer, job.model.prompt_date, job.grpo.get("chat_template_kwargs"))
     tokens = job.grpo["max_completion_length"]
-    complete, _ = engine.make_sampler(
+    rollout, _ = engine.make_rollout(
         model, tokenizer, job.rollout, rows=BATCH, max_new_tokens=tokens, do_sample=True
     )
     torch.manual_seed(seed)
@@ -104,7 +104,7 @@ def sample(
             chat.render([{"role": "user", "content": row["prompt"]}])
             for row in rows[start : start + BATCH]
         ]
-        completions = complete([chat.ids(text) for text in texts])
+        completions = generate(rollout, [chat.ids(text) for text in texts])
         for ids, text in zip(completions, texts, strict=True):
             answers.append(chat.read(ids, text).content)
     return answers

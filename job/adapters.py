@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError, safe_open
 from yaml import YAMLError
 
 from job.checkpoints import places_of_model
@@ -76,6 +77,7 @@ def read_adapter(name: str) -> Adapter:
         if content.get(key) not in harmless:
             raise ValueError(f"{folder} has {key}, which cannot be trained on here; {MERGE_IT}")
 
+    check_weights(folder)
     # PEFT writes patterns of its own for experts that are fused into one parameter.
     patterns = content.get("alpha_pattern") or {}
     if any(not pattern.endswith("gate_up_proj") for pattern in patterns):
@@ -86,6 +88,24 @@ def read_adapter(name: str) -> Adapter:
         lora["target_modules"] = []  # an adapter of parameters alone
     model = {"name": content["base_model_name_or_path"]}
     return Adapter(folder, model | keys_of_run(folder), lora)
+
+
+def check_weights(folder: Path) -> None:
+    """See that the weights of an adapter are there, and that their file is whole.
+
+    Raises:
+        ValueError: if not.
+    """
+    file = folder / "adapter_model.safetensors"
+    if not file.is_file():
+        if (folder / "adapter_model.bin").is_file():
+            return  # of an older PEFT, which torch reads when it is loaded
+        raise ValueError(f"{folder} has no weights ({file.name})")
+    try:
+        with safe_open(file, framework="numpy") as weights:
+            weights.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is damaged: {one_line(error)}") from error
 
 
 def find_folder(name: str) -> Path:
@@ -139,7 +159,7 @@ def adopt_adapter(layers: list[dict[str, Any]], mistakes: list[str]) -> Iterator
         if written is not None and comparable(written) != comparable(value):
             mistakes.append(
                 f"lora.{key}: {written}, but the adapter in {adapter.folder} has {value}; "
-                "leave it out"
+                "write that, or leave it out"
             )
     base, written = adapter.model["name"], last_value(own, "model", "name")
     if written is None:

@@ -5,12 +5,21 @@ Three kinds of models are known, by their chat template:
     think tags  models that think between two tags and then answer: TAGS
     plain       everything else: all that is said is the answer, even where a model marks its
                 thoughts in another way
+
+Calls of tools are written in one of four formats, those that models were trained on:
+    harmony     gpt-oss: a message on the channel commentary, addressed to functions.NAME, which
+                ends with <|call|>. One call a turn
+    hermes      Qwen 2.5 and 3, Hermes: <tool_call>{"name": ..., "arguments": ...}</tool_call>
+    llama       Llama 3: the whole answer is {"name": ..., "parameters": ...}. One call a turn
+    text        any other template: hermes as plain text. The first message describes the tools,
+                and results come in a message of the user
 """
 
 import datetime
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +42,16 @@ HARMONY_MARKERS = {
     "<|call|>": "end",
     "<|endoftext|>": "end",
 }
+OPEN_CALL, CLOSE_CALL = "<tool_call>", "</tool_call>"
+OPEN_RESULT, CLOSE_RESULT = "<tool_response>", "</tool_response>"
+DESCRIPTION = """\
+You may call these tools:
+{tools}
+To call one, write {open}{{"name": its name, "arguments": {{...}}}}{close} and stop.
+Its result comes in {result}."""
+
+Message = Mapping[str, Any]
+Schema = Mapping[str, Any]  # of a tool, as transformers' get_json_schema makes it
 
 
 @dataclass(frozen=True)
@@ -84,9 +103,16 @@ class Chat:
         date: what the template is told is today, as YYYY-MM-DD. It is fixed, so that a run that is
             resumed on another day sees the same prompts.
         template_kwargs: further variables of the template, as in GRPOConfig.chat_template_kwargs.
+        schemas_of: the tools that the completion of a row may call.
     """
 
-    def __init__(self, tokenizer: Any, date: str, template_kwargs: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        tokenizer: Any,
+        date: str,
+        template_kwargs: Mapping[str, Any] | None = None,
+        schemas_of: Callable[[Mapping[str, Any]], Sequence[Schema]] = lambda row: (),
+    ):
         self.tokenizer = tokenizer
         template = tokenizer.chat_template or ""
         variables = dict(template_kwargs or {})
@@ -99,6 +125,8 @@ class Chat:
             self.kind = "think tags"
         else:
             self.kind = "plain"
+        self.schemas_of = schemas_of
+        self.tool_format = tool_format_of(template, self.kind)
         # The template calls strftime_now, which would read the clock. A variable of that name hides
         # the function.
         today = datetime.date.fromisoformat(date)
@@ -106,15 +134,37 @@ class Chat:
         # The prompts of a run repeat.
         self._cached_ids = functools.lru_cache(maxsize=65536)(self._tokenized)
 
+    def render_row(self, row: Mapping[str, Any]) -> str:
+        """The prompt of a row, with its effort and its tools.
+
+        Raises:
+            ValueError: as `render` does, or if a tool is not well-formed.
+        """
+        return self.render(row["prompt"], row.get("reasoning_effort"), self.schemas_of(row))
+
+    def row_ids(self, row: Mapping[str, Any]) -> list[int]:
+        """The same as tokens."""
+        return self.ids(self.render_row(row))
+
     def render(
-        self, messages: Sequence[Mapping[str, Any]], reasoning_effort: str | None = None
+        self,
+        messages: Sequence[Message],
+        reasoning_effort: str | None = None,
+        schemas: Sequence[Schema] = (),
     ) -> str:
         """The prompt as the model is given it, up to where the assistant begins.
+
+        Args:
+            schemas: of the tools that it may call.
 
         Raises:
             ValueError: if the template refuses the messages, a system message for instance.
         """
         variables = dict(self.template_kwargs)
+        if schemas and self.tool_format == "text":
+            messages = described(messages, schemas)
+        elif schemas:
+            variables["tools"] = list(schemas)
         if self.has_effort and reasoning_effort:
             variables["reasoning_effort"] = reasoning_effort
         try:
@@ -139,7 +189,7 @@ class Chat:
         for start in range(0, len(rows), MEASURED_AT_ONCE):
             texts = []
             for row in rows[start : start + MEASURED_AT_ONCE]:
-                texts.append(self.render(row["prompt"], row["reasoning_effort"]))
+                texts.append(self.render_row(row))
             distinct = list(dict.fromkeys(texts))  # a task may ask the same in all rows
             found = self.tokenizer(distinct, add_special_tokens=False, return_attention_mask=False)[
                 "input_ids"
@@ -195,7 +245,7 @@ class Chat:
         """
         said: dict[str, list[str]] = {"analysis": [], "final": []}
         lengths = dict.fromkeys(said, 0)
-        for message in self._messages(ids):
+        for message in self.harmony_messages(ids):
             channel = self._channel(message)
             if channel in said:
                 said[channel].append(self.tokenizer.decode(message.body))
@@ -212,7 +262,7 @@ class Chat:
             final_tokens=lengths["final"],
         )
 
-    def _messages(self, ids: Sequence[int]) -> Iterator[HarmonyMessage]:
+    def harmony_messages(self, ids: Sequence[int]) -> Iterator[HarmonyMessage]:
         """The messages of a completion; the last one may be unfinished."""
         # The prompt ends with the author of the first message.
         message = HarmonyMessage(header=list(self._tokenized("assistant")))
@@ -276,6 +326,30 @@ class Chat:
             if name in vocabulary:
                 markers[vocabulary[name]] = does
         return markers
+
+
+def tool_format_of(template: str, kind: str) -> str:
+    """The format of calls that a chat template was made for: see the head of this file."""
+    if "tools" not in template:
+        return "text"
+    if kind == "harmony":
+        return "harmony"
+    if "ipython" in template and "parameters" in template:
+        return "llama"
+    # Some templates of Qwen have the same tags around calls in XML
+    if OPEN_CALL in template and "<function=" not in template and "arguments" in template:
+        return "hermes"
+    return "text"
+
+
+def described(messages: Sequence[Message], schemas: Sequence[Schema]) -> list[Message]:
+    """The messages of a prompt whose first one says which tools there are."""
+    lines = [json.dumps(schema["function"], ensure_ascii=False) for schema in schemas]
+    text = DESCRIPTION.format(
+        tools="\n".join(lines), open=OPEN_CALL, close=CLOSE_CALL, result=OPEN_RESULT
+    )
+    first = {**messages[0], "content": f"{text}\n\n{messages[0]['content']}"}
+    return [first, *messages[1:]]
 
 
 def tags_in(template: str) -> tuple[str, str] | None:

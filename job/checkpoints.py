@@ -132,15 +132,14 @@ def check_training_files(checkpoint: Path) -> None:
         ValueError: if optimizer, schedule or random numbers are missing or damaged.
     """
     for patterns in (OPTIMIZERS, ("scheduler.pt",), RANDOM_STATES):
-        files = [path for pattern in patterns for path in checkpoint.glob(pattern)]
-        if not files:
+        if not any(path for pattern in patterns for path in checkpoint.glob(pattern)):
             why = ""
             if patterns == OPTIMIZERS:
                 why = "; grpo.save_only_model saves none"
             raise ValueError(f"{patterns[0]} is missing{why}")
-        for file in files:
-            if file.suffix:  # FSDP and DeepSpeed write folders
-                check_archive(file)
+    for pattern in ("*.pt", "*.pth"):  # a generated batch as well
+        for file in sorted(checkpoint.glob(pattern)):
+            check_archive(file)
 
 
 def check_archive(file: Path) -> None:

@@ -29,6 +29,7 @@ from job.errors import ConfigError, among, nearest, one_line
 from job.quantization import from_load_in_4bit
 from job.rollout import engine
 from job.rules import impossible, in_vain, is_texts
+from tasks.data import sources
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY_MODEL = ROOT / "tiny_model"
@@ -646,7 +647,7 @@ def hint_of_tasks(schema: type, key: str) -> str:
             having.append(name)
     if not having:
         return ""
-    return f" in {own}; only {', '.join(having)} has it: set task.type"
+    return f" in {own}, but in {' and '.join(having)}: set task.type"
 
 
 def literal(value: Any, opening: str = r"\\${") -> Any:
@@ -739,6 +740,9 @@ def resolved(config: Config) -> Any:
     nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_keys.COMMON])
     sections["grpo"] = nulls | dict(config.grpo) | asdict(config.grpo_extra)
     mixture = [asdict(options) for options in config.tasks]
+    for keys in mixture:
+        if keys.get("data"):  # it may be read from another folder next time
+            keys["data"] = sources.from_anywhere(keys["data"])
     sections["task"] = mixture
     if len(mixture) == 1:
         sections["task"] = mixture[0]

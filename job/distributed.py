@@ -168,8 +168,7 @@ def wait_for_all(what: str, limit_s: float) -> list[int]:
         now = time.monotonic()
         if not missing or now - began > limit_s:
             break
-        if store.check([FAILED]):
-            raise failure_of_another(store.get(FAILED).decode())
+        follow_failure(store)
         if now - told > TELL_S and rank() == lowest_without(missing):
             told = now
             print(waiting(what, missing, now - began, limit_s), file=sys.stderr, flush=True)
@@ -177,16 +176,18 @@ def wait_for_all(what: str, limit_s: float) -> list[int]:
     return missing
 
 
-def failure_of_another(said: str) -> JobError:
-    """The error with which a process follows one that has failed and has printed why.
+def follow_failure(store: Any) -> None:
+    """Fail if another process has failed, which has printed why.
 
-    Args:
-        said: the rank of that process, a space, and its exit code.
+    Raises:
+        JobError: with its exit code.
     """
-    failed, exit_code = said.split()
+    if not store.check([FAILED]):
+        return
+    failed, exit_code = store.get(FAILED).decode().split()
     error = JobError(f"rank {failed} has failed; its message says why")
     error.exit_code = int(exit_code)
-    return error
+    raise error
 
 
 def lowest_without(missing: Sequence[int]) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from job.distributed import world_size
-from job.errors import DONE, STOPPED_BY_SIGNAL, STOPPED_BY_WATCHDOG, one_line
+from job.errors import DONE, REQUEUE, STOPPED_BY_SIGNAL, STOPPED_BY_WATCHDOG, one_line
 
 PACKAGES = (
     "torch",
@@ -77,6 +77,8 @@ def outcome(exit_code: int | None, error: BaseException | None) -> str:
         return "finished"
     if exit_code == STOPPED_BY_WATCHDOG:
         return "stopped by the watchdog, or its weights are not finite"
+    if exit_code == REQUEUE:
+        return "stopped, to be started again"
     if exit_code is not None and exit_code > STOPPED_BY_SIGNAL:
         number = exit_code - STOPPED_BY_SIGNAL
         return f"stopped by {signal.Signals(number).name}"

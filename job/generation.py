@@ -13,11 +13,13 @@ from typing import Any, TextIO
 import tasks
 from job.chat import Chat, Reading
 from job.config import Config
+from job.episodes.loop import Played, play_batch
 from job.errors import ConfigError, one_line
 from job.evaluation.evaluation import make_grader
 from job.evaluation.model_evaluation import sampling_at
 from job.grading import Scored
 from job.grading_pool import GradingPool
+from job.rollout import engine
 from job.rows import Row, mixed_rows
 
 Message = dict[str, Any]
@@ -76,13 +78,7 @@ class Conversation:
         except ValueError as error:
             raise ConfigError(one_line(error)) from error
         prompt_ids = self.chat.ids(prompt)
-        room = self.config.model.max_seq_length - len(prompt_ids)
-        wanted = self.max_new_tokens or room
-        if not 1 <= wanted <= room:
-            raise ConfigError(
-                f"the prompt has {len(prompt_ids)} tokens, and {max(wanted, 1)} more do not fit "
-                f"into model.max_seq_length {self.config.model.max_seq_length}; set that higher"
-            )
+        wanted = self.most_tokens(len(prompt_ids))
         completion_ids: list[int] = []
         reading = self.chat.read(completion_ids, prompt)
         next_reading = 0.0
@@ -98,6 +94,21 @@ class Conversation:
         reading = self.chat.read(completion_ids, prompt)
         show(reading)
         return reading
+
+    def most_tokens(self, prompt_tokens: int) -> int:
+        """The most tokens of a completion behind a prompt of that many.
+
+        Raises:
+            ConfigError: if they do not fit.
+        """
+        room = self.config.model.max_seq_length - prompt_tokens
+        wanted = self.max_new_tokens or room
+        if not 1 <= wanted <= room:
+            raise ConfigError(
+                f"the prompt has {prompt_tokens} tokens, and {max(wanted, 1)} more do not fit "
+                f"into model.max_seq_length {self.config.model.max_seq_length}; set that higher"
+            )
+        return wanted
 
     def _stream(self, prompt_ids: list[int], max_new_tokens: int) -> Iterator[int]:
         """The tokens of one completion, as they come."""
@@ -280,6 +291,57 @@ def row_of_task(options: tasks.Options, number: int) -> Row:
     if not 0 <= number < len(found):
         raise ConfigError(f"--row: there are rows 0 to {len(found) - 1}, not {number}")
     return found[number]
+
+
+# ---- Answers of several turns
+
+
+def play_row(
+    conversation: Conversation, row: Row, options: tasks.Options, config: Config
+) -> tuple[Played, Scored]:
+    """The answer to a row whose task offers tools, played to its end and graded.
+
+    Raises:
+        ConfigError: if the prompt is too long, or the template refuses it.
+    """
+    row = row | {"prompt": [*conversation.messages, *row["prompt"]]}
+    try:
+        prompt_ids = conversation.chat.row_ids(row)
+    except ValueError as error:
+        raise ConfigError(one_line(error)) from error
+    tokens = conversation.most_tokens(len(prompt_ids))
+    rollout, _ = engine.make_rollout(
+        conversation.model,
+        conversation.tokenizer,
+        config.rollout,
+        rows=1,
+        max_new_tokens=tokens,
+        **sampling_at(conversation.temperature, config),
+    )
+    with GradingPool.of(config.sandbox) as pool:
+        grader = make_grader([options], pool)
+        (episode,) = play_batch(rollout, [row], conversation.chat, grader, tokens)
+        completion = [episode.completion()]
+        (scored,) = grader.score_completions(completion, [episode.completion_ids], [row])
+    return episode, scored
+
+
+def transcript_in_words(messages: Sequence[Message]) -> str:
+    """What was said in an answer of several turns, a paragraph for each message."""
+    parts = []
+    for message in messages:
+        if message.get("thinking"):
+            parts.append(f"(thinking) {message['thinking']}")
+        if message["role"] == "tool":
+            parts.append(f"[{message['name']}, {message['status']}] {message['content']}")
+        elif message["role"] == "user":
+            parts.append(f"user: {message['content']}")
+        elif message["content"]:
+            parts.append(message["content"])
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            parts.append(f"[call of {function['name']}] {json.dumps(function['arguments'])}")
+    return "\n".join(parts)
 
 
 # ---- What it is worth

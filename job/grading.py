@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 import tasks
-from job.grading_pool import GradingPool, Job, grade_here
+from job.episodes.episode import CUT_OFF, Answer, Player, Turn, is_script, turns_of
+from job.grading_pool import GradingPool, Job, Step, advance_here, grade_here
 from job.rewards import (
     RewardFunction,
     call_together,
@@ -30,7 +31,6 @@ from job.schedules import RewardWeights
 from sandbox import Sandbox, Status
 from tasks import Grade
 
-CUT_OFF = "ended before its answer began: still in the analysis, or without a final channel"
 NOT_COLUMNS = ("completion_ids",)  # what TRL hands on and no task reads
 
 
@@ -86,6 +86,9 @@ class Grader:
                 self._owners.setdefault(name, set()).add(options.type)
         self._threads = ThreadPoolExecutor(sandbox.workers, thread_name_prefix="grader")
         self._batch: tuple[Any, list[Grade]] | None = None
+        # Episodes without a pool, for tests: one after the other
+        self._player_thread = ThreadPoolExecutor(1, thread_name_prefix="player")
+        self._player = Player(sandbox)
         self._batch_lock = threading.Lock()  # async reward functions ask from threads of their own
 
     def grade(
@@ -101,14 +104,33 @@ class Grader:
         for key, text, row in zip(keys, texts, rows, strict=True):
             if key in running:
                 continue
-            options = tasks.at_step(self.options[self._task_of(row)], step)
-            known = {name: value for name, value in row.items() if value is not None}
-            known["step"] = step
-            # In an evaluation the same inputs are drawn for every model.
-            place = known.get("evaluation_seed", len(running))
-            job = Job(options, text, known, (self.entropy, step, place))
+            job = self.job(text, row, step, len(running))
             running[key] = self._threads.submit(self._judge, job)
         return [running[key].result() for key in keys]
+
+    def job(self, completion: Any, row: dict[str, Any], step: int, place: int) -> Job:
+        """What grading one completion needs.
+
+        Args:
+            place: of the completion in its batch, for the random numbers of the task.
+        """
+        options = tasks.at_step(self.options[self._task_of(row)], step)
+        known = {name: value for name, value in row.items() if value is not None}
+        known["step"] = step
+        # In an evaluation the same inputs are drawn for every model.
+        place = known.get("evaluation_seed", place)
+        return Job(options, completion, known, (self.entropy, step, place))
+
+    @property
+    def takes_turns(self) -> bool:
+        """Whether completions of any task may take several turns."""
+        return any(map(tasks.takes_turns, self.options.values()))
+
+    def advance(self, step: Step) -> Future[Answer]:
+        """What follows the newest turn of an episode, as soon as it is known."""
+        if isinstance(self.sandbox, GradingPool):
+            return self.sandbox.advance(step)
+        return self._player_thread.submit(advance_here, step, self._player)
 
     def _judge(self, job: Job) -> Grade:
         if isinstance(self.sandbox, GradingPool):
@@ -127,7 +149,7 @@ class Grader:
         Raises:
             RewardError: if a reward function fails.
         """
-        completions = [[{"role": "assistant", "content": text}] for text in texts]
+        completions = [messages_of(text) for text in texts]
         return self.score_completions(completions, [[] for _ in texts], rows, step)
 
     def score_completions(
@@ -251,10 +273,7 @@ class Grader:
         # Grade it.
         step = getattr(trainer_state, "global_step", 0)
         rows = rows_from(columns, len(completions))
-        grades = self.grade([text_of(completion) for completion in completions], rows, step)
-        for i, completion in enumerate(completions):
-            if ended_early(completion):
-                grades[i] = replace(grades[i], status=Status.NO_FINAL, detail=CUT_OFF)
+        grades = self._fresh_grades(completions, rows, step)
 
         # Log what was found.
         if log_metric:
@@ -267,6 +286,20 @@ class Grader:
             log_extra("cheating", ["; ".join(grade.cheating) for grade in grades])
             log_extra("detail", ["; ".join((*grade.cheating, grade.detail)) for grade in grades])
         return grades
+
+    def _fresh_grades(
+        self, completions: Sequence[Any], rows: Sequence[dict[str, Any]], step: int
+    ) -> list[Grade]:
+        """Grades of completions, of which episodes bring theirs along."""
+        found = [known_grade(completion) for completion in completions]
+        places = [i for i, grade in enumerate(found) if grade is None]
+        texts = [text_of(completions[i]) for i in places]
+        fresh = self.grade(texts, [rows[i] for i in places], step)
+        for i, grade in zip(places, fresh, strict=True):
+            if ended_early(completions[i]):
+                grade = replace(grade, status=Status.NO_FINAL, detail=CUT_OFF)
+            found[i] = grade
+        return found
 
     def _metrics(self, grades: Sequence[Grade], column: Sequence[str]) -> dict[str, float]:
         """Shares of the whole batch and, where several tasks are mixed, of each task's part."""
@@ -320,9 +353,28 @@ def log_for(
     return log_own
 
 
+def messages_of(text: Any) -> list[dict[str, Any]]:
+    """A completion as reward functions get it. A list of turns is one without what others say."""
+    if not is_script(text):
+        return [{"role": "assistant", "content": text}]
+    try:
+        return [turn.message() for turn in turns_of(text)] or [Turn().message()]
+    except ValueError:  # it is graded as a bad row
+        return [{"role": "assistant", "content": text}]
+
+
+def known_grade(completion: Any) -> Grade | None:
+    """The Grade that an episode was given when it ended: see loop.py."""
+    if not isinstance(completion, list):
+        return None
+    return completion[-1].get("grade")
+
+
 def ended_early(completion: Any) -> bool:
-    """Whether a completion never got to its answer, as chat.py says in its message."""
-    return isinstance(completion, list) and not completion[0].get("reached_final", True)
+    """Whether a completion of one turn never got to its answer, as chat.py says in its message."""
+    if not isinstance(completion, list) or len(completion) > 1:
+        return False
+    return not completion[0].get("reached_final", True)
 
 
 def is_correct(grade: Grade) -> bool:

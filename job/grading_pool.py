@@ -1,5 +1,5 @@
 """Runs a task's `grade` in processes that can be killed: no completion can stall the trainer,
-whatever it contains.
+whatever it contains. The tools of answers that take several turns run there, too.
 
 A backtracking regex, or a computation without end, holds Python's lock. A thread that meets one
 stops all others and cannot be stopped itself. Here it costs its own process. Past the deadline that
@@ -13,12 +13,13 @@ of a computation.
 """
 
 import os
-import queue
 import subprocess
 import sys
+import threading
 import traceback
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Pipe
 from pathlib import Path
@@ -29,6 +30,8 @@ import numpy as np
 import tasks
 from job.config import SandboxOptions
 from job.distributed import local_rank, local_world_size, node_file, own_share
+from job.episodes import episode
+from job.episodes.episode import Answer, BadGrade, Player, Turn
 from job.errors import GradeError
 from sandbox import Limits, Sandbox, SandboxError, Status, default_workers
 from tasks import Grade, note_once
@@ -49,6 +52,17 @@ class Job:
     completion: Any
     row: Mapping[str, Any]
     entropy: Sequence[int]  # seeds the random numbers that the task draws
+
+
+@dataclass(frozen=True)
+class Step:
+    """An episode up to its newest turn; its job has no completion."""
+
+    job: Job
+    batch: int  # of its episodes; those of an earlier one are dropped
+    key: int  # of the episode in its batch
+    turns: tuple[Turn, ...]
+    ended: str = ""  # as in Player.advance
 
 
 @dataclass(frozen=True)
@@ -78,26 +92,52 @@ def grade_here(job: Job, sandbox: Sandbox) -> Grade:
             sandbox is raised as it is.
     """
     rng = np.random.default_rng(list(job.entropy))
-    try:
-        graded = tasks.load(job.options.type).grade(
-            job.completion, job.row, job.options, sandbox, rng
+    with task_errors(job, job.completion):
+        return episode.play(job.completion, job.row, job.options, sandbox, rng)
+
+
+def advance_here(step: Step, player: Player) -> Answer:
+    """What follows the newest turn of an episode, in this process.
+
+    Raises:
+        GradeError: if the task's own code raises, but for its tools.
+    """
+    job = step.job
+    with task_errors(job, step.turns[-1].content):
+        return player.advance(
+            step.batch, step.key, job.options, job.row, job.entropy, step.turns, step.ended
         )
+
+
+@contextmanager
+def task_errors(job: Job, completion: Any) -> Iterator[None]:
+    """Says which task failed, where, and on what."""
+    try:
+        yield
     except SandboxError:
         raise
+    except BadGrade as error:
+        raise grade_error(job, str(error), completion) from error
     except Exception as error:  # the task may be the user's own
         frame = traceback.extract_tb(error.__traceback__)[-1]
         place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-        raise grade_error(job, f"raised {type(error).__name__}: {error} ({place})") from error
-    mistake = tasks.grade_mistake(graded)
-    if mistake:
-        raise grade_error(job, mistake)
-    return graded
+        what = f"raised {type(error).__name__}: {error} ({place})"
+        raise grade_error(job, what, completion) from error
 
 
-def grade_error(job: Job, what: str) -> GradeError:
+def grade_error(job: Job, what: str, completion: Any) -> GradeError:
     """The error for the user: what the `grade` of the task did, in words, and on what."""
-    shown = repr(job.completion)[:SHOWN_CHARACTERS]
+    shown = repr(completion)[:SHOWN_CHARACTERS]
     return GradeError(f"task {job.options.type}: grade {what}\non the completion {shown}")
+
+
+def checked(answer: Any) -> Any:
+    """An answer of a worker, unless it is a Failure, which is raised."""
+    if not isinstance(answer, Failure):
+        return answer
+    if answer.is_of_sandbox:
+        raise SandboxError(answer.text)
+    raise GradeError(answer.text)
 
 
 class Worker:
@@ -169,15 +209,19 @@ class GradingPool:
         # as the pool starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starts graders")
         self._running: dict[int, Worker] = {}
-        self._idle: queue.SimpleQueue[int] = queue.SimpleQueue()  # numbers of workers
+        # A queue for each worker, so that turns which wait for one do not hold up the others
+        self._queues = [
+            ThreadPoolExecutor(1, thread_name_prefix="episodes") for _ in range(self.workers)
+        ]
+        self._changed = threading.Condition()
+        self._idle: set[int] = set()  # numbers of workers
         try:
             with ThreadPoolExecutor(self.workers) as threads:
                 list(threads.map(self._start, range(self.workers)))
         except BaseException:
             self.close()
             raise
-        for number in range(self.workers):
-            self._idle.put(number)
+        self._idle.update(range(self.workers))
 
     @classmethod
     def of(cls, options: SandboxOptions) -> "GradingPool":
@@ -205,6 +249,8 @@ class GradingPool:
 
     def close(self) -> None:
         """End every worker, and with it its sandbox."""
+        for waiting in self._queues:
+            waiting.shutdown(wait=False, cancel_futures=True)
         for number in list(self._running):
             self._stop(number)
         self._starter.shutdown()
@@ -221,28 +267,57 @@ class GradingPool:
             GradeError: if the task's `grade` raises.
             SandboxError: if the sandbox fails.
         """
-        number = self._idle.get()
-        try:
-            answer = self._ask(number, job)
-        finally:
-            self._idle.put(number)
-        if not isinstance(answer, Failure):
-            return answer
-        if answer.is_of_sandbox:
-            raise SandboxError(answer.text)
-        raise GradeError(answer.text)
+        with self._worker_number() as number:
+            return checked(self._ask(number, job, job.options.type, self.timeout_s, "grading"))
 
-    def _ask(self, number: int, job: Job) -> Grade | Failure:
+    def advance(self, step: Step) -> Future[Answer]:
+        """What follows the newest turn of an episode. An episode stays with one worker, which
+        keeps what its tools need. If they take more than task.tool_timeout_s, it ends with the
+        status `timeout`.
+
+        The result raises as `grade` does.
+        """
+        number = step.key % self.workers
+        return self._queues[number].submit(self._advance, step, number)
+
+    def _advance(self, step: Step, number: int) -> Answer:
+        options = step.job.options
+        timeout_s = self.timeout_s  # of grading, if the episode ends
+        if step.turns[-1].calls:
+            timeout_s = min(options.tool_timeout_s, self.timeout_s)
+        with self._worker_number(number):
+            answer = checked(self._ask(number, step, options.type, timeout_s, "a turn's tools"))
+        if isinstance(answer, Grade):  # there was no answer
+            return Answer(grade=answer)
+        return answer
+
+    @contextmanager
+    def _worker_number(self, wanted: int | None = None) -> Iterator[int]:
+        """A worker that does nothing else meanwhile: this one, or any."""
+        with self._changed:
+            if wanted is None:
+                self._changed.wait_for(lambda: self._idle)
+                wanted = self._idle.pop()
+            else:
+                self._changed.wait_for(lambda: wanted in self._idle)
+                self._idle.remove(wanted)
+        try:
+            yield wanted
+        finally:
+            with self._changed:
+                self._idle.add(wanted)
+                self._changed.notify_all()
+
+    def _ask(self, number: int, work: Job | Step, task: str, timeout_s: float, what: str) -> Any:
         """The answer of a worker. A worker that something else has killed is replaced once."""
-        task = job.options.type
         for _ in range(2):
             try:
                 worker = self._worker(number)
-                worker.send((job, self.timeout_s + GRACE_S))
-                return worker.receive(self.timeout_s)
+                worker.send((work, timeout_s + GRACE_S))
+                return worker.receive(timeout_s)
             except TimeoutError:
                 self._stop(number)
-                detail = f"grading took more than {self.timeout_s:g} s and was stopped"
+                detail = f"{what} took more than {timeout_s:g} s and was stopped"
                 note_once(f"task {task}: {detail}; such a completion gets the status timeout")
                 return Grade(Status.TIMEOUT, detail=detail)
             except (EOFError, OSError):  # it is gone
@@ -274,7 +349,7 @@ class GradingPool:
         self._running[number] = worker
         try:
             report = worker.receive(START_TIMEOUT_S)
-        except (TimeoutError, EOFError) as error:
+        except (TimeoutError, EOFError, ConnectionError) as error:
             raise SandboxError(
                 "a grading process did not start; see above for its words"
             ) from error

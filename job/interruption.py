@@ -16,6 +16,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -233,11 +234,23 @@ def deadline_of(options: Options, environment: Mapping[str, str]) -> float | Non
     return ends - time.time() + time.monotonic()
 
 
-def ignore_stop_signals(number: int = 0) -> None:
-    """Leave signals to the process that started this one, as a worker of its data loader.
+def ignore_stop_signals() -> None:
+    """In a process that ends with the trainer anyway, as one that grades: leave signals to it."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
-    A scheduler may send them to all processes. The trainer still needs its workers then. They end
-    with it: torch sees to that.
+
+def obey_parent_alone() -> None:
+    """In a worker of the data loader: hear no signal but those of the process that started it.
+
+    A scheduler may send a signal to all processes. The trainer still needs its workers then, and
+    ends them itself.
     """
-    for stop in STOP_SIGNALS:
-        signal.signal(stop, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+
+    def listen() -> None:
+        while signal.sigwaitinfo(STOP_SIGNALS).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()

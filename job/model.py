@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from job import hub, memory
 from job.adapters import find_folder, own_template
 from job.chat_templates import NAMED, set_template
@@ -33,7 +35,7 @@ SMALL_MODEL = 50e6
 # Cards with less memory keep the embedding in main memory.
 SMALL_CARD_BYTES = 24 * 2**30
 # What from_pretrained and the Hub's functions raise for anything that they cannot find or read.
-LOADING_ERRORS = (OSError, ValueError)
+LOADING_ERRORS = (OSError, ValueError, SafetensorError)
 
 # ---- loading
 
@@ -494,8 +496,9 @@ def placement() -> dict[str, Any]:
     import torch
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    # ZeRO-3, which GRPOConfig has switched on by now, places the weights itself.
-    if not torch.cuda.is_available() or is_deepspeed_zero3_enabled():
+    # ZeRO-3, which GRPOConfig has switched on by now, and FSDP place the weights themselves.
+    shards = is_deepspeed_zero3_enabled() or os.environ.get("ACCELERATE_USE_FSDP") == "true"
+    if shards or not torch.cuda.is_available():
         return {"device_map": None}
     return {"device_map": {"": local_rank()}}
 

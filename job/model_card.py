@@ -10,6 +10,7 @@ import tasks
 from job.config import Config
 from job.errors import OutputError, one_line
 from job.model import hub_id
+from tasks.data import sources
 
 EVALUATION = "evaluation.json"  # in the run's folder
 # Keys of the config that a reader of the card wants
@@ -136,8 +137,8 @@ def data_sources(config: Config) -> Iterator[tuple[str, str | None]]:
 
 
 def hub_dataset(name: str | None) -> bool:
-    """Whether this is the id of a dataset on the Hub, as tasks/jsonl.py would take it."""
-    return bool(name) and not name.endswith((".jsonl", ".json")) and hub_id(name) is not None
+    """Whether this is the id of a dataset on the Hub, as tasks/data would take it."""
+    return bool(name) and sources.is_hub_id(name) and hub_id(name) is not None
 
 
 # ---- the text

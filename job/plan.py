@@ -12,6 +12,8 @@ from job.batches import BatchPlan, batch_plan
 from job.chat import Chat
 from job.config import Config
 from job.distributed import world_size
+from job.episodes.episode import Call, Turn
+from job.episodes.tool_format import ToolFormat
 from job.errors import ConfigError, nearest, one_line
 from job.row_stream import RowStream
 from job.rows import mixed_rows, prompt_key
@@ -102,6 +104,7 @@ def make_plan(config: Config, chat: Chat) -> Plan:
     # Make the rows and measure them
     try:
         rows, eval_rows = mixed_rows(config.tasks)
+        check_turns(config, chat)
         lengths = chat.prompt_lengths(rows)
         eval_lengths = chat.prompt_lengths(eval_rows)
     except ValueError as error:
@@ -150,6 +153,18 @@ def make_plan(config: Config, chat: Chat) -> Plan:
     )
 
 
+def check_turns(config: Config, chat: Chat) -> None:
+    """Raises ValueError if a task wants several turns and the chat template cannot have them."""
+    for options in config.tasks:
+        if not tasks.takes_turns(options):
+            continue
+        tool_format = ToolFormat(chat)
+        call = Turn(calls=(Call("tool"),))
+        tool_format.following(call, [{"role": "tool", "name": "tool", "content": "1"}])
+        if hasattr(tasks.load(options.type), "Environment"):
+            tool_format.following(Turn("-"), [{"role": "user", "content": "-"}])
+
+
 def check_json_columns(options: tasks.Options) -> None:
     """Refuse a column of different kinds of values that a reward function reads: it would be given
     JSON texts.
@@ -175,12 +190,7 @@ def is_streamed(config: Config) -> bool:
     Raises:
         ConfigError: if they are, and something in the config needs all of them at once.
     """
-    streamed = []
-    for options in config.tasks:
-        ask = getattr(tasks.load(options.type), "is_streamed", None)
-        if ask is not None and ask(options):
-            streamed.append(options)
-    if not streamed:
+    if not any(map(tasks.is_streamed, config.tasks)):
         return False
     reasons = []
     if len(config.tasks) > 1:
@@ -243,7 +253,7 @@ def first_of_each_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def shown(row: dict[str, Any], chat: Chat) -> str:
     """A row's prompt as the model is given it, indented."""
-    text = chat.render(row["prompt"], row["reasoning_effort"])
+    text = chat.render_row(row)
     return f"prompt of {tasks.type_of(row)}:\n" + "\n".join(
         f"  | {line}" for line in text.split("\n")
     )

@@ -8,7 +8,14 @@ import shutil
 import time
 from typing import Any
 
-from job.distributed import POLL_S, local_world_size, rank, world_size
+from job.distributed import (
+    POLL_S,
+    follow_failure,
+    group_store,
+    local_world_size,
+    rank,
+    world_size,
+)
 from job.errors import ConfigError, one_line
 
 FIRST_SUM_S = 180.0  # the first all-reduce also connects the processes
@@ -54,6 +61,7 @@ def preflight() -> str:
 
     Raises:
         ConfigError: with what is wrong: shared memory, peer access, network, NCCL.
+        JobError: if another process has failed.
     """
     from accelerate import PartialState
 
@@ -66,6 +74,7 @@ def preflight() -> str:
     except ConfigError:
         raise
     except Exception as error:  # NCCL's and gloo's are RuntimeErrors of several kinds
+        follow_failure(group_store())
         raise ConfigError(connection_failure(one_line(error))) from error
     expected = world_size() * (world_size() + 1) // 2
     if total != expected:

@@ -185,18 +185,17 @@ def rehearse_rewards(
     return f"rewards: {names}: tried on {len(texts)} completions to {len(chosen)} prompts"
 
 
-def few_rows(mixture: Sequence[tasks.Options]) -> list[dict[str, Any]]:
-    """Rows to try reward functions on, without making all rows of a run.
+def rows_to_try(mixture: Sequence[tasks.Options]) -> list[dict[str, Any]]:
+    """The rows of a run, on which reward functions can be tried.
 
     Raises:
         ConfigError: if a task cannot make them.
     """
-    few = [replace(options, num_rows=PROMPTS, num_eval_rows=0) for options in mixture]
     try:
-        rows, eval_rows = mixed_rows(few)
+        rows, _ = mixed_rows(mixture)
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
-    return rows + eval_rows
+    return rows
 
 
 def first_prompts(

@@ -128,9 +128,11 @@ def select(arguments: dict[str, Any], indices: Sequence[int]) -> dict[str, Any]:
 
 
 def text_of(completion: Any) -> Any:
-    """The text that rewards read: the content of the one message, or the completion itself if it is
-    plain text."""
-    return completion[0].get("content") if isinstance(completion, list) else completion
+    """What is graded: the content of the one message, or the completion itself if it is plain text
+    or has several turns."""
+    if isinstance(completion, list) and len(completion) == 1 and "tool_calls" not in completion[0]:
+        return completion[0].get("content")
+    return completion
 
 
 def checked(

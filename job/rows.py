@@ -48,10 +48,11 @@ def rows_of(options: tasks.Options) -> tuple[list[Row], list[Row]]:
     """(rows to train on, rows to evaluate on) of one task: the task's own `eval_rows`, and of its
     `rows` those with the last `num_eval_rows` prompts."""
     task = tasks.load(options.type)
-    rows = [tasks.labelled(row, options) for row in task.rows(options)]
+    rows = [tasks.labelled(row, options) for row in tasks.made_by(task, "rows", options)]
     own = []
     if hasattr(task, "eval_rows"):
-        own = [tasks.labelled(row, options) for row in task.eval_rows(options)]
+        made = tasks.made_by(task, "eval_rows", options)
+        own = [tasks.labelled(row, options) for row in made]
     trained_on, held_out = hold_out_last(rows, options)
     return trained_on, unseen(own, trained_on, options) + held_out
 

@@ -183,7 +183,7 @@ def impossible(
     yield from algorithm_mistakes(get_grpo)
     yield from schedule_mistakes(get_grpo)
     yield from batch_mistakes(get_grpo, world_size)
-    yield from process_mistakes(get_grpo, world_size)
+    yield from process_mistakes(get, world_size)
     yield from secret_mistakes(get_grpo)
     yield from package_mistakes(get_grpo)
     yield from vllm_mistakes(get)
@@ -322,11 +322,15 @@ def schedule_mistakes(get: Get) -> Iterator[str]:
 
 def process_mistakes(get: Get, world_size: int) -> Iterator[str]:
     """Keys that need several processes."""
-    if get("fsdp") and world_size == 1:
+    if not get("grpo.fsdp"):
+        return
+    if world_size == 1:
         yield (
             "grpo.fsdp: shards a model over several processes; "
-            "leave it out, or start them by torchrun"
+            "leave it out, or start them with --gpus"
         )
+    if get("model.backend") != "transformers":
+        yield "grpo.fsdp: Unsloth cannot shard a model; it needs model.backend: transformers"
 
 
 def secret_mistakes(get: Get) -> Iterator[str]:

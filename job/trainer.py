@@ -9,6 +9,7 @@ because Unsloth replaces GRPOTrainer.
 """
 
 import copy
+import json
 import math
 import os
 import time
@@ -22,13 +23,14 @@ from accelerate.utils import gather, gather_object
 from tqdm.auto import tqdm
 from trl import GRPOTrainer
 
-from job import checkpoints, grpo_keys, training_state, watchdog
+from job import grpo_keys, training_state, watchdog
 from job.chat import Chat, Reading
+from job.episodes.loop import Played, play_batch
 from job.grading import Grader
-from job.interruption import Interruption, ignore_stop_signals
-from job.metrics_file import read_metrics
+from job.interruption import Interruption, obey_parent_alone
 from job.out_of_memory import in_smaller_batches
-from job.rollout import BatchRollout, TokenIds, decode_all, engine
+from job.rollout import BatchRollout, Rollout, TokenIds, decode_all, engine
+from job.saving import save_aside
 from job.step_time import StepTime
 
 # Rows of each batch whose log-probabilities are computed again, to compare them with the rollout's
@@ -43,6 +45,7 @@ class Sample(NamedTuple):
     row: dict[str, Any]
     prompt_ids: list[int]
     completion_ids: list[int]
+    mask: list[int] | None  # 1 for what the model said, 0 for what tools said; None: all is 1
     message: list[dict[str, Any]]
     logprobs: list[float] | None  # of the sampler, where it returns them
     rewards: torch.Tensor  # (reward functions,), NaN where one does not judge
@@ -58,6 +61,7 @@ class Trainer(GRPOTrainer):
             _generate(prompts)                  reads `_rows`: the prompts alone lack the effort
                 _tokenize_prompts               renders each row with its own effort
                 _generate_single_turn           token ids in, token ids out
+                _play                           in place of both, where completions take turns
             _calculate_rewards                  keeps `_rewards`, for the spread of each group
 
     To resample, `_resample` calls `_generate` and `_calculate_rewards` as often as it needs, and
@@ -87,15 +91,19 @@ class Trainer(GRPOTrainer):
     ):
         super().__init__(*args, **kwargs)
         self.interruption = interruption
-        self._staging: Path | None = None  # where a checkpoint is being written
+        self.staging: Path | None = None  # where a checkpoint is being written
         self._between: training_state.Between | None = None  # the state after the last step
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
         self._rollout_options, self._prompt_tokens = rollout, prompt_tokens
         self._is_unsloth = hasattr(self.args, "unsloth_grpo_mini_batch")
         self._rollout: Any = None  # a GraphRollout; None: generate
         self._rollout_is_chosen = False
-        # (completion, log-probabilities) of the current batch, where the rollout has them
-        self._sampled: list[tuple[TokenIds, Sequence[float]]] = []
+        # (completion, log-probabilities, mask) of the current batch, where the rollout has them
+        self._sampled: list[tuple[TokenIds, Sequence[float], Sequence[int]]] = []
+        self._episodes: list[Played] = []  # of the current batch, where completions take turns
+        if grader.takes_turns:
+            self._refuse_what_takes_no_turns()
+            self.rollout_func = self._play
         if rollout.importance_sampling:
             os.environ[UNSLOTH_ROLLOUT_AS_OLD] = "1"
         self._rows: Sequence[dict[str, Any]] = ()  # of the current batch
@@ -190,65 +198,21 @@ class Trainer(GRPOTrainer):
                 tqdm.write("no checkpoint is saved: the weights are not finite")
             return
         began = time.monotonic()
-        output = Path(self.args.output_dir)
-        step = self.state.global_step
-        try:
-            if self.is_world_process_zero():
-                checkpoints.begin_saving(output)
-            self.accelerator.wait_for_everyone()
-            self._staging = output / checkpoints.STAGING
-            folder = self._staging / f"checkpoint-{step}"
-            folder.mkdir(exist_ok=True)
-            training_state.save(self, folder)
-            self._note_best_checkpoint(output)
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()
-            if self.is_world_process_zero():
-                checkpoints.finish_saving(output, step)
-                self._delete_superfluous(output)
-        except Exception:
-            checkpoints.remove(output / checkpoints.STAGING)  # a full disk needs the space
-            raise
-        finally:
-            self._staging = None
-        self.accelerator.wait_for_everyone()
+        save_aside(self, lambda: super(Trainer, self)._save_checkpoint(model, trial))
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(output / f"checkpoint-{step}"))
+            step = self.state.global_step
+            self._push_from_checkpoint(f"{self.args.output_dir}/checkpoint-{step}")
         self.interruption.saved(time.monotonic() - began)
 
     def _get_output_dir(self, trial: Any) -> str:
         """Where transformers writes a checkpoint."""
-        if self._staging is not None:
-            return str(self._staging)
+        if self.staging is not None:
+            return str(self.staging)
         return super()._get_output_dir(trial)
 
     def _push_from_checkpoint(self, folder: str) -> None:
-        if self._staging is None:  # else the folder is about to be renamed
+        if self.staging is None:  # else the folder is about to be renamed
             super()._push_from_checkpoint(folder)
-
-    def _note_best_checkpoint(self, output: Path) -> None:
-        """Do what transformers does for load_best_model_at_end; it looks where it writes."""
-        best = self.state.best_global_step
-        if best and (best == self.state.global_step or (output / f"checkpoint-{best}").is_dir()):
-            self.state.best_model_checkpoint = str(output / f"checkpoint-{best}")
-
-    def _delete_superfluous(self, output: Path) -> None:
-        """Keep the last and the best checkpoints."""
-        if not self.args.save_total_limit:
-            return
-        options = self.interruption.options
-        steps = [step for step, _ in checkpoints.numbered(output)]
-        scores = {}
-        if options.keep_best:
-            entries = read_metrics(output / "metrics.jsonl")
-            every = self.state.save_steps
-            scores = checkpoints.scores_of(steps, entries, options.best_metric, every)
-        leaving = checkpoints.superfluous(
-            steps, self.args.save_total_limit, options.keep_best, scores
-        )
-        if self.state.best_model_checkpoint:
-            leaving.discard(self.state.best_global_step)
-        checkpoints.delete(output, leaving)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         super()._maybe_log_save_evaluate(*args, **kwargs)
@@ -294,7 +258,7 @@ class Trainer(GRPOTrainer):
 
     def _tokenize_prompts(self, prompts: list) -> tuple[list[list[int]], None, dict]:
         """Render each row with its own reasoning effort. TRL has one for all prompts."""
-        return [self.chat.prompt_ids(*rendered_from(row)) for row in self._rows], None, {}
+        return [self.chat.row_ids(row) for row in self._rows], None, {}
 
     def _generate(self, prompts: list) -> tuple:
         """Generate completions, check their prompts, and read them by channel."""
@@ -306,8 +270,15 @@ class Trainer(GRPOTrainer):
             generated = super()._generate(prompts)
         self._keep_sampled(generated)
         prompt_ids, completion_ids, mask, _, *others = generated
-        texts = [self.chat.render(*rendered_from(row)) for row in self._rows]
+        texts = [self.chat.render_row(row) for row in self._rows]
         self._check_prompts(texts, prompt_ids)
+        episodes, self._episodes = self._episodes, []
+        if episodes:
+            readings = [episode.reading() for episode in episodes]
+            messages = [episode.completion() for episode in episodes]
+            self._log_completions([episode.said_ids for episode in episodes], readings)
+            self._log_episodes(episodes)
+            return prompt_ids, completion_ids, mask, messages, *others
         readings = []
         for ids, text in zip(completion_ids, texts, strict=True):
             readings.append(self.chat.read(ids, text))
@@ -318,13 +289,15 @@ class Trainer(GRPOTrainer):
     @staticmethod
     def _chosen_generation(samples: list[Sample]) -> tuple:
         """What TRL's _generate would have returned for these samples."""
-        logprobs = None
+        logprobs = masks = None
         if samples[0].logprobs is not None:
             logprobs = [sample.logprobs for sample in samples]
+        if samples[0].mask is not None:
+            masks = [sample.mask for sample in samples]
         return (
             [sample.prompt_ids for sample in samples],
             [sample.completion_ids for sample in samples],
-            None,  # no tool said anything
+            masks,
             [sample.message for sample in samples],
             logprobs,
             {},  # extra fields
@@ -361,7 +334,48 @@ class Trainer(GRPOTrainer):
         self._log_metric("completions/mean_thinking_length", float(np.mean(thinking)))
         self._log_metric("completions/mean_final_length", float(np.mean(final)))
 
+    def _log_episodes(self, episodes: list[Played]) -> None:
+        """Log what completions of several turns used, and what was said in them."""
+        for name in ("turns", "calls", "failures"):
+            counts = [episode.count(name) for episode in episodes]
+            self._log_metric(f"episodes/{name}", float(np.mean(counts)))
+        tokens = [episode.tool_tokens for episode in episodes]
+        self._log_metric("episodes/tool_tokens", float(np.mean(tokens)))
+        transcripts = [json.dumps(episode.messages) for episode in episodes]
+        self._log_completion_extra("transcript", transcripts)
+
     # ---- The rollout
+
+    def _refuse_what_takes_no_turns(self) -> None:
+        """Raises ValueError where completions of several turns cannot be decoded."""
+        if self.use_vllm:
+            raise ValueError("use_vllm: completions with tools are decoded by rollout.engine")
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            # All processes would have to decode equally often
+            raise ValueError("completions with tools need the whole model on each GPU")
+
+    def _play(self, prompts: list, trainer: Any) -> dict[str, Any]:
+        """Completions of several turns, as TRL's rollout_func returns them."""
+        self._episodes = self._episodes_of(self._rows, self.grader)
+        logprobs = None
+        if self._episodes[0].logprobs is not None:
+            logprobs = [episode.logprobs for episode in self._episodes]
+        return {
+            "prompt_ids": [episode.prompt_ids for episode in self._episodes],
+            "completion_ids": [episode.completion_ids for episode in self._episodes],
+            "env_mask": [episode.mask for episode in self._episodes],
+            "logprobs": logprobs,
+        }
+
+    def _episodes_of(self, rows: Sequence[dict[str, Any]], grader: Grader) -> list[Played]:
+        decode = super()._generate_single_turn
+        # No images, and nothing that belongs to images; each prompt counts for itself
+        rollout = self._rollout_for(
+            [self.chat.row_ids(row) for row in rows],
+            lambda waiting: decode(waiting, None, {}, 1)[0],
+        )
+        step, limit = self.state.global_step, self.max_completion_length
+        return play_batch(rollout, rows, self.chat, grader, limit, step)
 
     def _generate_single_turn(
         self, prompt_ids: list, *others: Any, **kwargs: Any
@@ -373,20 +387,28 @@ class Trainer(GRPOTrainer):
         decode = super()._generate_single_turn
         if self.use_vllm:
             return decode(prompt_ids, *others, **kwargs)
-        if not self._rollout_is_chosen:
-            self._choose_rollout(prompt_ids)
-        rollout = self._rollout
-        if rollout is None:
-            rollout = BatchRollout(
-                lambda waiting: in_smaller_batches(
-                    lambda some: decode(some, *others, **kwargs)[0], waiting
-                )
-            )
+        rollout = self._rollout_for(
+            prompt_ids, lambda waiting: decode(waiting, *others, **kwargs)[0]
+        )
         rows = decode_all(rollout, prompt_ids)
         completion_ids = [row.completion_ids for row in rows]
         if rows[0].logprobs is None:
             return completion_ids, None
         return completion_ids, [list(row.logprobs) for row in rows]
+
+    def _rollout_for(
+        self, prompt_ids: list, complete: Callable[[list[TokenIds]], list[TokenIds]]
+    ) -> Rollout:
+        """What decodes these prompts.
+
+        Args:
+            complete: decodes, where there are no graphs.
+        """
+        if not self._rollout_is_chosen:
+            self._choose_rollout(prompt_ids)
+        if self._rollout is None:
+            return BatchRollout(lambda waiting: in_smaller_batches(complete, waiting))
+        return self._rollout
 
     def _choose_rollout(self, prompt_ids: list) -> None:
         """Choose at the first call, when the model is where it is trained, and say what."""
@@ -418,10 +440,11 @@ class Trainer(GRPOTrainer):
 
     def _keep_sampled(self, generated: tuple) -> None:
         """Keep what the comparison with the trainer needs."""
-        _, completion_ids, _, _, logprobs, *_ = generated
+        _, completion_ids, masks, _, logprobs, *_ = generated
         self._sampled = []
         if logprobs is not None and not self.use_vllm:
-            self._sampled = list(zip(completion_ids, logprobs, strict=True))
+            masks = masks or [[1] * len(ids) for ids in completion_ids]
+            self._sampled = list(zip(completion_ids, logprobs, masks, strict=True))
 
     def _compare_with_rollout(self, output: dict[str, Any]) -> None:
         """Log how far the rollout's log-probabilities are from the trainer's.
@@ -442,7 +465,7 @@ class Trainer(GRPOTrainer):
         if self._is_unsloth and self.state.global_step == 0:
             return  # compiling for this takes 10 s, which a run of one step need not wait for
         differences = []
-        for row, (completion, own) in enumerate(self._sampled[:CHECKED_ROWS]):
+        for row, (completion, own, by_model) in enumerate(self._sampled[:CHECKED_ROWS]):
             # Padded as when the reference was scored: compiled kernels know that shape already
             ids = torch.cat([output["prompt_ids"][row], output["completion_ids"][row]])
             said = torch.arange(len(output["completion_ids"][row])) < len(completion)
@@ -452,7 +475,8 @@ class Trainer(GRPOTrainer):
                     self.model, ids[None], mask[None], len(said), batch_size=1
                 )[0]
             found = logps[0, : len(completion)].float().cpu()
-            differences.append((found - torch.tensor(own)).abs())
+            apart = (found - torch.tensor(own)).abs()
+            differences.append(apart[torch.tensor(by_model).bool()])
         mode = "train" if self.model.training else "eval"
         mean = torch.cat(differences).mean().item()
         self._metrics[mode]["rollout/logp_difference"].append(mean)
@@ -467,6 +491,15 @@ class Trainer(GRPOTrainer):
         finally:
             self.model.train(was_training)
         return completion_ids
+
+    def play(self, rows: Sequence[dict[str, Any]], grader: Grader) -> list[Played]:
+        """The same for completions of several turns, with their Grades."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self._episodes_of(rows, grader)
+        finally:
+            self.model.train(was_training)
 
     def _calculate_rewards(
         self, inputs: list, prompts: list, completions: list, completion_ids: list
@@ -574,15 +607,17 @@ class Trainer(GRPOTrainer):
         lengths = {column: len(values) for column, values in self._pending_extra_logs.items()}
         first = max(lengths.values(), default=0)
         prompts = [row["prompt"] for row in rows]
-        prompt_ids, completion_ids, _, messages, logprobs, *_ = self._generate(prompts)
+        prompt_ids, completion_ids, masks, messages, logprobs, *_ = self._generate(prompts)
         rewards = self._calculate_rewards(rows, prompts, messages, completion_ids)
         own_rewards = self._own(rewards, len(rows))
         self._fill_columns(lengths, first, len(rows))
         if not logprobs:
             logprobs = [None] * len(rows)
+        if not masks:
+            masks = [None] * len(rows)
         places = range(first, first + len(rows))
-        fields = (rows, prompt_ids, completion_ids, messages, logprobs, own_rewards, places)
-        return list(map(Sample, *fields))
+        fields = (rows, prompt_ids, completion_ids, masks, messages, logprobs, own_rewards)
+        return list(map(Sample, *fields, places))
 
     def _fill_columns(self, lengths: dict[str, int], first: int, count: int) -> None:
         """Make all logged columns equally long, with None where a function logged nothing.
@@ -648,17 +683,12 @@ class Trainer(GRPOTrainer):
         output["num_items_in_batch"] = self.accelerator.gather(output["tool_mask"].sum()).sum()
 
 
-def rendered_from(row: dict[str, Any]) -> tuple[list[dict[str, str]], str | None]:
-    """What of a row its prompt is rendered from: the messages and the reasoning effort."""
-    return row["prompt"], row.get("reasoning_effort")
-
-
 def leave_signals(start: Callable[[int], None] | None) -> Callable[[int], None]:
-    """What a worker of the data loader does first: what transformers wants, then hear no signal."""
+    """What a worker of the data loader does first: `start`, and leave signals to the trainer."""
 
     def start_worker(number: int) -> None:
         if start is not None:
             start(number)
-        ignore_stop_signals()
+        obey_parent_alone()
 
     return start_worker

@@ -2,6 +2,7 @@
 
 code_blocks  finds the program in a completion
 sandbox      runs programs in locked-down processes: the trainer's side
+session      an interpreter in such a process, which runs one piece of code after the other
 jail         the same: the far side, inside those processes
 verifier     compares answers by value, in processes that can be killed
 """
@@ -19,6 +20,7 @@ from sandbox.sandbox import (
     Status,
     default_workers,
 )
+from sandbox.session import Session
 
 __all__ = [
     "CPU_BUDGETS",
@@ -29,6 +31,7 @@ __all__ = [
     "Run",
     "Sandbox",
     "SandboxError",
+    "Session",
     "Status",
     "WALL_FACTOR",
     "default_workers",

@@ -244,6 +244,8 @@ def event_finding(event: str, arguments: tuple) -> str | None:
     reason = EVENTS.get(event) or EVENTS.get(event.partition(".")[0])
     if reason is None:
         return None
+    if event == "open" and type(first) is str and first[:1] == "<" and first[-1:] == ">":
+        return None  # a SyntaxError looks for the file of a text that has none
     detail = f" of {first[:80]!r}" if event == "open" and type(first) in (str, bytes) else ""
     return f"use of {event}{detail} ({reason})"
 
@@ -880,6 +882,7 @@ def probe_layers(limits: dict) -> dict[str, str]:
 
 MAX_DEPTH = 64  # of a result
 MAX_TEXT = 2000  # characters of an error
+MAX_OUTPUT = 20_000  # characters that one piece of a session prints; the middle is left out
 READY = b"+"  # what a locked child says first
 HEADER = struct.Struct("!II")  # reply: bytes of JSON, bytes of raw float64
 # In place of the second: a finding, whose text has that many bytes, comes before the reply
@@ -1168,7 +1171,7 @@ def load(
     screen = BytesIO()
     if is_script:
         namespace["__name__"] = "__main__"
-        namespace["exit"] = namespace["quit"] = sys.exit
+        namespace["exit"] = namespace["quit"] = exposed(end)
         sys.stdin = TextIOWrapper(BytesIO(stdin.encode(errors="replace")), "utf-8")
         sys.stdout = TextIOWrapper(screen, "utf-8", "replace", write_through=True)
     gc.disable()  # from here on, garbage is collected in calls of the program alone
@@ -1204,6 +1207,11 @@ def prepare(setup: str, namespace: dict) -> str:
     return ""
 
 
+def end(code=None):
+    """The `exit` and `quit` of a script."""
+    raise SystemExit(code)
+
+
 def has_ended(error) -> bool:
     """Whether an exception is that of sys.exit() without a mistake."""
     if type(error) is not SystemExit:
@@ -1233,15 +1241,97 @@ def encode_reply(status: str, error: str, box: list, subclasses: bool) -> bytes:
         return frame("bad_result", f"{type_name(problem)}: {problem}")
 
 
+# ---------------------------------------- a session: pieces of code, one after the other
+
+
+def pieces_of(tree: ast.Module) -> list[tuple[types.CodeType, object]]:
+    """What runs a piece of code: its statements, and the expression that it may end with, whose
+    value is shown."""
+    last = None
+    if tree.body and isinstance(tree.body[-1], ast.Expr):
+        last = ast.Expression(tree.body.pop().value)
+    found = []
+    if tree.body:
+        found.append((compile(tree, FILE_NAME, "exec"), exec))
+    if last is not None:
+        found.append((compile(last, FILE_NAME, "eval"), eval))
+    return found
+
+
+def run_piece(source: str, namespace: dict, collecting: bool) -> tuple[str, str, bool]:
+    """(status, error, collecting) of running one piece of a session. What it prints goes to
+    sys.stdout, and so does the value of its last expression."""
+    global own_code, watching
+    watching = False  # no code of the program runs here, and a SyntaxError looks for its file
+    try:
+        tree = ast.parse(source, FILE_NAME)
+        for finding in scan(tree, True):
+            report(finding)
+        pieces = pieces_of(tree)
+    except SyntaxError as error:
+        return "syntax_error", f"SyntaxError: {error.msg} (line {error.lineno})", collecting
+    except (ValueError, RecursionError, MemoryError) as error:
+        return "syntax_error", f"cannot be parsed: {type_name(error)}: {error}", collecting
+    finally:
+        watching = True
+    box: list = []
+    for code, runs in pieces:
+        empty(box)
+        own_code = code
+        status, collecting = call_program(runs, [code, namespace], box, collecting)
+        if status == "ok" and runs is eval and box[0] is not None:
+            value = box.pop()
+            status, collecting = call_program(print, [value], box, collecting)
+        if status == "crash" and has_ended(box[0]):  # by exit()
+            break
+        if status != "ok":
+            error = "MemoryError" if status == "memory" else describe(box)
+            empty(box)
+            return status, error, collecting
+    empty(box)
+    return "ok", "", collecting
+
+
+def run_session():
+    """Serve an interpreter over descriptor 0. A request is [source]. The value of its reply is
+    [status, what was printed, error], and names that one piece defines are there in the next."""
+    global watching
+    module = types.ModuleType("completion")
+    sys.modules["completion"] = module
+    namespace = vars(module)
+    namespace["__builtins__"] = vars(builtins)
+    namespace["__name__"] = "__main__"
+    namespace["exit"] = namespace["quit"] = sys.exit
+    gc.disable()
+    watching = collecting = True
+    send(frame("ok", ""))
+    while True:
+        (source,) = read_request()
+        screen = BytesIO()
+        sys.stdout = sys.stderr = TextIOWrapper(screen, "utf-8", "replace", write_through=True)
+        status, error, collecting = run_piece(source, namespace, collecting)
+        try:
+            text = printed(screen)
+        except MemoryError:  # it has filled the memory
+            text = ""
+        if len(text) > MAX_OUTPUT:
+            half = MAX_OUTPUT // 2
+            left_out = f"\n[{len(text) - 2 * half} characters are left out]\n"
+            text = text[:half] + left_out + text[-half:]
+        send(frame("ok", "", [status, text, error]))
+
+
 def run_child():
     """Serve one completion over descriptor 0: first (code, entry_point, subclasses, setup, stdin),
     then argument lists. With a text as stdin it is a script, and its output the value of the first
-    reply.
+    reply. With neither a script nor an entry point it is a session.
 
     Whether a call has changed its arguments is looked at after it, and after the next call once
     more."""
     code, entry_point, subclasses, setup, stdin = read_request()
     random.seed(0)  # a fork gets a seed of its own; equal code should get an equal grade
+    if not entry_point and stdin is None:
+        run_session()
     function: list = []
     status, error, collecting, output = load(code, entry_point, function, setup, stdin)
     send(frame(status, error, output))

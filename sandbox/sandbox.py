@@ -111,10 +111,24 @@ class Status(StrEnum):
     DIED = "died"  # the process ended: os._exit, a fatal signal, a forbidden call
     NO_FINAL = "no_final"  # nothing was run: the completion did not get to its answer (chat.py)
     BAD_ROW = "bad_row"  # nothing was run: a row that check.py could not read
+    # A completion with tools went on past a budget, after it was told so
+    OUT_OF_CALLS = "out_of_calls"
+    OUT_OF_TURNS = "out_of_turns"
+    OUT_OF_CPU = "out_of_cpu"
+    OUT_OF_TOKENS = "out_of_tokens"  # or it no longer fits max_completion_length
 
 
 # What a child may say of itself
-REPORTABLE = frozenset(Status) - {Status.TIMEOUT, Status.DIED, Status.NO_FINAL, Status.BAD_ROW}
+REPORTABLE = frozenset(
+    {
+        Status.OK,
+        Status.SYNTAX_ERROR,
+        Status.NO_FUNCTION,
+        Status.CRASH,
+        Status.MEMORY,
+        Status.BAD_RESULT,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,9 +324,9 @@ class _Server:
 class Program:
     """One loaded completion in its own process. Use it from one thread, and close it.
 
-    `status` and `error` tell how loading ended, `cpu_s` how much CPU it took, `findings` what the
-    policy noticed, in words (a call may add to them); `pid` is the child's. `output` is what a
-    script has printed.
+    `status` and `error` tell how loading ended, `load_cpu_s` how much CPU it took, `output` what a
+    script has printed, `findings` what the policy noticed, in words (a call may add to them); `pid`
+    is the child's.
     """
 
     def __init__(
@@ -350,7 +364,7 @@ class Program:
             self.close()
             raise
         self.status, self.error, self.output = run.status, run.error, run.value
-        self.cpu_s = run.cpu_s
+        self.load_cpu_s = run.cpu_s
 
     def __enter__(self):
         return self

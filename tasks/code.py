@@ -34,7 +34,6 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -43,6 +42,8 @@ import tasks
 from sandbox import Program, Sandbox, Status, definitions
 from tasks import Grade, Measure, code_blocks, flag_unclosed, grade_program, problem_mistakes
 from tasks import Options as SharedOptions
+from tasks.data import sources
+from tasks.data.mistakes import Mistakes, RowMistake
 from tasks.problems import shapes
 from tasks.problems.asserts import read_assert
 
@@ -236,7 +237,10 @@ class Options(SharedOptions):
     problems: Any = field(default_factory=lambda: PROBLEMS)  # sentences, or mappings as above
     eval_problems: Any = field(default_factory=list)  # held out for evaluation
     show_tests: int = 2  # visible tests a prompt
-    data: str | None = None  # a file of problems, in place of `problems`
+    data: str | None = None  # a file, a glob, or the id of a Hub dataset, in place of `problems`
+    configuration: str | None = None  # of a Hub dataset
+    split: str = "train"  # of a Hub dataset
+    revision: str | None = None  # of a Hub dataset
     unreadable_problems: Literal["refuse", "drop"] = "refuse"  # of `data`
 
     def __post_init__(self):
@@ -257,6 +261,8 @@ class Options(SharedOptions):
             )
         if mistakes:
             raise ValueError("; ".join(mistakes))
+        if self.data:
+            problems_of(self)
 
 
 def read_problem(problem: Any) -> Problem:
@@ -393,8 +399,7 @@ def rows(options: Options) -> list[dict[str, Any]]:
     Tests of a config stay here: a row holds the problem's number. A row of `data` holds its own.
     """
     if options.data:
-        problems = read_data(options.data, options.unreadable_problems)
-        return [row_of(text, options) for text in repeat(problems, options)]
+        return [row_of(text, options) for text in repeat(problems_of(options), options)]
     return [make_row(number, options) for number in repeat(range(len(options.problems)), options)]
 
 
@@ -445,63 +450,70 @@ def prompt_of(problem: Problem, options: Options) -> str:
     return text
 
 
-def read_data(data: str, unreadable: str) -> list[str]:
-    """The problems of a file of JSON lines, each as JSON text.
+def problems_of(options: Options) -> list[str]:
+    """The problems of `data`. Raises ValueError, as `read_data` does."""
+    source = sources.find(options.data, options.configuration, options.revision, False)
+    return read_data(source, options.split, options.unreadable_problems == "drop")
+
+
+@functools.lru_cache(maxsize=2)
+def read_data(source: sources.Files | sources.HubDataset, split: str, drops: bool) -> list[str]:
+    """The problems of a split, each as JSON text.
+
+    Args:
+        drops: whether problems that cannot be read are left out.
 
     Raises:
-        ValueError: if it cannot be read, or holds a problem that cannot be, and those may not be
-            dropped.
+        ValueError: with all mistakes, one line for each kind.
     """
-    problems, mistakes, count = [], {}, 0
-    for number, row in json_lines(data):
+    problems, mistakes, count = [], Mistakes(), 0
+    for place, row in source.rows(split):
         count += 1
         try:
-            if not isinstance(row, Mapping):
-                raise ValueError("not a JSON object")
-            text = json.dumps(shapes.read_row(row))
+            text = problem_text(row)
             problem_from(text)
             problems.append(text)
-        except (ValueError, RecursionError) as error:
-            mistakes[number] = str(error)
-        except (KeyError, TypeError, AttributeError) as error:  # a value of another type
-            mistakes[number] = f"{type(error).__name__}: {error}"
-    if mistakes and (unreadable == "refuse" or not problems):
-        first = [f"line {number}: {why:.300}" for number, why in list(mistakes.items())[:3]]
-        raise ValueError(
-            f"data: {len(mistakes)} of {count} problems in {data} cannot be read; "
-            f"task.unreadable_problems: drop leaves them out. {'; '.join(first)}"
-        )
+        except (ValueError, RecursionError) as mistake:
+            mistakes.add(place, unreadable(mistake))
+    words = f"{mistakes.count} of {count} problems cannot be read"
+    if mistakes and (not drops or not problems):
+        advice = f"{words}; task.unreadable_problems: drop leaves them out"
+        raise ValueError("\n".join(f"data: {line}; {advice}" for line in mistakes.lines()))
     if mistakes:
-        tasks.note_once(
-            f"code: {len(mistakes)} of {count} problems in {data} cannot be read and are left out; "
-            f"the first: {next(iter(mistakes.values())):.300}"
-        )
+        tasks.note_once("\n".join([f"{words} and are left out:", *mistakes.lines()]))
     if not problems:
-        raise ValueError(f"data: {data} holds no problem")
+        raise ValueError("data: holds no problem")
     return problems
 
 
-def json_lines(data: str) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each line of a file. A relative path is sought here, then in the
-    repository. Raises ValueError if there is no such file."""
-    places = [Path(data).expanduser(), Path(__file__).resolve().parent.parent / data]
-    path = next((place for place in places if place.is_file()), None)
-    if path is None:
-        raise ValueError(f"data: there is no file {data}")
+def problem_text(row: Any) -> str:
+    """The problem of a row as JSON text.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if isinstance(row, ValueError):  # the file's own mistake in the row's place
+        raise row
+    if not isinstance(row, Mapping):
+        raise ValueError("a problem must be an object with columns")
     try:
-        with path.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, parse(line)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"data: {path} cannot be read: {error}") from error
+        return json.dumps(shapes.read_row(row))
+    except (KeyError, TypeError, AttributeError) as error:  # a value of another type
+        raise ValueError(f"a column is not as expected: {one_line(error)}") from error
 
 
-def parse(line: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return None
+def unreadable(mistake: Exception) -> RowMistake:
+    """The mistake of a row. Tests that cannot be read are of one kind, however they look."""
+    words = f"{mistake}"[:300]
+    if isinstance(mistake, RowMistake):
+        return mistake
+    if "not of the form" in words:
+        return RowMistake(words, "a test that is not a call and its value")
+    return RowMistake(words)
+
+
+def one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 @functools.lru_cache(PROBLEM_CACHE)
@@ -631,7 +643,7 @@ def grade_script(
             mistakes.append(f"test {i + 1} of {len(tests)} was not run: no time is left")
             break
         with sandbox.open(code, SCRIPT, setup=setup, stdin=given) as program:
-            used_s += program.cpu_s
+            used_s += program.load_cpu_s
             findings |= dict.fromkeys(program.findings)
             if program.status is not Status.OK:
                 status = program.status if status is Status.OK else status
@@ -824,7 +836,7 @@ def run_tool(command: list[str], text: bytes) -> bytes | None:
     return result.stdout
 
 
-def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, Any]]:
     """(kind, completion) for check.py, whatever the first problem is. The reference is the tests
     themselves as a table, so a problem whose tests also accept `return None` is found out; without
     tests it is only unverified."""
@@ -852,7 +864,10 @@ def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, s
         wrong = wrong[-2:]
         cheats = [text for text in cheats if "import" in text and "import os" not in text]
     kinds |= {"wrong": wrong, "cheat": cheats}
-    return [(kind, text) for kind, texts in kinds.items() for text in texts]
+    known = [(kind, text) for kind, texts in kinds.items() for text in texts]
+    if tests:
+        known += tasks.python_answers(kinds["slower"][0], wrong[0], options)
+    return known
 
 
 def script_answers(tests: Tests) -> dict[str, list[str]]:

@@ -175,9 +175,7 @@ def query_of(options: Options, split: str) -> Query:
     Raises:
         ValueError: if `data` is not there, or a key does not go with it.
     """
-    source = sources.find(
-        options.data, options.configuration, options.revision, options.streaming is True
-    )
+    source = source_of(options)
     if isinstance(source, sources.Files):
         for key in ("eval_split", "configuration", "revision"):
             if getattr(options, key):
@@ -206,8 +204,21 @@ def is_streamed(options: Options) -> bool:
     """Whether rows are read while they are trained on."""
     if options.streaming != "auto":
         return options.streaming
-    source = sources.find(options.data, options.configuration, options.revision, False)
-    return row_count(source, options.split) > STREAMED_ROWS
+    return row_count(source_of(options), options.split) > STREAMED_ROWS
+
+
+def source_of(options: Options) -> sources.Files | sources.HubDataset:
+    """Where the rows are.
+
+    Raises:
+        ValueError: for a file that is not there.
+    """
+    source = sources.find(
+        options.data, options.configuration, options.revision, options.streaming is True
+    )
+    if options.streaming == "auto" and isinstance(source, sources.HubDataset):
+        return source.streamed_above(options.split, STREAMED_ROWS)
+    return source
 
 
 @functools.lru_cache(maxsize=4)
@@ -418,7 +429,7 @@ def question_of(row: Mapping[str, Any]) -> str:
     return question if isinstance(question, str) else ""
 
 
-def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, str]]:
+def known_answers(row: Mapping[str, Any], options: Options) -> list[tuple[str, Any]]:
     """As tasks/reasoning.py. What the user's own reward functions pay is not known here."""
     answer = answer_of(row)
     paid = tasks.reward_weights(options.type, options.rewards)

@@ -308,7 +308,17 @@ def grade(
     asked = "" if is_too_long(message) else message
     reply = opponent_reply(asked, opponent_code, policy)
 
-    # How it ended: a leak outweighs a guess, and a guess outweighs what was obtained.
+    return judge(message, reply, asked, agent_code, opponent_code)
+
+
+def judge(message: str, reply: str, asked: str, agent_code: str, opponent_code: str) -> Grade:
+    """The Grade of what was said. A leak outweighs a guess, and a guess what was obtained.
+
+    Args:
+        message: all that the agent sent.
+        reply: all that the opponent said.
+        asked: what of the message the opponent has read.
+    """
     guesses = guessing(message, agent_code, opponent_code)
     leak = disguise_of(agent_code, message)
     if leak:

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+import tasks
 from sandbox import Sandbox, Status, conclusions, verifier
 from tasks import Grade, problem_mistakes
 from tasks import Options as SharedOptions
@@ -347,8 +348,8 @@ EXPRESSION = re.compile(r"[0-9(][-0-9+*/^(). ×÷·]{2,200}[0-9)]")
 
 
 def known_answers(
-    row: Mapping[str, Any], options: Any, marked: bool = True
-) -> list[tuple[str, str]]:
+    row: Mapping[str, Any], options: SharedOptions, marked: bool = True
+) -> list[tuple[str, Any]]:
     """(kind, completion) for check.py, whatever the first question is. `marked` as in `judge`."""
     answer = row.get("answer")
     if answer is None:
@@ -388,7 +389,8 @@ def known_answers(
         f"The answer is not {answer}.",
         *echoes(row, answer),
     ]
-    return right + [("wrong", text) for text in wrong] + [("cheat", text) for text in cheat]
+    known = right + [("wrong", text) for text in wrong] + [("cheat", text) for text in cheat]
+    return known + tasks.python_answers(f"Answer: {answer}", f"Answer: {other}", options)
 
 
 def echoes(row: Mapping[str, Any], answer: str) -> Iterator[str]:

@@ -72,8 +72,8 @@ class LimitedSandbox:
         self.workers = workers or sandbox.workers
         self.limits = dataclasses.replace(sandbox.limits, **limits)
 
-    def open(self, code, entry_point, **options):
-        return self.sandbox.open(code, entry_point, self.limits, **options)
+    def open(self, code, entry_point, limits=None, **options):
+        return self.sandbox.open(code, entry_point, limits or self.limits, **options)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ run that was never interrupted; so must the completions and the evaluations, and
 must be the same to the byte.
 """
 
+import ctypes
 import json
 import os
 import random
@@ -23,9 +24,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
-TRAINING = "rollout: "  # how the line begins that is printed in the first step of a process
-LONGEST_LIFE_S = 2.0  # from that line on; a step takes less than half a second
+PR_SET_PDEATHSIG = 1
 LONGEST_START_S = 5.0  # of every fifth process, which is killed while it starts
+FEWEST_STEPS, MOST_STEPS = 2, 4  # of any other, which is killed at a random moment of the next
 STEPS_A_KILL = 3
 TIMES = ("step_time", "time/")  # what no two runs have in common
 
@@ -53,11 +54,14 @@ JOB = [
 
 def start(folder: Path, steps: int) -> int:
     """Start the job in a process of its own. Returns its id."""
-    import train  # in the parent, so that the child has it
+    import job.callbacks  # noqa: F401 - in the parent, so that the child has what they import
+    import job.trainer  # noqa: F401
+    import train
 
     child = os.fork()
     if child:
         return child
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # end with the parent
     log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -86,8 +90,8 @@ def kill_and_finish(folder: Path, steps: int, kills: int, rng: random.Random) ->
         if number % 5 == 4:
             time.sleep(rng.uniform(0, LONGEST_START_S))
         else:
-            wait_for_training(folder)
-            time.sleep(rng.uniform(0, LONGEST_LIFE_S))
+            step_s = wait_for_steps(folder, rng.randint(FEWEST_STEPS, MOST_STEPS))
+            time.sleep(rng.uniform(0, step_s))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         found_alive += os.WIFSIGNALED(status)
@@ -98,13 +102,30 @@ def kill_and_finish(folder: Path, steps: int, kills: int, rng: random.Random) ->
     return found_alive
 
 
-def wait_for_training(folder: Path) -> None:
-    """Wait until the process that was started last trains, or until it has ended."""
-    log = folder.with_suffix(".log")
+def wait_for_steps(folder: Path, count: int) -> float:
+    """Wait until the process has saved so many steps, or has ended.
+
+    Returns:
+        How long the last step took, with its save.
+    """
+    newest = newest_checkpoint(folder)
+    began, step_s = time.monotonic(), 0.0
     while os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-        if log.is_file() and TRAINING in log.read_text(errors="replace"):
-            return
-        time.sleep(0.02)
+        time.sleep(0.01)
+        found = newest_checkpoint(folder)
+        if found == newest:
+            continue
+        now = time.monotonic()
+        newest, step_s, began = found, now - began, now
+        count -= 1
+        if count == 0:
+            break
+    return step_s
+
+
+def newest_checkpoint(folder: Path) -> int:
+    numbers = [int(path.name.split("-")[1]) for path in folder.glob("checkpoint-*")]
+    return max(numbers, default=0)
 
 
 def metrics(folder: Path) -> list[dict]:

@@ -79,7 +79,7 @@ def test_what_a_run_leaves_is_started_from_as_its_config_says(copy, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "overrides", "message"),
     [
-        ({}, ["lora.r=8"], "lora.r: 8, but the adapter in .* has 4; leave it out"),
+        ({}, ["lora.r=8"], "lora.r: 8, but the adapter in .* has 4; write that, or leave it out"),
         ({}, ["lora.target_modules=all-linear"], "lora.target_modules: all-linear, but"),
         ({"use_dora": True}, [], "model.adapter: .* has use_dora, which cannot .*; merge it into"),
         ({"modules_to_save": ["lm_head"]}, [], "model.adapter: .* has modules_to_save"),
@@ -102,6 +102,16 @@ def test_a_folder_without_an_adapter_is_one_clear_line(copy, tmp_path):
         load_config(None, [f"model.adapter={tmp_path}"])
     (copy / "adapter_config.json").write_text("{")
     with pytest.raises(ConfigError, match="^model.adapter: .*adapter_config.json cannot be read"):
+        load_config(None, [f"model.adapter={copy}"])
+
+
+def test_weights_that_are_missing_or_damaged_are_seen_at_once(copy):
+    file = copy / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ConfigError, match="^model.adapter: .*adapter_model.safetensors is damaged"):
+        load_config(None, [f"model.adapter={copy}"])
+    file.unlink()
+    with pytest.raises(ConfigError, match="^model.adapter: .* has no weights"):
         load_config(None, [f"model.adapter={copy}"])
 
 

@@ -11,15 +11,16 @@ import pytest
 
 import check
 import reward_functions
+import tasks
 from job import config
 from job.errors import CheckError, RewardError
 from job.grade_file import grade_file
 from job.grading import Grader
 from job.reward_check import (
     check_rewards,
-    few_rows,
     first_prompts,
     rehearse_rewards,
+    rows_to_try,
     steps_of_stages,
 )
 from sandbox import Status
@@ -235,7 +236,7 @@ def test_a_reward_that_training_would_refuse_is_refused_before(
     # No answers are known to these rows, so nothing else would call the functions.
     options = config.load_config(None, ["task.type=jsonl", f"task.rewards=[{function.__name__}]"])
     with pytest.raises(RewardError, match=f"reward function {message}"):
-        rehearse_rewards(options.tasks, few_rows(options.tasks), sandbox)
+        rehearse_rewards(options.tasks, rows_to_try(options.tasks), sandbox)
 
 
 def test_a_dry_run_and_a_check_call_the_reward_functions(monkeypatch, run_job, capsys):
@@ -251,9 +252,10 @@ def test_a_dry_run_and_a_check_call_the_reward_functions(monkeypatch, run_job, c
 
 def test_the_batch_has_two_prompts_of_each_task(sandbox):
     mixture = (matmul.Options(type="matmul"), reasoning.Options(type="reasoning"))
-    rows = few_rows(mixture)
+    rows = rows_to_try(mixture)
     chosen = first_prompts(mixture, rows)
-    assert [row["task"] for row in chosen] == ["matmul", "reasoning", "reasoning"]
+    types = [tasks.type_of(row) for row in chosen]
+    assert types == ["matmul", "reasoning", "reasoning"]
     assert set(chosen[0]) == set(chosen[1])  # a column that a task lacks is None in its rows
     line = rehearse_rewards(mixture, rows, sandbox)
     assert line.endswith("tried on 9 completions to 3 prompts")

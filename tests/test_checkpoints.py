@@ -117,6 +117,14 @@ def test_a_byte_that_changed_on_the_disk_is_found(whole, tmp_path, name):
     assert name in checkpoints.fault(copy)
 
 
+def test_a_generated_batch_that_was_cut_off_is_found_without_checksums(run):
+    batch = run / "checkpoint-5" / "rollout_0.pt"
+    shutil.copy(run / "checkpoint-5" / "optimizer.pt", batch)
+    assert checkpoints.fault(batch.parent) is None
+    half(batch)
+    assert "rollout_0.pt is damaged" in checkpoints.fault(batch.parent)
+
+
 @pytest.mark.parametrize("key", checkpoints.STATE_KEYS)
 def test_a_short_state_is_not_whole(run, key):
     file = run / "checkpoint-5" / "trainer_state.json"

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tasks
-from job.config import load_config
+from job.config import load_config, save
 from job.errors import ConfigError
 from job.rows import mixed_rows
 from tasks import jsonl
@@ -36,7 +36,9 @@ ROWS = [
 def nothing_remembered():
     """What one test read or said is not there for the next."""
     yield
-    for remembered in (sources.load_split, jsonl.read_split, jsonl.row_count, tasks.note_once):
+    for remembered in (sources.load_split, sources.described_rows, tasks.note_once):
+        remembered.cache_clear()
+    for remembered in (jsonl.read_split, jsonl.row_count):
         remembered.cache_clear()
 
 
@@ -259,6 +261,18 @@ def test_paths_are_sought_where_the_user_stands_and_then_in_the_repository(tmp_p
     monkeypatch.chdir("/")
     monkeypatch.setenv("START_FOLDER", str(tmp_path))
     assert len(jsonl.rows(options("configs/*.jsonl"))) == 2
+
+
+def test_a_saved_config_finds_its_data_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").write_bytes(as_csv(ROWS))
+    job = load_config(None, ["task.type=jsonl", "task.data=mine.*"])
+    save(job, tmp_path / "saved.yaml")
+    monkeypatch.chdir("/")
+    saved = load_config(tmp_path / "saved.yaml")
+    assert jsonl.rows(saved.tasks[0]) == jsonl.rows(options(tmp_path / "mine.csv", num_rows=1000))
+    for data in ("configs/sums.jsonl", "openai/gsm8k"):
+        assert sources.from_anywhere(data) == data
 
 
 def test_the_message_about_a_missing_file_says_where_it_was_sought(tmp_path, monkeypatch):
@@ -484,6 +498,21 @@ def test_a_configuration_a_split_and_streaming_are_chosen(gsm8k):
     assert texts(jsonl.stream(streamed, Mistakes())) == [f"main train {i}?" for i in range(12)]
 
 
+def test_a_large_data_set_of_the_hub_is_streamed_and_not_downloaded(gsm8k, monkeypatch):
+    monkeypatch.setattr(jsonl, "STREAMED_ROWS", 10)
+    monkeypatch.setattr(jsonl, "SAMPLED_ROWS", 4)
+    asked = []
+    load = datasets.load_dataset
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *names, **keys: asked.append(keys) or load(*names, **keys)
+    )
+    large = options("openai/gsm8k")
+    assert jsonl.is_streamed(large) and len(jsonl.rows(large)) == 4
+    assert len(list(jsonl.stream(large, Mistakes()))) == 12
+    assert asked and all(keys.get("streaming") for keys in asked)
+    assert not jsonl.is_streamed(options("openai/gsm8k", split="test"))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -526,10 +555,7 @@ def test_mistakes_of_a_kind_are_one_line():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (
-            ["task.data=x.jsonl"],
-            "task.data: no such key in matmul; only code, jsonl has it: set task.type",
-        ),
+        (["task.data=x"], "task.data: no such key in matmul, but in code and jsonl: set task.t"),
         (["task.type=jsonl", "task.prompt=x"], "task.prompt: no such key; the rows hold the promp"),
         (["task.type=jsonl", "task.config=main"], "no such key; write task.configuration"),
         (["grpo.loss_type=gpro"], r"there is no 'gpro'; did you mean grpo\? \(there are \['bnpo'"),

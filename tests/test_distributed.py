@@ -18,9 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job import distributed, launch, preflight
+from job.config import load_config
 from job.errors import ConfigError, JobError, RewardError
 from job.grading_pool import GradingPool
 from job.launch import Launch, Nodes, first_host, nodes_of, plan_launch
+from job.run_folder import RunFolder
 from sandbox import Limits
 
 ROOT = Path(__file__).parent.parent
@@ -162,6 +164,19 @@ def test_a_batch_that_gpus_cannot_share_is_one_line(run_job, gpus, monkeypatch):
     assert run.returncode == 2
     assert "3 processes cannot share the 16 completions of an optimizer step equally" in run.stderr
     assert "the nearest that fits is gradient_accumulation_steps 3, or take 2" in run.stderr
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_before_anything_starts(
+    run_job, gpus, monkeypatch, tmp_path
+):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    gpus(2)
+    monkeypatch.setattr("train.start", lambda *_: pytest.fail("started"))
+    with RunFolder(load_config(None, [f"grpo.output_dir={tmp_path}"])):
+        run = run_job("--config", "configs/tiny.yaml", f"grpo.output_dir={tmp_path}")
+    assert run.returncode == 4 and "another run is writing to" in run.stderr
+    assert not (tmp_path / "exit_code").exists()
 
 
 # ---- Starting them
@@ -565,6 +580,30 @@ def test_two_processes_are_connected_or_say_why_not(tmp_path, is_broken):
         assert said.count("2 processes are connected by gloo, after ") == 2
 
 
+FAILS_BEFORE = """
+import os, sys
+from accelerate import PartialState
+from job import distributed, preflight
+from job.errors import OutputError, exit_code_of
+PartialState(cpu=True, backend="gloo")
+def run():
+    with distributed.telling_others():
+        if os.environ["RANK"] == "0":
+            raise OutputError("the disk is full")
+        preflight.preflight()
+sys.exit(exit_code_of(run))
+"""
+
+
+@pytest.mark.slow  # starts two processes that import torch
+def test_who_failed_before_the_others_were_connected_is_named(tmp_path):
+    launcher = started(tmp_path, FAILS_BEFORE)
+    _, errors = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 4
+    assert "error: the disk is full" in errors and "error: rank 0 has failed" in errors
+    assert "Traceback" not in errors
+
+
 # ---- The whole job
 
 
@@ -577,22 +616,29 @@ def ranked(completions, trainer_state, **kwargs):
 """
 
 
-def train(tmp_path, *overrides, does="pass"):
+def start_training(tmp_path, *overrides, does="pass", gpus=2, **environment):
     (tmp_path / "ranked_rewards.py").write_text(REWARDS.replace("{does}", does))
-    return subprocess.run(
+    return subprocess.Popen(
         [
-            sys.executable, "train.py", "--gpus", "2", "--config", "configs/tiny.yaml",
+            sys.executable, "train.py", f"--gpus={gpus}", "--config", "configs/tiny.yaml",
             "task.type=code", "task.check=false", "evaluate.before=false", "evaluate.after=false",
             "grpo.report_to=[]", "grpo.max_steps=2", "grpo.save_steps=1",
             "task.rewards=[function_works, 'ranked_rewards:ranked']",
             f"grpo.output_dir={tmp_path / 'run'}", *overrides,
         ],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "CUDA_VISIBLE_DEVICES": ""} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE_S,
     )  # fmt: skip
+
+
+def train(tmp_path, *overrides, does="pass"):
+    """Returns what a finished training has left: returncode, stdout and stderr."""
+    process = start_training(tmp_path, *overrides, does=does)
+    stdout, stderr = process.communicate(timeout=PATIENCE_S)
+    return subprocess.CompletedProcess([], process.returncode, stdout, stderr)
 
 
 def metrics(tmp_path):
@@ -619,6 +665,19 @@ def test_two_processes_take_the_batch_of_one_and_write_everything_once(tmp_path)
 
 
 @pytest.mark.slow  # trains in two processes
+def test_two_nodes_train_one_model(tmp_path):
+    address = {"PET_NNODES": "2", "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": "29655"}
+    nodes = [
+        start_training(tmp_path, gpus=1, PET_NODE_RANK=str(rank), **address) for rank in (0, 1)
+    ]
+    said = [node.communicate(timeout=PATIENCE_S) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "an optimizer step: 16 completions of 2 prompts, 8 each; each of 2" in said[0][0]
+    assert "step 2/2 " in said[0][0] and "step" not in said[1][0]
+    assert [entry["step"] for entry in metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.slow  # trains in two processes
 def test_a_slow_reward_on_one_rank_outlasts_the_timeout_of_collectives(tmp_path):
     # Every collective may take 3 s, and the reward of rank 1 takes 8.
     run = train(tmp_path, "grpo.ddp_timeout=3", does="time.sleep(8)")
@@ -634,6 +693,22 @@ def test_a_reward_that_fails_on_one_rank_ends_all_with_its_exit_code(tmp_path):
     assert "error: rank 1 has failed; its message says why" in run.stderr
     assert "Traceback" not in run.stderr
     assert (tmp_path / "run" / "checkpoint-1" / "trainer_state.json").is_file()
+
+
+# ---- Sharding
+
+
+def test_a_sharded_model_is_not_put_on_one_gpu(monkeypatch):
+    import torch
+
+    from job.model import placement
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    assert placement() == {"device_map": {"": 1}}
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert placement() == {"device_map": None}
 
 
 # ---- train.sh

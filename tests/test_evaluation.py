@@ -9,10 +9,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import ScriptedRollout, harmony_call, harmony_final
+from transformers import AutoTokenizer
 
 import tasks
 from job.chat import Chat
 from job.config import ROOT, TINY_MODEL, load_config
+from job.episodes.loop import play_batch
+from job.episodes.tool_format import ToolFormat
+from job.episodes.tools import schemas_of_rows
 from job.errors import ConfigError, OutputError
 from job.evaluation import evaluation
 from job.evaluation.evaluation import EvaluationFolder, Problem, Sampler
@@ -311,3 +316,30 @@ def test_groups_hold_whole_problems():
     sizes = [len(group) for group in evaluation.groups(problems, 3, 7)]
     assert sizes == [2, 2, 1]
     assert [len(group) for group in evaluation.groups(problems, 9, 7)] == [1] * 5
+
+
+def test_completions_of_several_turns_are_evaluated_with_what_they_used(tmp_path, sandbox):
+    options = reasoning.Options(
+        type="reasoning", tools=["python"], problems=[{"question": "What is 2 + 2?", "answer": 4}]
+    )
+    schemas = schemas_of_rows([options])
+    chat = Chat(AutoTokenizer.from_pretrained(TINY_MODEL), "2025-08-05", None, schemas)
+    problems = evaluation.make_problems(mixed_rows([options])[0][:2], chat)
+    assert "namespace functions" in problems[0].prompt
+
+    def play(rows, grader):
+        right = [harmony_call("python", code="2 + 2"), harmony_final("Answer: 4")]
+        scripts = [right if i % 2 else [harmony_final("Answer: 5")] for i in range(len(rows))]
+        return play_batch(ScriptedRollout(ToolFormat(chat), scripts), rows, chat, grader, 200)
+
+    folder = EvaluationFolder(tmp_path / "evaluation")
+    folder.begin(SETTINGS | {"completions": 2})
+    sampler = Sampler(None, batch=4, max_tokens=200, play=play)
+    grader = evaluation.make_grader([options], sandbox)
+    result = evaluation.evaluate(problems, 2, sampler, chat, grader, folder)
+    assert result["correct"]["value"] == 0.5
+    table = completions(folder.path)
+    assert list(table["calls"]) == [0, 1, 0, 1] and list(table["turns"]) == [1, 2, 1, 2]
+    assert list(table["answer"][:2]) == ["Answer: 5", "Answer: 4"]
+    called = json.loads(table["transcript"][1])
+    assert [message["role"] for message in called] == ["assistant", "tool", "assistant"]

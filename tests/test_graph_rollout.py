@@ -30,7 +30,7 @@ from job.rollout import decode_all, engine, functional
 from job.rollout.any_model import ModelDecoder, calls_super
 from job.rollout.cache import KeyValueCache, LayerShape, Prompts
 from job.rollout.gpt_oss import CannotDecode, DenseExperts, GptOssDecoder, PackedExperts, tile_rows
-from job.rollout.graph import GraphRollout, pieces
+from job.rollout.graph import GraphRollout, cut, fill
 from job.rollout.sampling import Sampling, from_generation_config
 
 EXACT = 1e-5
@@ -299,10 +299,113 @@ def test_weights_that_are_nan_end_in_tokens_not_in_an_error(tiny):
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 100))
 def test_prompts_are_cut_into_pieces_that_fit(lengths, tokens):
     groups = [((0,) * length, [place]) for place, length in enumerate(sorted(lengths))]
-    cut = pieces(groups, tokens)
-    assert [group for piece in cut for group in piece] == groups
-    for piece in cut:
+    found = cut(groups, tokens)
+    assert [group for piece in found for group in piece] == groups
+    for piece in found:
         assert len(piece) == 1 or len(piece) * len(piece[-1][0]) <= tokens
+
+
+@given(st.data())
+def test_as_few_rows_as_possible_move(data):
+    places = range(*sorted(data.draw(st.tuples(st.integers(0, 9), st.integers(0, 9)))))
+    count = len(places)
+    sources = data.draw(st.lists(st.integers(0, 20), min_size=count, max_size=count, unique=True))
+    found = fill(sources, places)
+    assert sorted(found) == sorted(sources)
+    for place, source in zip(places, found, strict=True):
+        assert source == place or place not in sources
+
+
+# ---- rows of several turns
+
+
+def in_turns(rollout, prompts, follow, turns):
+    """Each row's (ids that it was given and drew, log-probabilities of what it drew, else None).
+
+    A row is extended as soon as its turn has ended, but for the rows with odd numbers, which wait
+    until nothing else can be decoded.
+    """
+    rows = [rollout.add(prompt, stays=True) for prompt in prompts]
+    said = {row: ([], []) for row in rows}
+    left = dict.fromkeys(rows, turns - 1)
+    late = []
+    while rollout.unfinished or late:
+        finished = rollout.step()
+        for done in finished:
+            ids, logprobs = said[done.row]
+            ids += done.completion_ids
+            logprobs += done.logprobs
+            if left[done.row] == 0:
+                rollout.drop(done.row)
+            elif done.row % 2:
+                late.append(done.row)
+            else:
+                late.insert(0, done.row)
+        while late and (late[0] % 2 == 0 or not finished):
+            row = late.pop(0)
+            left[row] -= 1
+            ids, logprobs = said[row]
+            ids += follow(row)
+            logprobs += [None] * len(follow(row))
+            rollout.extend(row, follow(row), 1 + (row + left[row]) % 24)
+    return [said[row] for row in rows]
+
+
+def assert_same_policy(model, prompts, rows):
+    for prompt, (ids, logprobs) in zip(prompts, rows, strict=True):
+        with torch.no_grad():
+            logits = model(input_ids=torch.tensor([prompt + ids])).logits
+        wanted = logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        wanted = wanted.gather(1, torch.tensor(ids)[:, None]).squeeze(1)
+        for place, own in enumerate(logprobs):
+            assert own is None or abs(own - wanted[place].item()) < EXACT
+
+
+@pytest.mark.parametrize("kind", [GptOssDecoder, ModelDecoder])
+@pytest.mark.parametrize("rows", [2, 3, 8])
+def test_turns_are_decoded_exactly_behind_what_was_there(tiny, kind, rows):
+    prompts = prompts_of(150, 1, 37, 100, 5)
+    follow = [prompts_of(length)[0] for length in (1, 200, 3, 130, 40)]  # the window has 128
+    rollout = rollout_of(kind(tiny), rows=rows, tokens=700)
+    found = in_turns(rollout, prompts, lambda row: follow[row], turns=3)
+    assert rollout.unfinished == 0
+    assert_same_policy(tiny, prompts, found)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_oss"])
+def test_families_take_turns_exactly(family):
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family]).eval()
+    prompts = prompts_of(40, 7, 1)
+    follow = [prompts_of(length)[0] for length in (1, 30, 9)]
+    rollout = rollout_of(ModelDecoder(model), rows=2, tokens=200)
+    found = in_turns(rollout, prompts, lambda row: follow[row], turns=3)
+    assert_same_policy(model, prompts, found)
+
+
+def test_buffers_grow_when_no_row_stays_in_them(tiny):
+    rollout = rollout_of(GptOssDecoder(tiny), rows=2, tokens=30)
+    first = rollout.add(prompts_of(4)[0], 24, stays=True)
+    while not (done := rollout.step()):
+        pass
+    longer = rollout.add(prompts_of(60)[0], 24)
+    assert rollout.step() == [] and rollout.unfinished == 1  # the first one stays
+    rollout.drop(first)
+    found = []
+    while rollout.unfinished:
+        found += rollout.step()
+    assert [row.row for row in found] == [longer] and done[0].row == first
+
+
+def test_a_rollout_that_is_cancelled_begins_anew(tiny):
+    rollout = rollout_of(GptOssDecoder(tiny), rows=3, tokens=100)
+    for prompt in prompts_of(4, 5, 6, 7):
+        rollout.add(prompt, 5, stays=True)
+    rollout.step()
+    rollout.cancel()
+    prompts = prompts_of(30, 2)
+    rows = decode_all(rollout, prompts)
+    assert largest_difference(tiny, prompts, rows) < EXACT
 
 
 def test_a_ring_keeps_the_newest_positions():

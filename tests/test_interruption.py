@@ -217,3 +217,27 @@ def test_all_processes_stop_when_one_was_told(clock, monkeypatch):
             callback.on_step_end(SimpleNamespace(world_size=size), None, control)
             assert control.should_save == control.should_training_stop == told
     assert running.received == signal.SIGTERM
+
+
+def test_a_worker_hears_its_parent_alone():
+    ready, told = os.pipe()
+    worker = os.fork()
+    if worker == 0:
+        interruption.obey_parent_alone()
+        os.write(told, b"1")
+        time.sleep(600)
+        os._exit(1)
+    os.read(ready, 1)
+    stranger = os.fork()
+    if stranger == 0:
+        for number in STOP_SIGNALS:
+            os.kill(worker, number)
+        os._exit(0)
+    os.waitpid(stranger, 0)
+    assert os.waitpid(worker, os.WNOHANG) == (0, 0)
+    ended = (0, 0)
+    while ended[0] == 0:  # a signal that is still pending swallows another of its kind
+        os.kill(worker, signal.SIGTERM)
+        time.sleep(0.01)
+        ended = os.waitpid(worker, os.WNOHANG)
+    assert ended == (worker, 0)

@@ -307,6 +307,7 @@ def no_rows_of_other_tests():
     """What a test lets the Hub hold is not there for the next test."""
     yield
     sources.load_split.cache_clear()
+    sources.described_rows.cache_clear()
     jsonl.read_split.cache_clear()
     jsonl.row_count.cache_clear()
 

@@ -9,7 +9,6 @@ import pytest
 
 from job import config
 from job.errors import ConfigError
-from job.plan import make_plan
 from job.reward_check import check_rewards
 from sandbox import Status
 from tasks import code
@@ -234,6 +233,14 @@ def test_what_cannot_be_read_says_why(row, message):
         read_row(row)
 
 
+def test_a_csv_holds_lists_as_texts(tmp_path, sandbox):
+    path = tmp_path / "mbpp.csv"
+    path.write_text('text,test_list\nWrite f.,"[""assert f(1) == 2""]"\n')
+    options = code.Options(type="code", data=str(path), num_rows=1)
+    (row,) = code.rows(options)
+    assert code.grade(fenced("def f(x): return x + 1"), row, options, sandbox, None).correct
+
+
 def test_a_pickle_that_holds_code_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -250,16 +257,22 @@ def test_problems_that_cannot_be_read_are_refused_or_dropped_by_choice(tmp_path,
     unreadable = {**HUMANEVAL, "test": "assert abs(candidate(1.5) - 0.5) < 1e-6"}
     path.write_text("\n".join([json.dumps(OWN), "", json.dumps(unreadable), "{cut off"]))
     keys = ["task.type=code", f"task.data={path}", "task.num_rows=4"]
-    with pytest.raises(ConfigError, match=r"2 of 3 problems in .* line 3: .*abs.*; line 4: not a"):
-        make_plan(config.load_config(None, keys), None)
+    with pytest.raises(ConfigError) as caught:
+        config.load_config(None, keys)
+    first, second = caught.value.mistakes
+    assert first.startswith("task.data: ") and second.startswith("task.data: ")
+    assert "some.jsonl:3: hidden_tests[0]: 'assert abs(grown(1.5)" in first
+    assert "some.jsonl:4: not JSON" in second
+    assert second.endswith("2 of 3 problems cannot be read; task.unreadable_problems: drop leaves "
+                           "them out")  # fmt: skip
     options = code.Options(type="code", data=str(path), unreadable_problems="drop", num_rows=4)
     assert [row["problem"] for row in code.rows(options)] == [json.dumps(OWN)] * 4
-    assert "2 of 3 problems" in capsys.readouterr().err
+    assert "2 of 3 problems cannot be read and are left out" in capsys.readouterr().err
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(ConfigError, match="task: data: there is no file nowhere.jsonl"):
-        make_plan(config.load_config(None, ["task.type=code", "task.data=nowhere.jsonl"]), None)
+    with pytest.raises(ConfigError, match="^task.data: there is no file nowhere.jsonl"):
+        config.load_config(None, ["task.type=code", "task.data=nowhere.jsonl"])
     with pytest.raises(ConfigError, match="task.data: is in place of problems"):
         config.load_config(None, ["task.type=code", "task.data=x", "task.problems=[sorts]"])
 

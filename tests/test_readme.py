@@ -25,7 +25,8 @@ PAGES = {
 README = PAGES["README.md"]
 MAX_README_LINES = 250
 # Named one by one, because nobody must document a task that they add for themselves.
-TASKS = ["code", "game_2048", "jsonl", "matmul", "prompt_injection", "reasoning"]
+TASKS = ["code", "game_2048", "game_2048_moves", "jsonl", "matmul", "prompt_injection"]
+TASKS += ["prompt_injection_talk", "reasoning"]
 
 
 def blocks(language, *names):
@@ -202,7 +203,7 @@ def test_every_algorithm_stands_in_the_table_as_it_is():
 
 def test_every_metric_of_our_own_is_explained():
     source = "\n".join(path.read_text() for path in sorted((ROOT / "job").glob("*.py")))
-    logged = set(re.findall(r'"((?:grades|completions|resampling)/[a-z_]+)"', source))
+    logged = set(re.findall(r'"((?:grades|completions|resampling|episodes)/[a-z_]+)"', source))
     assert {"grades/correct", "completions/distinct", "resampling/tries"} <= logged
     assert logged - documented("docs/metrics.md") == set()
     for name in (

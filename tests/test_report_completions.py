@@ -42,6 +42,29 @@ def test_groups_are_told_apart_though_their_prompts_are_the_same(tmp_path):
     assert shown["rewards"] == {"function_works": 1.0} and shown["correct"] is True
 
 
+def test_a_completion_of_several_turns_is_shown_with_calls_and_results(tmp_path):
+    called = {"function": {"name": "python", "arguments": {"code": "1 +\\\n1"}}}
+    messages = [
+        {"role": "assistant", "content": "", "thinking": "hm", "tool_calls": [called]},
+        {"role": "tool", "name": "python", "content": "2", "status": "ok"},
+        {"role": "user", "content": "And?"},
+        {"role": "assistant", "content": "Answer: 2"},
+    ]
+    rows = [completion(transcript=json.dumps(messages))]
+    rows += [completion(transcript=text) for text in (None, "", "{", "[1]", "[1, 2]", "7")]
+    run = read_run(write_run(tmp_path / "run", rows=rows))
+    groups, _ = read_groups(run, 0, 100)
+    first, *others = [item for group in groups for item in group["completions"]]
+    assert [(turn["who"], turn["text"], turn["status"]) for turn in first["turns"]] == [
+        ("thinking", "hm", ""),
+        ("call of python", "1 +\\\n1", ""),
+        ("result of python", "2", "ok"),
+        ("user", "And?", ""),
+        ("model", "Answer: 2", ""),
+    ]
+    assert [item["turns"] for item in others] == [[]] * 6
+
+
 def test_files_of_older_versions_have_groups_too():
     """Without a column `group`, the config says how large one is, or prompts tell them apart."""
     rows = [{"prompt": prompt, "advantage": 0.0} for prompt in "aaaabb"]

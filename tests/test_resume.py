@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import reward_functions
+import train
 from job import checkpoints, interruption
 from tests import kills
 
@@ -50,8 +51,9 @@ def scripted(monkeypatch):
     calls = []
 
     def scripted(completions, trainer_state, **kwargs):
-        for call in calls:
-            call(trainer_state.global_step)
+        if hasattr(trainer_state, "max_steps"):  # in training, not in the rehearsal before it
+            for call in calls:
+                call(trainer_state.global_step)
         return [float(len(completion[0]["content"]) % 7) for completion in completions]
 
     monkeypatch.setattr(reward_functions, "scripted", scripted, raising=False)
@@ -96,6 +98,29 @@ def test_a_signal_in_the_first_step_says_that_nothing_is_lost(tmp_path, run_here
     assert not list(tmp_path.glob("checkpoint-*")) and "Traceback" not in result.stderr
 
 
+def test_a_deadline_that_is_near_ends_the_run_after_its_step(
+    tmp_path, run_here, scripted, monkeypatch
+):
+    running = []
+
+    class Known(interruption.Interruption):
+        def __init__(self, *args):
+            super().__init__(*args)
+            running.append(self)
+
+    def come_near(step):
+        if step == 2:
+            running[0].deadline_s = time.monotonic()
+
+    monkeypatch.setattr(train, "Interruption", Known)
+    scripted.append(come_near)
+    result = run_here(tmp_path, "grpo.max_steps=9", "task.rewards=[scripted]")
+    assert result.returncode == 143 and "the deadline is near" in result.stderr
+    assert "stopped after step 3" in result.stdout
+    assert checkpoints.fault(tmp_path / "checkpoint-3") is None
+    assert (tmp_path / "exit_code").read_text() == "143\n"
+
+
 def test_a_reward_that_hangs_ends_the_run_with_a_checkpoint(tmp_path, run_here, scripted):
     scripted.append(lambda step: time.sleep(PATIENCE_S) if step == 2 else None)
     result = run_here(
@@ -123,8 +148,7 @@ def test_a_full_disk_in_the_last_save_leaves_no_half_model(
     result = run_here(tmp_path, *job)
     assert result.returncode == 4 and "No space left on device" in result.stderr
     assert not list(tmp_path.glob("*final_model*"))
-    monkeypatch.undo()
-    monkeypatch.setattr(reward_functions, "scripted", lambda completions, **_: [], raising=False)
+    monkeypatch.setattr(PreTrainedTokenizerBase, "save_pretrained", whole)
     assert run_here(tmp_path, *job, AUTO).returncode == 0
     assert (tmp_path / "final_model" / "tokenizer.json").is_file()
 
@@ -161,7 +185,7 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, run_here, scripted
         reward_functions,
         "scripted",
         lambda completions, trainer_state, **_: (
-            [best[trainer_state.global_step + 1]] * len(completions)
+            [best.get(trainer_state.global_step + 1, 0.0)] * len(completions)
         ),
     )
     result = run_here(
@@ -170,6 +194,53 @@ def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, run_here, scripted
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert [step for step, _ in checkpoints.numbered(tmp_path)] == [5, 3, 1]
+
+
+# ---- The Hub and its cache
+
+
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """The tiny model as the Hub's cache holds it, and a Hub that does not answer."""
+    commit = "0" * 40
+    snapshot = tmp_path / "hub" / "models--some--tiny" / "snapshots" / commit
+    shutil.copytree(ROOT / "tiny_model", snapshot)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text(commit)
+    return snapshot
+
+
+def start_with_hub(cached, *overrides):
+    environment = os.environ | {
+        "HF_HOME": str(cached.parents[3]),
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # where nothing listens
+        "HF_HUB_OFFLINE": "",
+    }
+    return subprocess.run(
+        [sys.executable, "train.py", *JOB, "model.name=some/tiny", "grpo.max_steps=1", *overrides],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+
+
+@pytest.mark.slow
+def test_a_hub_that_does_not_answer_is_not_needed_for_a_model_in_the_cache(cached, tmp_path):
+    result = start_with_hub(cached, f"grpo.output_dir={tmp_path / 'run'}")
+    assert result.returncode == 0, result.stderr
+    assert "the Hub is not asked for it" in result.stdout
+    assert (tmp_path / "run" / "final_model" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_a_damaged_cache_is_one_clear_line(cached, tmp_path):
+    weights = cached / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    result = start_with_hub(cached, f"grpo.output_dir={tmp_path / 'run'}")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert "error: model.name: some/tiny cannot be loaded" in result.stderr
 
 
 # ---- In processes of their own
@@ -188,10 +259,12 @@ def start(output, *overrides):
 
 def wait_for(process, beginning):
     """Read until a line begins so."""
+    said = []
     for line in process.stdout:
+        said.append(line)
         if line.startswith(beginning):
             return
-    pytest.fail(f"no line began with {beginning!r}")
+    pytest.fail(f"no line began with {beginning!r}: {''.join(said)}")
 
 
 @pytest.mark.slow
@@ -208,7 +281,7 @@ def test_a_signal_before_training_ends_in_one_line(tmp_path, number):
 @pytest.mark.slow
 def test_a_signal_to_the_whole_group_with_workers_of_the_data_loader(tmp_path):
     process = start(tmp_path, "grpo.max_steps=1000", "grpo.dataloader_num_workers=2")
-    wait_for(process, "step 2")
+    wait_for(process, "step    2")
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=PATIENCE_S)[0]
     assert process.returncode == 143, said
@@ -217,19 +290,6 @@ def test_a_signal_to_the_whole_group_with_workers_of_the_data_loader(tmp_path):
     assert step >= 2 and checkpoints.fault(newest) is None
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)  # no child survives
-
-
-@pytest.mark.slow
-def test_a_deadline_ends_the_run_in_time_and_the_next_run_goes_on(tmp_path):
-    began = time.time()
-    process = start(tmp_path, "grpo.max_steps=1000", "train.deadline_minutes=1.5",
-                    "train.requeue=true")  # fmt: skip
-    said = process.communicate(timeout=PATIENCE_S)[0]
-    assert process.returncode == 75, said
-    assert time.time() - began < 90, said
-    assert (tmp_path / "exit_code").read_text() == "75\n" and "the deadline is near" in said
-    (step, newest), *_ = checkpoints.numbered(tmp_path)
-    assert checkpoints.fault(newest) is None and f"stopped after step {step}" in said
 
 
 @pytest.mark.slow

@@ -498,6 +498,8 @@ class JudgeHandler(BaseHTTPRequestHandler):
         answer = body["messages"][0]["content"].split("Answer: ")[1].split("\n")[0]
         said = f"I give it {len(answer)}." if answer else "No."
         reply = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+        if server.says is not None:
+            reply = server.says
         self.send_response(status)
         self.send_header("Content-Length", str(len(reply)))
         self.end_headers()
@@ -513,6 +515,7 @@ def judge_server():
     server = ThreadingHTTPServer(("127.0.0.1", 0), JudgeHandler)
     server.lock, server.seen, server.script = threading.Lock(), [], []
     server.running = server.most = 0
+    server.says = None  # in place of a completion
     server.takes_s = 0.02
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -558,6 +561,13 @@ def test_the_judge_tries_again_where_that_may_help(make_judge, judge_server):
     judge_server.script = [503, 429]
     assert checked(make_judge(tries=3), asked(["aa"])) == [0.2]
     assert len(judge_server.seen) == 3
+
+
+@pytest.mark.parametrize("says", [b"<html>Hello</html>", b"[]", b'{"choices": []}', b""])
+def test_a_server_that_is_no_judge_is_named(make_judge, judge_server, says):
+    judge_server.says = says
+    with pytest.raises(RewardError, match="RuntimeError: http.* is no judge: it replied"):
+        checked(make_judge(), asked(["aa"]))
 
 
 @pytest.mark.parametrize(

@@ -57,3 +57,22 @@ def test_prompts_of_different_lengths_are_decoded_as_if_alone():
     together = generate(BatchRollout(complete), prompts)
     assert together == [generate(BatchRollout(complete), [prompt])[0] for prompt in prompts]
     assert all(1 <= len(completion) <= 12 for completion in together)
+
+
+def test_a_row_that_stays_is_read_again_with_all_that_was_said():
+    asked = []
+
+    def complete(prompts):
+        asked.extend(prompts)
+        return [[7, 8, 9] for _ in prompts]
+
+    rollout = BatchRollout(complete)
+    row, other = rollout.add([1], 2, stays=True), rollout.add([2])
+    assert [item.completion_ids for item in rollout.step()] == [[7, 8], [7, 8, 9]]
+    assert rollout.unfinished == 0
+    rollout.extend(row, [4, 5], 1)
+    assert [(item.row, item.completion_ids) for item in rollout.step()] == [(row, [7])]
+    assert asked == [[1], [2], [1, 7, 8, 4, 5]]
+    rollout.drop(row)
+    with pytest.raises(KeyError):
+        rollout.extend(other, [1], 1)

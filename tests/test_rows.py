@@ -101,6 +101,27 @@ def test_rows_that_repeat_and_are_cycled_never_leak(tmp_path_factory, prompts, r
     assert len(evaluation) >= (held if rows >= len(prompts) else 0)
 
 
+@pytest.mark.parametrize("name", ["reasoning", "code"])
+def test_problems_that_repeat_and_are_cycled_never_leak(name):
+    task = tasks.load(name)
+    again = [*task.PROBLEMS, *task.PROBLEMS[:2], *task.PROBLEMS[-1:]]
+    settings = {"num_rows": 3 * len(again) + 1, "num_eval_rows": 1, "eval_problems": again[:1]}
+    options = task.Options(type=name, problems=again, **settings)
+    trained_on, held_out = mixed_rows([options])
+    seen = {prompt_key(row) for row in trained_on}
+    assert len(held_out) == 1 and len(seen) == len(task.PROBLEMS) - 1
+    assert not seen & {prompt_key(row) for row in held_out}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"problems": ["a \ud800"]}, {"prompt_template": "\udfff {question}"}],
+)
+def test_half_a_letter_in_a_prompt_of_any_task_is_refused(settings):
+    with pytest.raises(ValueError, match="half of a letter"):
+        mixed_rows([reasoning.Options(type="reasoning", **settings)])
+
+
 def test_what_one_task_holds_out_no_other_trains_on(tmp_path, capfd):
     tasks.note_once.cache_clear()
     own = jsonl_options(tmp_path, ["one", "two", "three"], num_rows=None, num_eval_rows=2)

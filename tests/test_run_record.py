@@ -137,6 +137,7 @@ def test_each_start_of_a_run_has_an_entry(tmp_path):
         (0, None, "finished"),
         (7, None, "stopped by the watchdog, or its weights are not finite"),
         (143, None, "stopped by SIGTERM"),
+        (75, None, "stopped, to be started again"),
         (None, SystemExit(143), "stopped by SIGTERM"),
         (None, ValueError("two\nlines"), "failed: ValueError: two lines"),
         (None, None, "ended with exit code None"),

@@ -51,8 +51,8 @@ case $1 in
         esac ;;
     inspect) echo 50000000 ;;
     events)
-        # Until the job has begun, which is when the client asks for it
-        until grep -qx -- --label "$LOG"; do sleep 0.02; done
+        # Until the job has begun, which is when its files are mounted
+        until [[ -e $LOG.begun ]]; do sleep 0.02; done
         echo "start id <no value>"
         case $FAKE in
             *memory-out*) printf '%s\n' "oom id <no value>" "die id 137" ;;
@@ -87,6 +87,7 @@ case $1 in
             printf '%b' "$NEEDS"
             exit
         fi
+        touch "$LOG.begun"
         echo "pid $$"
         [[ $FAKE != *exit-3* ]] || exit 3 ;;
 esac
@@ -226,6 +227,24 @@ def options(call: list[str], name: str) -> list[str]:
 
 def bind(source: object, target: object, mode: str = "") -> str:
     return f'type=bind,"source={source}","target={target}"{mode}'
+
+
+@pytest.mark.parametrize(
+    ("data", "mounted"), [("mine/a.csv", "mine/a.csv"), ("mine/*.csv", "mine")]
+)
+def test_data_is_sought_where_the_user_stands(machine: Machine, tmp_path: Path, data, mounted):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/a.csv").touch()
+    done = machine.run("train.sh", "--cpu", f"task.data={data}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    call = [call for call in machine.calls() if call[0] == "run" and "train.py" in call][-1]
+    assert f"task.data={tmp_path / data}" in call
+    place = tmp_path / mounted
+    assert bind(place, place, ",readonly") in options(call, "--mount")
+    # What is not here is left as it is: it may be in the repository, or on the Hub
+    machine.log.write_text("")
+    machine.run("train.sh", "--cpu", "task.data=openai/gsm8k", cwd=tmp_path)
+    assert "task.data=openai/gsm8k" in machine.calls()[-1]
 
 
 # --- refusals -------------------------------------------------------------------------------------

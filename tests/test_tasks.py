@@ -18,6 +18,7 @@ import tasks
 from job import config
 from job.errors import ConfigError
 from job.grading import Grader, resolve, shares
+from job.rows import mixed_rows
 from sandbox import Run, Status
 from tasks import code_blocks, extract_code, matmul
 
@@ -588,3 +589,24 @@ def test_what_is_no_row_is_told(row, message):
     assert tasks.labelled(
         {"prompt": [{"role": "user", "content": "x"}]}, matmul.Options(type="matmul")
     )
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return None", r"rows of tasks/mine.py returned None \(NoneType\), not a list"),
+        ("yield {'prompt': 'x'}", r"rows of tasks/mine.py returned <generator .*not a list"),
+        ("return []", "rows of tasks/mine.py returned no row"),
+        ("return [1 / 0]", r"rows of tasks/mine.py raised ZeroDivisionError: .* \(mine.py:4\)"),
+        ("return [{'prompts': 'x'}]", "rows of tasks/mine.py: a row must be a mapping with a pro"),
+        ("raise ValueError('length: is odd')", "^length: is odd$"),
+    ],
+)
+def test_rows_that_are_none_are_one_clear_line(tmp_path, monkeypatch, body, message):
+    text = GOOD_TASK.replace("def rows(options): return [{\"prompt\": \"x\"}]",
+                             f"def rows(options): {body}")  # fmt: skip
+    (tmp_path / "mine.py").write_text(text)
+    monkeypatch.setattr(tasks, "__path__", [*tasks.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "tasks.mine", raising=False)
+    with pytest.raises(ValueError, match=message):
+        mixed_rows([tasks.load("mine").Options(type="mine")])

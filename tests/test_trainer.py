@@ -2,15 +2,18 @@
 
 import difflib
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from scripted import ScriptedRollout, harmony_call, harmony_final
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import reward_functions
 import train
 from job import config, model
 from job.config import load_config as load
+from job.episodes.tool_format import ToolFormat
 from job.grading_pool import GradingPool
 from job.rollout import engine
 from job.run_folder import RunFolder
@@ -380,3 +383,104 @@ def test_answers_that_repeat_their_prompt_are_counted(build, monkeypatch):
     )
     trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
     assert trainer._metrics["train"]["completions/echo"][-1] == 0.75
+
+
+# ---- completions of several turns
+
+
+def in_turns(trainer, scripts):
+    """Lets the trainer's rollout say what is written, for each row of a batch."""
+    trainer._rollout = ScriptedRollout(ToolFormat(trainer.chat), scripts)
+    trainer._rollout_is_chosen = True
+
+
+SUM = [{"prompt": f"{i} + 1", "answer": i + 1, "flat": False} for i in range(3)]
+TOOLS = (
+    "task.rewards=null",
+    "task.tools=[python]",
+    "model.max_seq_length=512",
+    "grpo.max_completion_length=120",
+)
+
+
+def script(i, right):
+    code = f"{i} + 1" if right else f"{i} - 1"
+    last = harmony_final(f"Answer: {i + 1 if right else 0}")
+    return [harmony_call("python", code=code), last]
+
+
+def test_what_tools_say_is_masked_and_what_the_model_says_is_rewarded(build):
+    trainer = build(SUM, *TOOLS)
+    scripts = [script(i, place % 2 == 0) for i in range(3) for place in range(SIZE)]
+    in_turns(trainer, scripts)
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    for row, said in enumerate(scripts):
+        ids = output["completion_ids"][row][output["completion_mask"][row].bool()]
+        mask = output["tool_mask"][row][: len(ids)].bool()
+        assert trainer.processing_class.decode(ids[mask]) == "".join(said)
+        assert "functions.python to=assistant" in trainer.processing_class.decode(ids[~mask])
+        assert mask[-1]
+    assert output["advantages"][::2].gt(0).all() and output["advantages"][1::2].lt(0).all()
+    metrics = {name: values[-1] for name, values in trainer._metrics["train"].items()}
+    assert (metrics["episodes/turns"], metrics["episodes/calls"]) == (2, 1)
+    assert metrics["episodes/failures"] == 0 and metrics["grades/correct"] == 0.5
+    assert metrics["completions/mean_length"] == output["tool_mask"].mul(
+        output["completion_mask"]
+    ).sum().item() / len(scripts)
+    (first, *_) = trainer._logs["extra"]["transcript"]
+    roles = [message["role"] for message in json.loads(first)]
+    assert roles == ["assistant", "tool", "assistant"]
+
+
+def test_no_gradient_comes_from_what_tools_say(build):
+    """Another result of the same length changes no gradient but through what was said after it."""
+    trainer = build(SUM, *TOOLS, "grpo.beta=0.0")
+    scripts = [script(i, place % 2 == 0) for i in range(3) for place in range(SIZE)]
+    in_turns(trainer, scripts)
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    ours = output["tool_mask"] * output["completion_mask"]
+    logits_to_keep = output["completion_ids"].size(1)
+    ids = torch.cat([output["prompt_ids"], output["completion_ids"]], 1)
+    mask = torch.cat([output["prompt_mask"], output["completion_mask"]], 1)
+    logps = trainer._get_per_token_logps_and_entropies(trainer.model, ids, mask, logits_to_keep)[0]
+    wanted = (logps * output["advantages"][:, None] * ours).sum() / ours.sum()
+    wanted.backward()
+    expected = [p.grad.clone() for p in trainer.model.parameters() if p.grad is not None]
+    trainer.model.zero_grad()
+    trainer.current_gradient_accumulation_steps = 1  # as Trainer.train sets it
+    loss = trainer.compute_loss(trainer.model, output)
+    loss.backward()
+    found = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    scale = loss_scale(expected, found)
+    for one, other in zip(expected, found, strict=True):
+        assert torch.allclose(-one * scale, other, atol=1e-6)
+
+
+def loss_scale(expected, found):
+    """How many times as large the trainer's loss is: it divides otherwise."""
+    norms = [torch.cat([grad.flatten() for grad in grads]).norm() for grads in (expected, found)]
+    return norms[1] / norms[0]
+
+
+def test_resampled_groups_keep_their_masks(build):
+    trainer = build(SUM, *TOOLS, "grpo.zero_std_groups=resample", "grpo.max_resampling_tries=1")
+    flat = [script(0, True)] * SIZE
+    mixed = [script(i, place % 2 == 0) for i in (1, 2) for place in range(SIZE)]
+    # A rollout begins again from row 0 with each batch
+    said = iter([[*flat, *mixed], [script(0, place % 2 == 0) for place in range(SIZE)]])
+    trainer._rollout_for = lambda prompts, complete: ScriptedRollout(
+        ToolFormat(trainer.chat), next(said)
+    )
+    output = trainer._generate_and_score_completions(batch_of(trainer, 0, 1, 2))
+    assert len(output["completion_ids"]) == 3 * SIZE
+    ours = output["tool_mask"] * output["completion_mask"]
+    assert (ours.sum(1) < output["completion_mask"].sum(1)).all()
+
+
+@pytest.mark.parametrize("reason", ["use_vllm", "is_fsdp_enabled", "is_deepspeed_enabled"])
+def test_what_cannot_take_turns_is_refused(build, reason):
+    kind = type(build(SUM))
+    able = {"use_vllm": False, "is_fsdp_enabled": False, "is_deepspeed_enabled": False}
+    kind._refuse_what_takes_no_turns(SimpleNamespace(**able))
+    with pytest.raises(ValueError, match="completions with tools"):
+        kind._refuse_what_takes_no_turns(SimpleNamespace(**able | {reason: True}))

@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 
 import tasks
-from job.chat import Chat
+from job.chat import Chat, Reading
+from job.episodes.loop import Played
 from job.errors import ConfigError, OutputError, one_line
 from job.evaluation import estimates
 from job.evaluation.estimates import Estimate
@@ -70,6 +71,8 @@ class Sampler:
     complete: Callable[[list[list[int]]], list[list[int]]]
     batch: int  # completions that are decoded at once
     max_tokens: int  # of one completion
+    # Completions of several turns of rows, with their Grades
+    play: Callable[[Sequence[Row], Grader], list[Played]] | None = None
 
 
 # ---- What is asked, and how it is judged
@@ -81,7 +84,7 @@ def make_problems(rows: Sequence[Row], chat: Chat) -> list[Problem]:
     problems = []
     for row in rows:
         name = hashlib.sha256(f"{tasks.type_of(row)} {prompt_key(row)}".encode()).hexdigest()[:12]
-        prompt = chat.render(row["prompt"], row["reasoning_effort"])
+        prompt = chat.render_row(row)
         number = seen[name]
         seen[name] += 1
         problems.append(Problem(f"{name}-{number}", number, row, prompt, chat.ids(prompt)))
@@ -169,35 +172,33 @@ def evaluate_group(
     grader: Grader,
 ) -> list[Record]:
     """The records of all completions of some problems."""
-    # Decode. The seed is the group's own, so that a continued evaluation repeats it, and so that
-    # two processes do not draw the same. The state of the random numbers is put back, so that
-    # training goes on as if there had been no evaluation.
+    # The seed is the group's own, so that a continued evaluation repeats it, and so that two
+    # processes do not draw the same. The state of the random numbers is put back, so that training
+    # goes on as if there had been no evaluation.
     asked = [problem for problem in group for _ in range(completions)]
-    began = time.perf_counter()
-    completion_ids: list[list[int]] = []
-    with own_random_numbers(seed_of(group)):
-        for start in range(0, len(asked), sampler.batch):
-            some = asked[start : start + sampler.batch]
-            completion_ids += sampler.complete([problem.prompt_ids for problem in some])
-    decoding_s = time.perf_counter() - began
-
-    # Read and grade
-    readings, rows = [], []
-    for place, (problem, ids) in enumerate(zip(asked, completion_ids, strict=True)):
-        readings.append(chat.read(ids, problem.prompt))
+    rows = []
+    for place, problem in enumerate(asked):
         number = problem.number * completions + place % completions
         rows.append(problem.row | {"evaluation_seed": number})
     began = time.perf_counter()
-    messages = [[reading.message()] for reading in readings]
-    scored = grader.score_completions(messages, completion_ids, rows)
+    with own_random_numbers(seed_of(group)):
+        if grader.takes_turns:
+            answers = play_answers(rows, sampler, grader)
+        else:
+            answers = decode_answers(asked, sampler, chat)
+    decoding_s = time.perf_counter() - began
+
+    # Grade
+    began = time.perf_counter()
+    messages = [answer.messages for answer in answers]
+    scored = grader.score_completions(messages, [answer.ids for answer in answers], rows)
     grading_s = time.perf_counter() - began
 
     # Write down
     weights = grader.weights.at(grader.weights.steps()[-1])
     records = []
-    for place, (problem, ids, reading, item) in enumerate(
-        zip(asked, completion_ids, readings, scored, strict=True)
-    ):
+    for place, (problem, answer, item) in enumerate(zip(asked, answers, scored, strict=True)):
+        reading = answer.reading
         records.append(
             {
                 "problem": problem.id,
@@ -208,14 +209,52 @@ def evaluate_group(
                 "thinking": reading.thinking,
                 "answer": reading.content,
                 "reached_final": reading.reached_final,
-                "tokens": len(ids),
-                "cut_off": len(ids) >= sampler.max_tokens,
+                "tokens": len(answer.ids),
+                "cut_off": len(answer.ids) >= sampler.max_tokens,
+                **answer.used,
                 **judgement(item, problem.row, weights),
                 "decoding_s": decoding_s / len(asked),
                 "grading_s": grading_s / len(asked),
             }
         )
     return records
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One completion as it was decoded and read."""
+
+    ids: list[int]
+    reading: Reading
+    messages: list[dict[str, Any]]  # what reward functions get
+    used: dict[str, Any]  # columns of a completion of several turns
+
+
+def decode_answers(asked: Sequence[Problem], sampler: Sampler, chat: Chat) -> list[Decoded]:
+    """A completion of each problem, of one turn."""
+    completion_ids: list[list[int]] = []
+    for start in range(0, len(asked), sampler.batch):
+        some = asked[start : start + sampler.batch]
+        completion_ids += sampler.complete([problem.prompt_ids for problem in some])
+    answers = []
+    for problem, ids in zip(asked, completion_ids, strict=True):
+        reading = chat.read(ids, problem.prompt)
+        answers.append(Decoded(ids, reading, [reading.message()], {}))
+    return answers
+
+
+def play_answers(rows: Sequence[Row], sampler: Sampler, grader: Grader) -> list[Decoded]:
+    """A completion of each row, of several turns."""
+    answers = []
+    for start in range(0, len(rows), sampler.batch):
+        for episode in sampler.play(rows[start : start + sampler.batch], grader):
+            used = {name: episode.count(name) for name in ("turns", "calls", "failures")}
+            used["tool_tokens"] = episode.tool_tokens
+            used["transcript"] = json.dumps(episode.messages)
+            answers.append(
+                Decoded(episode.completion_ids, episode.reading(), episode.completion(), used)
+            )
+    return answers
 
 
 def seed_of(group: Sequence[Problem]) -> int:

@@ -14,12 +14,14 @@ import tasks
 from job.batches import batch_plan
 from job.chat import Chat
 from job.config import ROOT, Config, load_config, note
+from job.episodes.loop import play_batch
+from job.episodes.tools import schemas_of_rows
 from job.errors import ConfigError, one_line
 from job.evaluation import evaluation
 from job.evaluation.evaluation import EvaluationFolder, Problem, Record, Sampler
 from job.grading_pool import GradingPool
 from job.model import ModelSource, find_model, load_for_inference, load_tokenizer
-from job.rollout import engine
+from job.rollout import engine, generate
 from job.rows import Row, fill_columns, has_fresh_inputs, mixed_rows, prompt_key
 from tasks.data import columns, sources
 from tasks.data.mistakes import Mistakes, RowMistake
@@ -226,6 +228,8 @@ def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
         if has_fresh_inputs(trained_on, mixture[0]):
             return
         known = sum(prompt_key(row) in seen for row in rows)
+        if any(map(tasks.is_streamed, mixture)):
+            note(f"{source.name} was trained on a stream; only its first rows are compared")
         if known:
             note(f"{source.name} was trained on {known} of these {len(rows)} prompts")
 
@@ -242,7 +246,7 @@ def evaluate_model(
         judging: the config whose tasks judge the completions.
     """
     config = config_of_model(source, request)
-    chat = make_chat(config)
+    chat = make_chat(config, judging.tasks)
     problems = problems_that_fit(rows, chat, config, request)
     sampling = sampling_of(config, request)
     max_tokens = tokens_for_completions(problems, config, request)
@@ -268,7 +272,7 @@ def evaluate_model(
         return folder.path, finished
 
     # Load it, and ask
-    sampler, words = load_sampler(source, config, request, max_tokens, sampling)
+    sampler, words = load_sampler(source, config, request, max_tokens, sampling, chat)
     folder.begin(settings)
     print(words)
     total = len(problems) * request.completions
@@ -296,14 +300,21 @@ def load_sampler(
     request: Request,
     max_tokens: int,
     sampling: dict[str, Any],
+    chat: Chat,
 ) -> tuple[Sampler, str]:
     """A sampler that holds the model, and how it decodes in words."""
     model, tokenizer = load_for_inference(source, config)
     batch = request.batch or batch_plan(config.grpo, 1).generate_call
-    complete, words = engine.make_sampler(
+    rollout, words = engine.make_rollout(
         model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **sampling
     )
-    return Sampler(complete, batch, max_tokens), words
+    sampler = Sampler(
+        complete=lambda prompts: generate(rollout, prompts),
+        batch=batch,
+        max_tokens=max_tokens,
+        play=lambda rows, grader: play_batch(rollout, rows, chat, grader, max_tokens),
+    )
+    return sampler, words
 
 
 def config_of_model(source: ModelSource, request: Request) -> Config:
@@ -311,11 +322,13 @@ def config_of_model(source: ModelSource, request: Request) -> Config:
     return source.config(request.config_files, without_task(request.overrides))
 
 
-def make_chat(config: Config) -> Chat:
+def make_chat(config: Config, mixture: Sequence[tasks.Options]) -> Chat:
+    """The chat template of a model, for rows of these tasks."""
     return Chat(
         load_tokenizer(config.model),
         config.model.prompt_date,
         config.grpo.get("chat_template_kwargs"),
+        schemas_of_rows(mixture),
     )
 
 

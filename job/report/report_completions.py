@@ -43,7 +43,7 @@ def read_groups(run: RunRecord, place: int, limit: int) -> tuple[list[dict[str, 
 
             run, step, prompt
             flat: whether its totals are all equal
-            completions: each with text, thinking, status, detail, cheating, correct, total,
+            completions: each with text, thinking, turns, status, detail, cheating, correct, total,
                 advantage and rewards; what was not logged is null
     """
     files = sorted((run.path / "completions").glob("completions_*.parquet"), key=step_of_file)
@@ -151,6 +151,7 @@ def completion_of(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "text": shortened(text),
         "thinking": shortened(row.get("thinking")),
+        "turns": turns_of(row.get("transcript")),
         "status": shortened(row.get("status")),
         "detail": shortened(row.get("detail")),
         "cheating": shortened(row.get("cheating")),
@@ -159,6 +160,46 @@ def completion_of(row: dict[str, Any]) -> dict[str, Any]:
         "advantage": number(row.get("advantage")),
         "rewards": rewards,
     }
+
+
+def turns_of(transcript: Any) -> list[dict[str, str]]:
+    """What was said in a completion of several turns, each with who, text and status.
+
+    Args:
+        transcript: JSON of its messages. None, or what cannot be read, has no turns.
+    """
+    try:
+        messages = json.loads(transcript)
+    except (TypeError, ValueError):
+        return []
+    if not isinstance(messages, list) or len(messages) < 2:
+        return []
+    found = []
+    for message in messages:
+        if isinstance(message, dict):
+            found += parts_of(message)
+    return found
+
+
+def parts_of(message: dict[str, Any]) -> list[dict[str, str]]:
+    """A message: its text, and each of its calls by itself."""
+    role, name = message.get("role"), message.get("name")
+    who = {"assistant": "model", "tool": f"result of {name}"}.get(role, str(role))
+    parts = []
+    if message.get("thinking"):
+        parts.append({"who": "thinking", "text": shortened(message["thinking"]), "status": ""})
+    if message.get("content") or not message.get("tool_calls"):
+        text = shortened(message.get("content"))
+        parts.append({"who": who, "text": text, "status": str(message.get("status", ""))})
+    for call in message.get("tool_calls") or []:
+        function = call.get("function", {})
+        arguments = function.get("arguments")
+        text = json.dumps(arguments, ensure_ascii=False)
+        if isinstance(arguments, dict) and list(arguments) == ["code"]:
+            text = str(arguments["code"])  # a program is read in lines
+        called = f"call of {function.get('name')}"
+        parts.append({"who": called, "text": shortened(text), "status": ""})
+    return parts
 
 
 def number(value: Any) -> float | None:

@@ -1,8 +1,11 @@
 """Decoding completions: token ids in, token ids out. Knows no text, no task and no reward.
 
 A rollout can be paused. Rows are added, steps are taken, and finished rows come back. So a caller
-may add a row's next turn, or grade what is ready, while other rows are decoded. `generate` loops
-over a rollout until nothing is left.
+may grade what is ready while other rows are decoded. `generate` loops over a rollout until nothing
+is left.
+
+A row may take several turns. One that `stays` keeps its place, and its keys and values, when its
+turn has ended. Then it is extended by tokens that nobody sampled and goes on, or it is dropped.
 
 There are two kinds. `BatchRollout`, in this file, hands all waiting rows to one call of a library,
 which decodes them to their end. `GraphRollout` in graph.py decodes in the trainer's own weights,
@@ -30,15 +33,39 @@ class Finished:
 class Rollout(Protocol):
     """What every way of decoding offers."""
 
+    # Whether a step decodes all waiting rows to their end: then it pays to wait for more of them
+    decodes_to_the_end: bool
+
     @property
     def unfinished(self) -> int:
-        """Rows that were added and have not come back yet."""
+        """Rows that were added or extended and have not come back yet."""
 
-    def add(self, prompt_ids: Sequence[int]) -> int:
-        """Take in one row. Returns its number, which counts up from 0."""
+    def add(
+        self, prompt_ids: Sequence[int], max_new_tokens: int | None = None, stays: bool = False
+    ) -> int:
+        """Take in one row. Returns its number, which counts up from 0.
+
+        Args:
+            max_new_tokens: of this row; None: what the rollout has for all.
+            stays: it may be extended when it has come back.
+        """
+
+    def extend(self, row: int, ids: Sequence[int], max_new_tokens: int) -> None:
+        """Go on with a row that stays, after these tokens.
+
+        Args:
+            ids: one at least.
+            max_new_tokens: of the turn that begins.
+        """
+
+    def drop(self, row: int) -> None:
+        """Forget a row that stays."""
 
     def step(self) -> list[Finished]:
-        """Decode for a while. Returns the rows that ended; with none unfinished, an empty list."""
+        """Decode for a while. Returns the rows that ended, which may be none."""
+
+    def cancel(self) -> None:
+        """Drop all rows."""
 
 
 def decode_all(rollout: Rollout, prompts: Sequence[Sequence[int]]) -> list[Finished]:
@@ -67,34 +94,63 @@ def generate(rollout: Rollout, prompts: Sequence[Sequence[int]]) -> list[TokenId
 class BatchRollout:
     """All waiting rows in one call of a library, whose step is the whole of their decoding.
 
+    A row that is extended is read again from its start, because a library keeps nothing.
+
     Args:
         complete: the completions of a list of prompts, in order.
     """
 
+    decodes_to_the_end = True
+
     def __init__(self, complete: Callable[[list[TokenIds]], list[TokenIds]]):
         self._complete = complete
-        self._waiting: list[tuple[int, TokenIds]] = []
+        self._waiting: dict[int, int | None] = {}  # row -> the most tokens of its turn
+        self._sequences: dict[int, TokenIds] = {}  # of rows that wait or stay
+        self._staying: set[int] = set()
         self._added = 0
 
     @property
     def unfinished(self) -> int:
         return len(self._waiting)
 
-    def add(self, prompt_ids: Sequence[int]) -> int:
+    def add(
+        self, prompt_ids: Sequence[int], max_new_tokens: int | None = None, stays: bool = False
+    ) -> int:
         row = self._added
-        self._waiting.append((row, list(prompt_ids)))
         self._added += 1
+        self._waiting[row] = max_new_tokens
+        self._sequences[row] = list(prompt_ids)
+        if stays:
+            self._staying.add(row)
         return row
+
+    def extend(self, row: int, ids: Sequence[int], max_new_tokens: int) -> None:
+        self._sequences[row] += ids
+        self._waiting[row] = max_new_tokens
+
+    def drop(self, row: int) -> None:
+        self._staying.discard(row)
+        self._sequences.pop(row, None)
+
+    def cancel(self) -> None:
+        self._waiting.clear()
+        self._sequences.clear()
+        self._staying.clear()
 
     def step(self) -> list[Finished]:
         if not self._waiting:
             return []
-        waiting, self._waiting = self._waiting, []
-        completions = self._complete([prompt_ids for _, prompt_ids in waiting])
-        return [
-            Finished(row, list(completion_ids))
-            for (row, _), completion_ids in zip(waiting, completions, strict=True)
-        ]
+        waiting, self._waiting = self._waiting, {}
+        completions = self._complete([list(self._sequences[row]) for row in waiting])
+        finished = []
+        for (row, most), completion_ids in zip(waiting.items(), completions, strict=True):
+            ids = list(completion_ids)[:most]
+            finished.append(Finished(row, ids))
+            if row in self._staying:
+                self._sequences[row] += ids
+            else:
+                del self._sequences[row]
+        return finished
 
 
 def complete_with_transformers(

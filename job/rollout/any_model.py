@@ -40,6 +40,7 @@ class RolloutCache(Cache):
         self.buffers = buffers
         self.prompts: Prompts | None = None
         self.positions: torch.Tensor | None = None
+        self.layer = 0  # whose keys came last
         self.shapes: dict[int, tuple[int, int]] = {}  # layer -> (kv_heads, head_dim)
 
     def update(
@@ -49,7 +50,7 @@ class RolloutCache(Cache):
             self.shapes[layer] = (keys.shape[1], keys.shape[3])
             return keys, values
         if self.prompts is not None:
-            self.buffers.write_prompts(layer, keys, values, self.prompts)
+            self.layer = layer  # attend writes them, because it may need what was there before
             return keys, values
         rows = len(self.positions)
         own_keys = self.buffers.keys[layer][:rows]
@@ -99,8 +100,12 @@ def attend(
         "softcap": softcap,
     }
     query = query.to(key.dtype)
-    if _running.prompts is not None or _running.buffers is None:
-        out = functional.attend_prompts(query.contiguous(), key, value, **options)
+    query = query.contiguous()
+    if _running.buffers is None:
+        return functional.attend_prompts(query, key, value, **options).transpose(1, 2), None
+    if _running.prompts is not None:
+        prompts, layer = _running.prompts, _running.layer
+        out = functional.read(_running.buffers, layer, prompts, query, key, value, **options)
         return out.transpose(1, 2), None
     operations = functional
     if query.is_cuda:
@@ -166,7 +171,7 @@ class ModelDecoder:
     def read_prompts(self, cache: KeyValueCache, prompts: Prompts) -> None:
         wrapped = RolloutCache(cache)
         wrapped.prompts = prompts
-        self._forward(self._body, wrapped, prompts.ids)
+        self._forward(self._body, wrapped, prompts.ids, prompts.positions)
 
     def decode(
         self, cache: KeyValueCache, tokens: torch.Tensor, positions: torch.Tensor

@@ -20,12 +20,25 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts that are read at once. Several rows may have the same one."""
+    """Prompts that are read at once. Several rows may have the same one.
+
+    With `starts` they are what follows in rows that have been read or decoded before. Then each
+    has a row of its own, in the same order.
+    """
 
     ids: torch.Tensor  # (prompts, tokens), padded on the right
     lengths: torch.Tensor  # (prompts,) tokens of each
     sources: torch.Tensor  # (n,) the prompt of each row
     rows: torch.Tensor  # (n,) the rows that have them
+    starts: torch.Tensor | None = None  # (prompts,) position of the first token; None: 0
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """(prompts, tokens)."""
+        steps = torch.arange(self.ids.shape[1], device=self.ids.device)[None]
+        if self.starts is None:
+            return steps.expand(len(self.ids), -1)
+        return self.starts[:, None] + steps
 
 
 class KeyValueCache:
@@ -47,6 +60,17 @@ class KeyValueCache:
             shape = (rows, layer.kv_heads, length, layer.head_dim)
             self.keys.append(torch.zeros(shape, dtype=dtype, device=device))
             self.values.append(torch.zeros(shape, dtype=dtype, device=device))
+
+    def write(self, layer: int, keys: torch.Tensor, values: torch.Tensor, prompts: Prompts) -> None:
+        """Take in what a layer made of prompts, which may follow what is there.
+
+        Args:
+            keys, values: (prompts, kv_heads, tokens, head_dim), padded on the right.
+        """
+        if prompts.starts is None:
+            self.write_prompts(layer, keys, values, prompts)
+        else:
+            self.write_following(layer, keys, values, prompts)
 
     def write_prompts(
         self, layer: int, keys: torch.Tensor, values: torch.Tensor, prompts: Prompts
@@ -71,8 +95,26 @@ class KeyValueCache:
         self.keys[layer][rows] = keys.gather(2, index)[sources].to(self.keys[layer].dtype)
         self.values[layer][rows] = values.gather(2, index)[sources].to(self.values[layer].dtype)
 
-    def move(self, rows: torch.Tensor) -> None:
-        """Put `rows` (n,) first, in their order."""
+    def write_following(
+        self, layer: int, keys: torch.Tensor, values: torch.Tensor, prompts: Prompts
+    ) -> None:
+        """Take in what a layer made of prompts with `starts`.
+
+        Args:
+            keys, values: (prompts, kv_heads, tokens, head_dim), padded on the right.
+        """
+        length = self.keys[layer].shape[2]
+        steps = torch.arange(keys.shape[2], device=keys.device)[None]
+        # The newest ones, where there are more than places
+        kept = (steps < prompts.lengths[:, None]) & (steps >= prompts.lengths[:, None] - length)
+        source, step = kept.nonzero(as_tuple=True)
+        row = prompts.rows[source]
+        place = (prompts.starts[source] + step) % length
+        self.keys[layer][row, :, place] = keys[source, :, step].to(self.keys[layer].dtype)
+        self.values[layer][row, :, place] = values[source, :, step].to(self.values[layer].dtype)
+
+    def move(self, places: torch.Tensor, sources: torch.Tensor) -> None:
+        """Put what the rows `sources` (n,) hold into the rows `places` (n,), all at once."""
         for buffers in (self.keys, self.values):
             for buffer in buffers:
-                buffer[: len(rows)] = buffer[rows]
+                buffer[places] = buffer[sources]

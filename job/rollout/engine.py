@@ -4,7 +4,7 @@ auto picks graphs on a GPU from Ampere on, if a first try of this model as a gra
 of grpo.generation_kwargs that sampling.py does not know leaves it to generate.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,9 +13,8 @@ from omegaconf import MISSING
 from job.errors import ConfigError, one_line
 from job.rollout import (
     BatchRollout,
-    TokenIds,
+    Rollout,
     complete_with_transformers,
-    generate,
     stop_ids_of,
 )
 
@@ -115,9 +114,9 @@ def choose(
     return None, f"rollout: generate, because {reason[:500]}"
 
 
-def make_sampler(
+def make_rollout(
     model: Any, tokenizer: Any, options: Options, *, rows: int, max_new_tokens: int, **sampling: Any
-) -> tuple[Callable[[list[TokenIds]], list[TokenIds]], str]:
+) -> tuple[Rollout, str]:
     """What decodes prompts outside a trainer, and a line that says what and why.
 
     Args:
@@ -143,7 +142,7 @@ def make_sampler(
         rollout = BatchRollout(
             complete_with_transformers(model, tokenizer, max_new_tokens=max_new_tokens, **sampling)
         )
-    return lambda prompts: generate(rollout, prompts), words
+    return rollout, words
 
 
 def why_not(request: Request) -> str | None:

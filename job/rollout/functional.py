@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from job.rollout.cache import KeyValueCache, Prompts
 from job.rollout.engine import SCORE_BYTES, SCORE_COPIES
 
 
@@ -158,6 +159,88 @@ def attend_prompts(
             weights = _softmax(scores, seen, sinks, softcap)
             out[i : i + 1, :, :, start : start + size] = (
                 weights.to(values.dtype) @ values[i, :, None]
+            )
+    return out.view(q.shape)
+
+
+def read(
+    cache: KeyValueCache,
+    layer: int,
+    prompts: Prompts,
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    **options: Any,
+) -> torch.Tensor:
+    """Attention of a layer within prompts, whose keys and values the cache takes in.
+
+    Args:
+        q: (prompts, heads, tokens, D).
+        keys, values: (prompts, kv_heads, tokens, D).
+        options: as in kernels.attend.
+
+    Returns:
+        (prompts, heads, tokens, D).
+    """
+    if prompts.starts is None:
+        out = attend_prompts(q, keys, values, **options)
+    else:
+        # Before anything is written: a ring would lose what the first tokens still see
+        held = (cache.keys[layer][prompts.rows], cache.values[layer][prompts.rows])
+        out = attend_following(q, keys, values, *held, prompts.starts, **options)
+    cache.write(layer, keys, values, prompts)
+    return out
+
+
+def attend_following(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    earlier_keys: torch.Tensor,
+    earlier_values: torch.Tensor,
+    starts: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    sinks: torch.Tensor | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """Causal attention of tokens that follow what the buffers hold.
+
+    Args:
+        q: (rows, heads, tokens, D).
+        keys, values: (rows, kv_heads, tokens, D), of the same tokens.
+        earlier_keys, earlier_values: (rows, kv_heads, length, D), the buffers of these rows before
+            the tokens are written.
+        starts: (rows,) position of the first token.
+        Others as in kernels.attend.
+
+    Returns:
+        (rows, heads, tokens, D).
+    """
+    rows, heads, tokens, D = q.shape
+    length = earlier_keys.shape[2]
+    grouped = q.view(rows, keys.shape[1], -1, tokens, D)
+    all_keys = torch.cat([earlier_keys.to(keys.dtype), keys], 2)
+    all_values = torch.cat([earlier_values.to(values.dtype), values], 2)
+    # The position of each key; below 0 where nothing has been written
+    last = starts[:, None] - 1
+    held = last - (last - torch.arange(length, device=q.device)) % length
+    own = starts[:, None] + torch.arange(tokens, device=q.device)
+    positions = torch.cat([held, own], 1)
+    out = torch.empty_like(grouped)
+    size = max(1, SCORE_BYTES // (heads * (length + tokens) * SCORE_COPIES))
+    for i in range(rows):
+        for start in range(0, tokens, size):
+            piece = grouped[i : i + 1, :, :, start : start + size]
+            scores = (piece @ all_keys[i, :, None].transpose(-1, -2)) * scale
+            here = own[i, start : start + size, None]
+            seen = (positions[i] >= 0) & (positions[i] <= here)
+            if window is not None:
+                seen = seen & (positions[i] > here - window)
+            weights = _softmax(scores, seen, sinks, softcap)
+            out[i : i + 1, :, :, start : start + size] = (
+                weights.to(all_values.dtype) @ all_values[i, :, None]
             )
     return out.view(q.shape)
 

@@ -246,7 +246,8 @@ class GptOssDecoder:
         count, tokens = prompts.ids.shape
         x = self._embed(prompts.ids.flatten())
         normed = functional.rms_norm(x, self.layers[0].attention_norm, self.eps)
-        cos, sin = self._cos[:tokens], self._sin[:tokens]
+        positions = prompts.positions.clamp(max=len(self._cos) - 1)  # of padding
+        cos, sin = self._cos[positions], self._sin[positions]
         for i, layer in enumerate(self.layers):
             qkv = functional.apply_lora(layer.qkv(normed), layer.qkv.b)
             qkv = qkv.view(count, tokens, -1, self.head_dim)
@@ -254,10 +255,13 @@ class GptOssDecoder:
             q = functional.rotate(q, cos, sin).transpose(1, 2)
             k = functional.rotate(k, cos, sin).transpose(1, 2)
             v = v.transpose(1, 2)
-            cache.write_prompts(i, k, v, prompts)
             if i == len(self.layers) - 1:
+                cache.write(i, k, v, prompts)
                 return  # nothing reads what comes after the last keys and values
-            attended = functional.attend_prompts(
+            attended = functional.read(
+                cache,
+                i,
+                prompts,
                 q.contiguous(),
                 k,
                 v,

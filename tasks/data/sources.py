@@ -9,7 +9,8 @@ import glob
 import itertools
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +56,25 @@ class HubDataset:
 
     def rows(self, split: str) -> formats.Placed:
         dataset = load_split(self, split)
-        for number, row in zip(itertools.count(), dataset, strict=False):
-            yield f"{self.name}[{split}]:{number}", row
+        try:
+            for number, row in zip(itertools.count(), dataset, strict=False):
+                yield f"{self.name}[{split}]:{number}", row
+        except Exception as error:  # a file of it cannot be read, or the network is gone
+            raise ValueError(f"data: {not_given(self, split, error)}") from error
 
     def count(self, split: str, limit: int) -> int:
-        """Rows of the split; more than `limit` where nobody knows how many."""
+        """Rows of the split; more than `limit` where it is streamed, since nobody knows how
+        many."""
         if self.streaming:
             return limit + 1
         return len(load_split(self, split))
+
+    def streamed_above(self, split: str, limit: int) -> "HubDataset":
+        """The same data set, streamed if it says of itself that it has more than `limit` rows. It
+        is asked before anything of it is downloaded."""
+        if (described_rows(self, split) or 0) > limit:
+            return replace(self, streaming=True)
+        return self
 
 
 def find(
@@ -110,6 +122,15 @@ def find_files(data: str) -> list[Path]:
     if is_hub_id(data):
         return []
     raise ValueError(f"data: {nothing_found(data, expanded)}")
+
+
+def from_anywhere(data: str) -> str:
+    """`data` as it can be found from any folder: a path of the user's becomes absolute, and what is
+    in the repository, or on the Hub, stays as it is."""
+    found = glob.glob(str(folders()[0] / os.path.expanduser(data)), recursive=True)
+    if not data or not found or folders()[0] == ROOT:
+        return data
+    return str(folders()[0] / os.path.expanduser(data))
 
 
 def nothing_found(data: str, expanded: str) -> str:
@@ -166,13 +187,13 @@ def load_split(source: HubDataset, split: str) -> Any:
     Raises:
         ValueError: if it cannot be had.
     """
+    from datasets import load_dataset  # here, because it is slow to import
+
     settings: dict[str, Any] = {"split": split}
-    if source.revision:
-        settings["revision"] = source.revision
     if source.streaming:
         settings["streaming"] = True
     try:
-        dataset = ask(source, settings)
+        dataset = ask(load_dataset, source, **settings)
         if source.revision:
             check_revision(dataset, source.revision)
         return dataset
@@ -180,20 +201,32 @@ def load_split(source: HubDataset, split: str) -> Any:
         raise ValueError(f"data: {not_given(source, split, error)}") from error
 
 
-def ask(source: HubDataset, settings: dict[str, Any]) -> Any:
-    """Load it in the configuration that is named, or in the usual one."""
-    from datasets import load_dataset  # here, because it is slow to import
+@functools.lru_cache(maxsize=4)
+def described_rows(source: HubDataset, split: str) -> int | None:
+    """How many rows a split has, as the data set describes itself; None if it does not say."""
+    from datasets import load_dataset_builder
 
-    if source.configuration:
-        return load_dataset(source.name, source.configuration, **settings)
     try:
-        return load_dataset(source.name, **settings)
+        splits = ask(load_dataset_builder, source).info.splits or {}
+    except Exception:  # loading it will say what is wrong
+        return None
+    return splits[split].num_examples if split in splits else None
+
+
+def ask(load: Callable[..., Any], source: HubDataset, **settings: Any) -> Any:
+    """What a function of `datasets` gives, in the configuration that is named or the usual one."""
+    if source.revision:
+        settings["revision"] = source.revision
+    if source.configuration:
+        return load(source.name, source.configuration, **settings)
+    try:
+        return load(source.name, **settings)
     except ValueError as error:
         configuration = default_configuration(str(error))
         if configuration is None:
             raise
     note_once(f"{source.name} has several configurations; task.configuration is {configuration}")
-    return load_dataset(source.name, configuration, **settings)
+    return load(source.name, configuration, **settings)
 
 
 def check_revision(dataset: Any, revision: str) -> None:

@@ -90,17 +90,23 @@ def read_check(row: Row) -> dict[str, Any]:
 
 
 def has_test_list(row: Row) -> bool:
-    return isinstance(row.get("test_list"), list)
+    return isinstance(row.get("test_list"), list | str)
 
 
 def read_test_list(row: Row) -> dict[str, Any]:
-    """MBPP."""
-    imports = row.get("test_imports") or []
+    """MBPP. In a CSV its lists are texts."""
+    found = {}
+    for column in ("test_list", "challenge_test_list", "test_imports"):
+        value = row.get(column) or []
+        found[column] = literal(value) if isinstance(value, str) else value
+        if not isinstance(found[column], list):
+            raise ValueError(f"{column} must be a list, not {value!r:.200}")
+    setup = [*found["test_imports"], text_at(row, "test_setup_code")]
     return {
         "statement": first_text(row, ("text", "prompt")),
-        "tests": list(row["test_list"]),
-        "hidden_tests": list(row.get("challenge_test_list") or []),
-        "setup": "\n".join([*imports, text_at(row, "test_setup_code")]).strip(),
+        "tests": found["test_list"],
+        "hidden_tests": found["challenge_test_list"],
+        "setup": "\n".join(setup).strip(),
     }
 
 

@@ -148,6 +148,10 @@ function completionBox(completion) {
   if (completion.detail && completion.detail !== completion.cheating) {
     box.append(element("div", "detail", completion.detail));
   }
+  if (completion.turns.length > 0) {
+    box.append(...completion.turns.map(turnBox));
+    return box;
+  }
   if (completion.thinking) {
     const thinking = element("details", "thinking");
     thinking.append(element("summary", "", "thinking"));
@@ -155,6 +159,17 @@ function completionBox(completion) {
     box.append(thinking);
   }
   box.append(element("pre", "text", completion.text));
+  return box;
+}
+
+function turnBox(turn) {
+  const kind = turn.who === "model" ? "turn said" : "turn";
+  const box = element("div", turn.who === "thinking" ? "turn thinking" : kind);
+  const head = element("div", "who", turn.who);
+  if (turn.status) {
+    head.append(element("span", turn.status === "ok" ? "chip good" : "chip bad", turn.status));
+  }
+  box.append(head, element("pre", "text", turn.text));
   return box;
 }
 

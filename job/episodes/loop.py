@@ -1,0 +1,188 @@
+"""Decodes a batch of episodes. A row whose tools run stays in the rollout; the others are decoded
+meanwhile, and what has ended is graded.
+
+    what the model says  ->  a Turn (tool_format)  ->  results, a reply or the Grade (grading)
+            ^                                                        |
+            +---- the same row, extended by their tokens  <----------+
+
+A completion is all tokens behind the prompt. Its mask is 1 for what the model said and 0 for what
+others said, so that only the former is trained on. It always ends with what the model said.
+"""
+
+import itertools
+from collections.abc import Sequence
+from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from typing import Any
+
+from job.chat import Chat, Reading
+from job.episodes.episode import DOES_NOT_FIT, Answer, Message, Turn
+from job.episodes.tool_format import ToolFormat
+from job.grading import Grader
+from job.grading_pool import Job, Step
+from job.rollout import Finished, Rollout, TokenIds
+from tasks import Grade
+
+_batches = itertools.count()  # a number for each batch of this process
+
+
+@dataclass
+class Played:
+    """One episode: while it is played, and when it is over."""
+
+    row: dict[str, Any]
+    prompt_ids: TokenIds
+    job: Job
+    text: str  # what the newest turn follows
+    completion_ids: TokenIds = field(default_factory=list)
+    mask: list[int] = field(default_factory=list)
+    logprobs: list[float] | None = field(default_factory=list)  # None: the rollout has none
+    turns: list[Turn] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    tool_tokens: int = 0
+    thinking_tokens: int = 0
+    final_tokens: int = 0
+    grade: Grade | None = None
+
+    @property
+    def said_ids(self) -> TokenIds:
+        """What the model said of it."""
+        return [token for token, said in zip(self.completion_ids, self.mask, strict=True) if said]
+
+    def reading(self) -> Reading:
+        """The episode as one completion: its last answer, and all that was thought."""
+        last = self.turns[-1]
+        return Reading(
+            content=last.content,
+            thinking="\n".join(turn.thinking for turn in self.turns if turn.thinking),
+            reached_final=last.reached_final,
+            thinking_tokens=self.thinking_tokens,
+            final_tokens=self.final_tokens,
+        )
+
+    def completion(self) -> list[Message]:
+        """What reward functions get. The last message brings the Grade along."""
+        messages = [*self.messages]
+        messages[-1] = messages[-1] | {"grade": self.grade}
+        return messages
+
+    def count(self, name: str) -> float:
+        """How much was used of something: turns, calls or failures."""
+        return float(self.grade.data.get(name, 0))
+
+
+def play_batch(
+    rollout: Rollout,
+    rows: Sequence[dict[str, Any]],
+    chat: Chat,
+    grader: Grader,
+    max_tokens: int,
+    step: int = 0,
+) -> list[Played]:
+    """The episodes of some rows, in order, each with its Grade.
+
+    Args:
+        rollout: with no row in it.
+        max_tokens: of a completion, results included.
+        step: the training step.
+
+    Raises:
+        GradeError, SandboxError: as grading does.
+        ValueError: if the chat template refuses a result.
+    """
+    batch = Batch(rollout, chat, grader, max_tokens)
+    try:
+        return batch.play(rows, step)
+    except BaseException:
+        rollout.cancel()
+        raise
+
+
+class Batch:
+    """One batch of episodes, while it is played."""
+
+    def __init__(self, rollout: Rollout, chat: Chat, grader: Grader, max_tokens: int):
+        self.rollout, self.chat, self.grader = rollout, chat, grader
+        self.max_tokens = max_tokens
+        self.format = ToolFormat(chat)
+        self.number = next(_batches)
+        self.decoded: dict[int, int] = {}  # row of the rollout -> the episode's place
+        self.running: dict[Future[Answer], int] = {}  # what grading is busy with -> its row
+
+    def play(self, rows: Sequence[dict[str, Any]], step: int) -> list[Played]:
+        episodes = []
+        for place, row in enumerate(rows):
+            text = self.chat.render_row(row)
+            job = self.grader.job(None, row, step, place)
+            episodes.append(Played(row, self.chat.ids(text), job, text))
+        for place, episode in enumerate(episodes):
+            number = self.rollout.add(episode.prompt_ids, self.max_tokens, stays=True)
+            self.decoded[number] = place
+        while self.rollout.unfinished or self.running:
+            finished = self.rollout.step()
+            for item in finished:
+                self._take(item, episodes[self.decoded[item.row]])
+            self._answer(episodes, must_wait=not finished)
+        return episodes
+
+    def _take(self, item: Finished, episode: Played) -> None:
+        """Read a turn, and ask what follows it."""
+        ids = item.completion_ids
+        episode.completion_ids += ids
+        episode.mask += [1] * len(ids)
+        if item.logprobs is None:
+            episode.logprobs = None
+        else:
+            episode.logprobs += item.logprobs
+        reading = self.chat.read(ids, episode.text)
+        episode.thinking_tokens += reading.thinking_tokens
+        episode.final_tokens += reading.final_tokens
+        is_cut_off = not self.format.is_ended(ids)
+        turn = self.format.read(ids, episode.text, is_cut_off, episode.tool_tokens)
+        episode.turns.append(turn)
+        episode.messages.append(turn.message())
+        self._ask(item.row, episode)
+
+    def _ask(self, row: int, episode: Played, ended: str = "") -> None:
+        key = self.decoded[row]
+        step = Step(episode.job, self.number, key, tuple(episode.turns), ended)
+        self.running[self.grader.advance(step)] = row
+
+    def _answer(self, episodes: list[Played], must_wait: bool) -> None:
+        """Take what is known by now of what follows turns.
+
+        Args:
+            must_wait: nothing was decoded, so there is nothing else to do.
+        """
+        if not self.running:
+            return
+        # A long step had better have all rows again; short ones go on with what there is
+        everything = self.rollout.decodes_to_the_end
+        must_wait = must_wait or everything or self.rollout.unfinished == 0
+        timeout_s = None if must_wait else 0
+        until = ALL_COMPLETED if everything else FIRST_COMPLETED
+        for done in wait(self.running, timeout_s, until).done:
+            row = self.running.pop(done)
+            self._go_on(row, episodes[self.decoded[row]], done.result())
+
+    def _go_on(self, row: int, episode: Played, answer: Answer) -> None:
+        """Extend a row by what follows its turn, or end it."""
+        if answer.grade is not None:
+            episode.messages += answer.messages
+            episode.grade = answer.grade
+            self.rollout.drop(row)
+            return
+        text = self.format.following(episode.turns[-1], answer.messages)
+        ids = self.chat.ids(text)
+        left = self.max_tokens - len(episode.completion_ids) - len(ids)
+        if left < 1:
+            self._ask(row, episode, DOES_NOT_FIT)
+            return
+        episode.messages += answer.messages
+        episode.text = text
+        episode.completion_ids += ids
+        episode.mask += [0] * len(ids)
+        if episode.logprobs is not None:
+            episode.logprobs += [0.0] * len(ids)
+        episode.tool_tokens += len(ids)
+        self.rollout.extend(row, ids, left)

@@ -1,0 +1,37 @@
+"""A rollout that says what is written for it, in place of a model."""
+
+import json
+
+from job.rollout import BatchRollout
+
+
+def ids_of(tool_format, text):
+    return tool_format.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+class ScriptedRollout(BatchRollout):
+    """Says what is written for each row, turn by turn."""
+
+    def __init__(self, tool_format, scripts, is_whole=True):
+        super().__init__(None)
+        self.decodes_to_the_end = is_whole
+        self.scripts = [list(script) for script in scripts]
+        self.tool_format, self.steps = tool_format, []
+
+    def step(self):
+        rows = list(self._waiting)
+        self.steps.append(rows)
+        said = [ids_of(self.tool_format, self.scripts[row].pop(0)) for row in rows]
+        self._complete = lambda prompts: said
+        return super().step()
+
+
+def harmony_call(tool, **arguments):
+    return (
+        f"<|channel|>commentary to=functions.{tool} <|constrain|>json<|message|>"
+        f"{json.dumps(arguments)}<|call|>"
+    )
+
+
+def harmony_final(text):
+    return f"<|channel|>final<|message|>{text}<|return|>"
