@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,8 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--rollout", metavar="MODEL")
+    parser.add_argument("--rollout", action="store_true")
+    parser.add_argument("--model", default="tiny")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--calls", type=int, default=4)
     parser.add_argument("--turn-tokens", type=int, default=32)
@@ -277,8 +279,90 @@ def teach(
 # ---- the time of a rollout
 
 
+RESULT_TOKENS = 16
+PROMPT_TOKENS = 180
+
+
 def measure_rollout(arguments: argparse.Namespace) -> int:
-    raise NotImplementedError
+    """Print the time of a batch with calls and without, and their ratio."""
+    import rollout as decoding
+    import torch
+
+    from job.config import load_config
+    from job.model import load_model
+
+    with tempfile.TemporaryDirectory(dir=decoding.memory_disk()) as scratch:
+        name = arguments.model
+        if name == "gpt-oss-20b":
+            name = str(decoding.make_checkpoint(Path(scratch, name)))
+        config = load_config(overrides=[f"model.name={name}", "model.max_seq_length=1024"])
+        model, tokenizer = load_model(config.model, config.lora)
+    model.eval()
+    turns = arguments.calls + 1
+    sampled = turns * arguments.turn_tokens
+    rollout = open_rollout(model, tokenizer, arguments.sequences, sampled)
+    prompt = [tokenizer.pad_token_id] * PROMPT_TOKENS
+    prompts = [prompt] * arguments.sequences
+    longer = [prompt + prompt[:RESULT_TOKENS] * arguments.calls] * arguments.sequences
+    results = {}
+    for title, run in {
+        "without calls": lambda: play(rollout, longer, 1, sampled, 0.0),
+        "with calls": lambda: play(
+            rollout, prompts, turns, arguments.turn_tokens, arguments.tool_s
+        ),
+    }.items():
+        run()  # captures its graphs
+        began = time.perf_counter()
+        run()
+        results[title] = time.perf_counter() - began
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(
+        f"{arguments.model} on {name}, torch {torch.__version__}: {arguments.sequences} rows, "
+        f"{sampled} tokens each, {arguments.calls} calls of {arguments.tool_s:g} s"
+    )
+    for title, seconds in results.items():
+        print(f"{title:14} {seconds:.2f} s")
+    print(f"ratio          {results['with calls'] / results['without calls']:.2f}")
+    return 0
+
+
+def open_rollout(model: Any, tokenizer: Any, rows: int, sampled: int) -> Any:
+    """A rollout step by step, as CUDA graphs where there is a GPU. No token ends a turn."""
+    import torch
+    from transformers import GenerationConfig
+
+    from job.rollout import engine
+
+    request = engine.Request(
+        generation_config=GenerationConfig(do_sample=True, top_k=0),
+        stop_ids=[],
+        pad_id=tokenizer.pad_token_id,
+        rows=rows,
+        tokens=PROMPT_TOKENS + sampled + 1000,
+        max_new_tokens=sampled,
+    )
+    return engine.make_graph_rollout(model, request, capture=torch.cuda.is_available())[0]
+
+
+def play(
+    rollout: Any, prompts: Sequence[list[int]], turns: int, tokens: int, tool_s: float
+) -> None:
+    """Decode rows of several turns. Between two turns a row waits for a tool, and is then extended
+    by its result."""
+    left = {rollout.add(prompt, tokens, stays=True): turns - 1 for prompt in prompts}
+    with ThreadPoolExecutor(len(prompts)) as threads:
+        running: dict[Any, int] = {}
+        while rollout.unfinished or running:
+            finished = rollout.step()
+            for item in finished:
+                if left[item.row] == 0:
+                    rollout.drop(item.row)
+                    continue
+                left[item.row] -= 1
+                running[threads.submit(time.sleep, tool_s)] = item.row
+            timeout_s = 0 if finished or rollout.unfinished else None
+            for done in wait(running, timeout_s, FIRST_COMPLETED).done if running else ():
+                rollout.extend(running.pop(done), prompts[0][:RESULT_TOKENS], tokens)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """job/episodes: contracts of tasks that take turns, budgets, chat formats, and the loop."""
 
+import json
 import re
 import sys
 import time
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from scripted import ScriptedRollout, harmony_call, harmony_final, ids_of
 from test_chat import FAMILIES, USER, tokenizer_of
 from transformers import AutoTokenizer
 
 import tasks
+from benchmarks.tools import teach
 from job.chat import Chat
-from job.config import TINY_MODEL, load_config
+from job.config import ROOT, TINY_MODEL, load_config
 from job.episodes import tools
 from job.episodes.episode import FORGED, Call, Episode, Turn, play, turns_of
 from job.episodes.interpreter import ToolError
@@ -662,3 +665,46 @@ def test_a_code_that_is_given_away_in_pieces_is_given_away():
     vain = play([asking] * 9, never, options, None, None)
     assert vain.data["outcome"] == "probed" and vain.data["turns"] == options.messages
     assert play(["Hello."], {}, options, None, None).status is Status.BAD_ROW
+
+
+# ---- learning
+
+
+def ways_to_guess(row, rng, results):
+    """What the tiny model is taught: to try all numbers in turn, or to give up."""
+    said = []
+    if rng.random() < 0.3:
+        for number in range(1, row["secret"] + 1):
+            arguments = json.dumps({"number": number})
+            text = f" to=functions.guess<|channel|>commentary json<|message|>{arguments}<|call|>"
+            said.append((text, True))
+            if number < row["secret"]:
+                said.append((results("too low"), False))
+        return said
+    return [("<|channel|>final<|message|>I give up.<|return|>", True)]
+
+
+def write_config(folder):
+    """configs/tiny.yaml without the keys of its task."""
+    tree = OmegaConf.load(ROOT / "configs" / "tiny.yaml")
+    del tree["task"]
+    OmegaConf.save(tree, folder / "job.yaml")
+    return folder / "job.yaml"
+
+
+@pytest.mark.slow  # teaches the tiny model, and trains it
+def test_the_tiny_model_learns_an_environment_of_one_file(tmp_path, run_job):
+    task = ["task.type=guess", "task.largest=4", "task.num_rows=16", "task.max_calls=4"]
+    teach(tmp_path / "taught", None, ways_to_guess, 120, task, tool="guess")
+    done = run_job(
+        *("--config", write_config(tmp_path)),
+        *(*task, "task.num_eval_rows=0", f"model.name={tmp_path / 'taught'}"),
+        *("grpo.max_steps=12", "grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "episodes/calls" in line]
+    correct = [line["grades/correct"] for line in steps]
+    assert np.mean(correct[-3:]) > np.mean(correct[:3]) + 0.2, correct
+    assert steps[-1]["episodes/calls"] > steps[0]["episodes/calls"]
+    assert steps[-1]["episodes/tool_tokens"] > 0
