@@ -27,7 +27,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv /opt/venv \
     && bash install.sh /opt/venv/bin/python "$REQUIREMENTS" --find-links /wheels
 
-# What a user adds, such as a tracker
+# What a user adds, such as a tracker. It may need other versions than the pinned ones: pip says which it changes.
 ARG EXTRA_PACKAGES=
 # hadolint ignore=SC2086
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -35,7 +35,7 @@ RUN --mount=type=cache,target=/root/.cache/pip \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     --mount=type=secret,id=ca,target=/run/secrets/ca \
     [ -z "$EXTRA_PACKAGES" ] \
-    || /opt/venv/bin/python -m pip install --find-links /wheels --constraint requirements.txt $EXTRA_PACKAGES
+    || /opt/venv/bin/python -m pip install --find-links /wheels $EXTRA_PACKAGES
 
 # Every cache lies below /cache, and any --user may write there and to the outputs. getpass and expanduser read USER
 # and HOME, so that a uid without an entry in /etc/passwd is as good as any.

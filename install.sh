@@ -56,7 +56,6 @@ read_pip_settings() {
                 index-url) settings+=(--index-url "$value") ;;
                 extra-index-url) settings+=(--extra-index-url "$value") ;;
                 find-links) settings+=(--find-links "$value") ;;
-                constraint) settings+=(--constraint "$value") ;;
                 trusted-host) settings+=(--allow-insecure-host "$value") ;;
                 cert) if [[ -z ${SSL_CERT_FILE:+set} ]]; then export SSL_CERT_FILE=$value; fi ;;
             esac

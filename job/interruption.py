@@ -234,12 +234,6 @@ def deadline_of(options: Options, environment: Mapping[str, str]) -> float | Non
     return ends - time.time() + time.monotonic()
 
 
-def ignore_stop_signals() -> None:
-    """In a process that ends with the trainer anyway, as one that grades: leave signals to it."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-
-
 def obey_parent_alone() -> None:
     """In a worker of the data loader: hear no signal but those of the process that started it.
 

@@ -237,7 +237,9 @@ class Trainer(GRPOTrainer):
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> Any:
         loader = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = leave_signals(loader.worker_init_fn)
+        # accelerate iterates over a loader within its own, and copies its own when a run resumes
+        for each in (loader, getattr(loader, "base_dataloader", loader)):
+            each.worker_init_fn = leave_signals(each.worker_init_fn)
         return loader
 
     def weights_are_finite(self) -> bool:

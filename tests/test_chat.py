@@ -538,6 +538,7 @@ def test_a_step_is_trained_on_what_the_model_said_without_its_markers(
     )
     assert result.returncode == 0, result.stderr
     seen = [json.loads(line) for line in (tmp_path / "seen.jsonl").open(encoding="utf-8")]
+    seen = seen[-8:]  # before them come two answers on which the function is tried
     assert len(seen) == 8
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     markers = [
