@@ -1171,6 +1171,7 @@ def load(
     screen = BytesIO()
     if is_script:
         namespace["__name__"] = "__main__"
+        sys.modules["__main__"] = module
         namespace["exit"] = namespace["quit"] = exposed(end)
         sys.stdin = TextIOWrapper(BytesIO(stdin.encode(errors="replace")), "utf-8")
         sys.stdout = TextIOWrapper(screen, "utf-8", "replace", write_through=True)
@@ -1264,7 +1265,7 @@ def run_piece(source: str, namespace: dict, collecting: bool) -> tuple[str, str,
     global own_code, watching
     watching = False  # no code of the program runs here, and a SyntaxError looks for its file
     try:
-        tree = ast.parse(source, FILE_NAME)
+        tree = ast.parse(source.removeprefix("\ufeff"), FILE_NAME)
         for finding in scan(tree, True):
             report(finding)
         pieces = pieces_of(tree)
@@ -1297,7 +1298,7 @@ def run_session():
     [status, what was printed, error], and names that one piece defines are there in the next."""
     global watching
     module = types.ModuleType("completion")
-    sys.modules["completion"] = module
+    sys.modules["completion"] = sys.modules["__main__"] = module
     namespace = vars(module)
     namespace["__builtins__"] = vars(builtins)
     namespace["__name__"] = "__main__"

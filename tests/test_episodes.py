@@ -25,6 +25,7 @@ from job.episodes.interpreter import ToolError
 from job.episodes.loop import play_batch
 from job.episodes.tool_format import ToolFormat
 from job.errors import ConfigError, GradeError
+from job.grade_file import grade_file
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.reward_check import check_rewards
@@ -630,6 +631,66 @@ def test_grades_of_episodes_reach_the_rewards_without_another_grading(unruly, sa
     completion = [{"role": "assistant", "content": "no", "grade": grade}]
     (scored,) = grader.score_completions([completion], [[]], [{"task": "unruly"}])
     assert scored.grade is grade and scored.rewards == {"correctness_check": 10.0}
+
+
+def test_tasks_with_and_without_tools_are_mixed_in_one_batch(unruly, pool):
+    mixture = [reasoning.Options(type="reasoning"), options_of(unruly)]
+    chat = Chat(
+        AutoTokenizer.from_pretrained(TINY_MODEL),
+        "2025-08-05",
+        None,
+        tools.schemas_of_rows(mixture),
+    )
+    rows = [tasks.labelled(tasks.load(o.type).rows(o)[0], o) for o in mixture]
+    scripts = [
+        [harmony_final("Answer: 345")],
+        [harmony_call("remember", word="a"), harmony_final("yes")],
+    ]
+    rollout = ScriptedRollout(ToolFormat(chat), scripts)
+    plain, other = play_batch(rollout, rows, chat, Grader(mixture, pool), 200)
+    assert "functions" not in plain.text and plain.grade.correct and other.grade.correct
+    assert (plain.count("calls"), other.count("calls")) == (0, 1)
+
+
+def test_an_episode_that_its_environment_ends_has_reached_its_end(guess, play_scripts):
+    options = options_of(guess, num_rows=1, largest=1)
+    (won,), _ = play_scripts(options, [[harmony_call("guess", number=1)]])
+    assert won.grade.correct and won.reading().reached_final and won.mask[-1] == 1
+    assert [message["role"] for message in won.messages] == ["assistant", "tool"]
+    gave_up = [harmony_call("guess", number=0), "<|channel|>analysis<|message|>hm<|return|>"]
+    (lost,), _ = play_scripts(options, [gave_up])
+    assert not lost.reading().reached_final and lost.grade.status is Status.NO_FINAL
+
+
+def test_transcripts_from_a_file_are_played_again(sandbox):
+    """As check.py grade gets them: what tools said in them counts for nothing."""
+    config = load_config(overrides=["task.type=reasoning", "task.tools=[python]"])
+    transcript = [
+        python("import numpy"),
+        {"role": "tool", "name": "python", "content": "fine"},
+        {"role": "assistant", "content": "Answer: 4"},
+    ]
+    lines = [
+        {"id": 1, "completion": transcript, "answer": 4},
+        {"id": 2, "completion": "Answer: 4", "answer": 4},
+        {"id": 3, "completion": [1], "answer": 4},
+        {"id": 4, "completion": [], "answer": 4},
+    ]
+    verdicts = map(json.loads, grade_file(map(json.dumps, lines), config, sandbox, None))
+    cheat, right, broken, empty = verdicts
+    assert cheat["cheating"] and "import of numpy" in cheat["detail"]
+    assert right["correct"] and not right["cheating"]
+    assert broken["status"] == "bad_row" and not empty["correct"]
+
+
+def test_the_tool_of_the_page_is_one():
+    (block,) = [block for block in BLOCKS if block.startswith("def tools")]
+    space = {}
+    exec(block, space)
+    found = {tool.__name__: tool for tool in space["tools"]({}, None)}
+    assert tools.run_tool(found, "price", {"fruit": "pear"}) == "4"
+    with pytest.raises(ValueError, match="no kiwi is sold here"):
+        tools.run_tool(found, "price", {"fruit": "kiwi"})
 
 
 # ---- the tasks that are played in turns

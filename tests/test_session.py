@@ -55,6 +55,23 @@ def test_an_error_leaves_the_state_as_it_is(box, piece, status, error):
         assert session.findings == ()
 
 
+DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+@dataclass
+class Point:
+    x: int
+print(Point(3))
+"""
+
+
+def test_library_code_that_looks_the_program_up_finds_it(box):
+    (found,) = run(box, DATACLASS)
+    assert found.output == "Point(x=3)\n"
+    with box.open(DATACLASS, "", stdin="") as script:
+        assert script.output == "Point(x=3)\n"
+
+
 def test_what_was_printed_before_an_error_is_kept(box):
     (found,) = run(box, "print('so far')\nraise ValueError('no')")
     assert (found.output, found.status) == ("so far\n", Status.CRASH)
@@ -131,6 +148,7 @@ def test_the_hostile_corpus_is_contained_in_sessions(tmp_path):
     def judge(row):
         text = row["completion"].replace("@@OUT@@", str(out)).replace("@@LEAK@@", str(leak))
         blocks = re.findall(r"```(?:python|py)?[ ]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
+        blocks = [block for block in blocks if "def " in block or "lambda" in block] or blocks
         code = blocks[0] if blocks else text
         name = {"matmul": "matmul", "game_2048": "strategy"}.get(row["task"]) or row["entry_point"]
         arguments = [[[1.0, 2.0]], [[3.0], [4.0]]]
@@ -143,7 +161,8 @@ def test_the_hostile_corpus_is_contained_in_sessions(tmp_path):
             called = session.run(f"{name}(*{arguments!r})")
             again = session.run("print('still here')")
             findings = session.findings
-        honest = row["expect"] in ("legit", "legit_low")
+        # What stands behind that guard runs in a session
+        honest = row["expect"] in ("legit", "legit_low") and "__main__" not in code
         if honest and (findings or called.status is not Status.OK):
             return f"{row['id']}: honest, but {called} {findings}"
         is_cheat = row["category"] in ("import_cheat", "introspection") and row["expect"] == "cheat"
@@ -153,7 +172,8 @@ def test_the_hostile_corpus_is_contained_in_sessions(tmp_path):
 
     limits = Limits(call_cpu_s=1.0, timeout_s=3.0, memory_mb=256)
     with Sandbox(2, limits) as box, ThreadPoolExecutor(6) as threads:
-        assert [problem for problem in threads.map(judge, rows) if problem] == []
+        problems = [problem for problem in threads.map(judge, rows) if problem]
+    assert not problems, "\n".join(problems)
     assert sorted(path.name for path in out.iterdir()) == ["adapter_model.safetensors"]
     assert (out / "adapter_model.safetensors").read_bytes() == b"weights"
     assert list(leak.iterdir()) == []

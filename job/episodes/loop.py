@@ -21,6 +21,7 @@ from job.episodes.tool_format import ToolFormat
 from job.grading import Grader
 from job.grading_pool import Job, Step
 from job.rollout import Finished, Rollout, TokenIds
+from sandbox import Status
 from tasks import Grade
 
 _batches = itertools.count()  # a number for each batch of this process
@@ -52,10 +53,12 @@ class Played:
     def reading(self) -> Reading:
         """The episode as one completion: its last answer, and all that was thought."""
         last = self.turns[-1]
+        # A call may be the end of an episode that is over, and needs no answer after it
+        is_over = bool(last.calls) and self.grade is not None and self.grade.status is Status.OK
         return Reading(
             content=last.content,
             thinking="\n".join(turn.thinking for turn in self.turns if turn.thinking),
-            reached_final=last.reached_final,
+            reached_final=last.reached_final or is_over,
             thinking_tokens=self.thinking_tokens,
             final_tokens=self.final_tokens,
         )
