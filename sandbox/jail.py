@@ -1302,7 +1302,7 @@ def run_session():
     namespace = vars(module)
     namespace["__builtins__"] = vars(builtins)
     namespace["__name__"] = "__main__"
-    namespace["exit"] = namespace["quit"] = sys.exit
+    namespace["exit"] = namespace["quit"] = exposed(end)
     gc.disable()
     watching = collecting = True
     send(frame("ok", ""))
