@@ -1,9 +1,16 @@
-"""Says that something takes a while, so that nobody sits before a silent screen."""
+"""Says that something takes a while, so that nobody sits before a silent screen.
+
+It goes to standard error, because standard output may be read by another program. Of several
+processes the first one speaks.
+"""
 
 import contextlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+
+from job.distributed import is_first_process
 
 EVERY_S = 10
 
@@ -24,9 +31,9 @@ def waiting(what: str, so_far: Callable[[], str] | None = None) -> Iterator[None
             line = f"... {time.monotonic() - began:.0f} s"
             if so_far:
                 line += f": {so_far()}"
-            print(line, flush=True)
+            say(line)
 
-    print(f"{what} ...", flush=True)
+    say(f"{what} ...")
     thread = threading.Thread(target=tell, daemon=True)
     thread.start()
     try:
@@ -34,7 +41,12 @@ def waiting(what: str, so_far: Callable[[], str] | None = None) -> Iterator[None
     finally:
         done.set()
         thread.join()
-    print(f"... done in {time.monotonic() - began:.1f} s", flush=True)
+    say(f"... done in {time.monotonic() - began:.1f} s")
+
+
+def say(line: str) -> None:
+    if is_first_process():
+        print(line, file=sys.stderr, flush=True)
 
 
 def bytes_in_words(size: int) -> str:
