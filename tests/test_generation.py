@@ -6,11 +6,13 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import ScriptedRollout, harmony_call, harmony_final
 
 import generate
 from job import generation
-from job.chat import Reading
+from job.chat import Chat, Reading
 from job.config import ROOT
+from job.episodes.tool_format import ToolFormat
 from job.errors import ConfigError
 from job.generation import Screen, TokenQueue
 
@@ -165,3 +167,19 @@ def test_mistakes_cost_one_line(arguments, said, capsys):
     assert code == 2 and out == ""
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert said in line
+
+
+def test_a_row_with_tools_is_played_and_graded(capsys, monkeypatch):
+    def make_rollout(model, tokenizer, *args, **kwargs):
+        script = [harmony_call("python", code="15 * 23"), harmony_final("Answer: 345")]
+        return ScriptedRollout(ToolFormat(Chat(tokenizer, "2025-08-05")), [script]), "scripted"
+
+    monkeypatch.setattr(generation.engine, "make_rollout", make_rollout)
+    code = generate.main(
+        ["tiny", "--run", "--task", "reasoning", "--config", str(ROOT / "configs" / "tiny.yaml"),
+         "task.tools=[python]", "model.max_seq_length=640"]
+    )  # fmt: skip
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    assert '[call of python] {"code": "15 * 23"}\n[python, ok] 345\nAnswer: 345' in shown.out
+    assert "calls     1" in shown.err and "correct   True" in shown.err
