@@ -103,8 +103,8 @@ class Options(SharedOptions):
         if NEEDS_ANSWER.issuperset(paid) and all(answer_of(row) is None for row in training):
             raise ValueError(
                 f"rewards: no row of {self.data} has an answer to compare with (an empty field "
-                "is none, and so is a 0 in every row); name the column of the answers in task.columns, as in "
-                "{answer: COLUMN}, or name reward functions in task.rewards"
+                "is none, and so is a 0 in every row); name the column of the answers in "
+                "task.columns, as in {answer: COLUMN}, or name reward functions in task.rewards"
             )
         compared = compares(self) and any(answer_of(row) is not None for row in training)
         if compared and not verifier.installed():
@@ -149,6 +149,8 @@ def rows(options: Options) -> list[dict[str, Any]]:
         )
     if is_streamed(options):
         wanted = min(wanted, len(training))
+    if wanted > len(training):
+        note_once(f"{len(training)} rows are repeated to {wanted} (task.num_rows); null: each once")
     return list(itertools.islice(itertools.cycle(training), wanted))
 
 
