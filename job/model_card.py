@@ -191,6 +191,8 @@ def result_rows(first: dict[str, Any], last: dict[str, Any]) -> list[list[str]]:
 
 
 def in_percent(estimate: dict[str, float]) -> str:
+    if None in (estimate["value"], estimate["low"]):
+        return "-"
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
     return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 

@@ -97,8 +97,9 @@ def test_a_damaged_adapter_is_refused(trained_run, tmp_path):
 
 def rows(name, **request):
     source = find_model(str(name))
-    chosen, config = model_evaluation.rows_to_evaluate([source], Request(**request))
-    return [row["prompt"][-1]["content"] for row in chosen], [o.type for o in config.tasks]
+    asked = model_evaluation.rows_to_evaluate([source], Request(**request))
+    questions = [row["prompt"][-1]["content"] for row in asked.rows]
+    return questions, [options.type for options in asked.judging.tasks]
 
 
 def test_a_run_is_asked_what_it_holds_out(trained_run, data, capsys):
@@ -128,7 +129,7 @@ def test_two_models_on_the_same_problems(trained_run, tmp_path, capsys):
     code, out, err = run(capsys, *command)
     assert code == 0, err
     # The adapter of this run changes nothing, so both give the same completions
-    assert "+0 points [0, 0], p = 1.000, 3 problems" in out.splitlines()[-1]
+    assert "+0 points [0, 0], p = 1.000, 1 problem" in out.splitlines()[-1]
     assert "pass@2" in out and "pass@3" in out and "0 problems got better, 0 worse" in out
     folders = sorted(path for path in tmp_path.iterdir())
     assert len(folders) == 2 and all((folder / "evaluation.json").is_file() for folder in folders)

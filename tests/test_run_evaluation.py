@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from job.batches import batch_plan
-from job.config import ROOT, load_config
+from job.config import ROOT, EvaluateOptions, load_config
 from job.errors import ConfigError
 from job.evaluation import run_evaluation
 from job.evaluation.run_evaluation import plan_evaluation
 from job.plan import Plan
+from job.rows import mixed_rows
+from tasks import matmul, reasoning
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 # Graded without any chance, so that runs can be compared
@@ -77,7 +79,7 @@ def training(output):
 
 
 def small_plan(held_out, steps):
-    rows = [{"task": "reasoning"}] * held_out
+    rows = [{"task": "reasoning", "prompt": [{"role": "user", "content": "x"}]}] * held_out
     return Plan([], rows, 1, 1, 0, batch_plan({"per_device_train_batch_size": 8}, 1))
 
 
@@ -96,17 +98,30 @@ def test_an_evaluation_never_costs_more_than_its_share(
     wanted = SimpleNamespace(
         before=before, after=after, every=every, rows=64, completions=completions, share=share
     )
-    config = SimpleNamespace(evaluate=wanted, grpo={"max_steps": steps})
+    fixed = (reasoning.Options(type="reasoning"),)
+    config = SimpleNamespace(evaluate=wanted, grpo={"max_steps": steps}, tasks=fixed)
     plan, words = plan_evaluation(config, small_plan(held_out, steps))
     assert words.startswith("evaluation")
     if plan is None:
         return
     assert 1 <= len(plan.rows) <= min(64, held_out) and plan.share <= share + 1e-9
+    assert ("evaluate.share" in words) == (len(plan.rows) < min(64, held_out))
     due = 0
     for step in range(steps + 1):
         is_every = every is not None and step > 0 and step % every == 0
         due += is_every or (step == 0 and before) or (step == steps and after)
     assert plan.times == due and plan.trained_on == 8 * steps
+
+
+@pytest.mark.parametrize(("task", "is_fresh"), [(matmul, True), (reasoning, False)])
+def test_only_a_task_with_one_prompt_has_fresh_inputs(task, is_fresh):
+    wanted = EvaluateOptions(before=True, after=True, rows=1, completions=4, share=0.9)
+    options = task.Options(type=task.__name__.rpartition(".")[2], num_rows=8, num_eval_rows=2)
+    config = SimpleNamespace(evaluate=wanted, grpo={"max_steps": 5}, tasks=(options,))
+    rows, held_out = mixed_rows([options])
+    batches = batch_plan({"per_device_train_batch_size": 8}, 1)
+    plan, _ = plan_evaluation(config, Plan(rows, held_out, 1, 1, 0, batches))
+    assert len(plan.rows) == 1 and plan.has_fresh_inputs == is_fresh
 
 
 def test_without_held_out_rows_there_is_none():

@@ -73,14 +73,14 @@ def evaluate_models(names: Sequence[str], request: Request) -> list[Finished]:
         # The config looks for relative paths in the repository
         request = replace(request, data=str(Path(request.data).absolute()))
     sources = find_models(names)
-    rows, config = rows_to_evaluate(sources, request)
+    asked = rows_to_evaluate(sources, request)
     finished = []
     for name, source in zip(names, sources, strict=True):
         if source is None:
             folder = Path(name)
             result = EvaluationFolder(folder).finished()
         else:
-            folder, result = evaluate_model(source, rows, config, request, len(names) > 1)
+            folder, result = evaluate_model(source, asked, request, len(names) > 1)
         records = evaluation.read_completions(folder)
         finished.append(Finished(name, folder, result, records))
     return finished
@@ -113,29 +113,34 @@ def find_models(names: Sequence[str]) -> list[ModelSource | None]:
 # ---- Which rows
 
 
-def rows_to_evaluate(
-    sources: Sequence[ModelSource | None], request: Request
-) -> tuple[list[Row], Config | None]:
-    """The rows that every model is asked, and the config whose tasks judge them.
+@dataclass(frozen=True)
+class Asked:
+    """What every model is asked."""
 
-    The config is None if there is nothing to evaluate.
-    """
+    rows: list[Row]
+    judging: Config | None  # whose tasks judge the completions; None if nothing is evaluated
+    has_fresh_inputs: bool  # see rows.has_fresh_inputs
+
+
+def rows_to_evaluate(sources: Sequence[ModelSource | None], request: Request) -> Asked:
+    """The rows that every model is asked, and how they are judged."""
     models = [source for source in sources if source]
     if not models:
-        return [], None
+        return Asked([], None, False)
     # The run that trained one of the models says what the task is
     trained = [source for source in models if source.run_config]
     source = (trained or models)[-1]
     config = with_task(source, request)
     if request.data:
         rows = rows_of_file(request.data, config.tasks[0])
+        is_fresh = has_fresh_inputs(rows, config.tasks[0])
         config = replace(config, tasks=config.tasks[:1])
     else:
-        rows = held_out_rows(config, request.rows)
+        rows, is_fresh = held_out_rows(config, request.rows)
     chosen = evaluation.spread(rows, request.rows)
     for other in trained:
         warn_of_trained_rows(chosen, other)
-    return chosen, config
+    return Asked(chosen, config, is_fresh)
 
 
 def with_task(source: ModelSource, request: Request) -> Config:
@@ -196,8 +201,8 @@ def rows_of_file(data: str, options: tasks.Options) -> list[Row]:
     return rows
 
 
-def held_out_rows(config: Config, count: int | None) -> list[Row]:
-    """The rows that the tasks of a config hold out.
+def held_out_rows(config: Config, count: int | None) -> tuple[list[Row], bool]:
+    """The rows that the tasks of a config hold out, and whether their inputs are fresh.
 
     A task with one prompt for all rows needs none: its inputs are fresh for each completion.
 
@@ -209,9 +214,9 @@ def held_out_rows(config: Config, count: int | None) -> list[Row]:
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
     if has_fresh_inputs(rows + held_out, config.tasks[0]):
-        return rows[:1] * (count or len(held_out) or config.evaluate.rows or len(rows))
+        return rows[:1] * (count or len(held_out) or config.evaluate.rows or len(rows)), True
     if held_out:
-        return held_out
+        return held_out, False
     names = ", ".join(options.type for options in config.tasks)
     raise ConfigError(
         f"task: {names} holds no rows out; set task.num_eval_rows, task.eval_share or "
@@ -238,16 +243,13 @@ def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
 
 
 def evaluate_model(
-    source: ModelSource, rows: Sequence[Row], judging: Config, request: Request, is_one_of_two: bool
+    source: ModelSource, asked: Asked, request: Request, is_one_of_two: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """Evaluate one model, unless that has been done. Returns its folder and the result.
-
-    Args:
-        judging: the config whose tasks judge the completions.
-    """
+    """Evaluate one model, unless that has been done. Returns its folder and the result."""
+    judging = asked.judging
     config = config_of_model(source, request)
     chat = make_chat(config, judging.tasks)
-    problems = problems_that_fit(rows, chat, config, request)
+    problems = problems_that_fit(asked, chat, config, request)
     sampling = sampling_of(config, request)
     max_tokens = tokens_for_completions(problems, config, request)
     settings = {
@@ -332,17 +334,16 @@ def make_chat(config: Config, mixture: Sequence[tasks.Options]) -> Chat:
     )
 
 
-def problems_that_fit(
-    rows: Sequence[Row], chat: Chat, config: Config, request: Request
-) -> list[Problem]:
+def problems_that_fit(asked: Asked, chat: Chat, config: Config, request: Request) -> list[Problem]:
     """The problems, if their prompts leave room for completions.
 
     Raises:
         ConfigError: if a prompt is too long, or the chat template refuses one.
     """
-    columns = dict.fromkeys(name for row in rows for name in row)
+    columns = dict.fromkeys(name for row in asked.rows for name in row)
+    rows = fill_columns(asked.rows, columns)
     try:
-        problems = evaluation.make_problems(fill_columns(rows, columns), chat)
+        problems = evaluation.make_problems(rows, chat, asked.has_fresh_inputs)
     except ValueError as error:
         raise ConfigError(f"task: {one_line(error)}") from error
     limit = config.model.max_seq_length - (request.max_new_tokens or 1) - 1

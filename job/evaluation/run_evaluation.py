@@ -5,6 +5,7 @@ batches as training, and training also learns from its own. So the share of comp
 the share of time. It is the same in a resumed run, which a bound in seconds would not be.
 """
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from job.evaluation.evaluation import Comparison, EvaluationFolder, Problem, Sam
 from job.grading_pool import GradingPool
 from job.metrics_file import is_evaluation, read_metrics
 from job.plan import Plan
-from job.rows import Row
+from job.rows import Row, has_fresh_inputs
 from job.run_folder import RunFolder
 
 
@@ -33,6 +34,8 @@ class EvaluationPlan:
 
     rows: tuple[Row, ...]
     held_out: int  # rows in all
+    has_fresh_inputs: bool  # see rows.has_fresh_inputs
+    is_cut: bool  # fewer rows than were asked for, because of evaluate.share
     completions: int  # of each row
     before: bool
     after: bool
@@ -56,9 +59,12 @@ class EvaluationPlan:
         if self.after:
             when.append("after")
         decoded = self.times * len(self.rows) * self.completions
+        cut = ""
+        if self.is_cut:
+            cut = " (evaluate.share allows no more)"
         return (
-            f"evaluation {', '.join(when)}: {len(self.rows)} of {self.held_out} held-out rows, "
-            f"{self.completions} completions each; {decoded:,} completions in all, "
+            f"evaluation {', '.join(when)}: {len(self.rows)} of {self.held_out} held-out rows"
+            f"{cut}, {self.completions} completions each; {decoded:,} completions in all, "
             f"{self.share:.0%} of those that the run decodes"
         )
 
@@ -78,7 +84,8 @@ def plan_evaluation(config: Config, plan: Plan) -> tuple[EvaluationPlan | None, 
         return None, "evaluation: none, as evaluate.before, after and every say"
 
     most = wanted.share / (1 - wanted.share) * trained_on / (times * wanted.completions)
-    rows = min(int(most), wanted.rows or len(plan.eval_rows))
+    asked_for = min(wanted.rows or len(plan.eval_rows), len(plan.eval_rows))
+    rows = min(int(most), asked_for)
     if rows < 1:
         return None, (
             f"evaluation: none, because {times} x {wanted.completions} completions of one row are "
@@ -88,6 +95,8 @@ def plan_evaluation(config: Config, plan: Plan) -> tuple[EvaluationPlan | None, 
     found = EvaluationPlan(
         rows=tuple(chosen),
         held_out=len(plan.eval_rows),
+        has_fresh_inputs=has_fresh_inputs(plan.rows + plan.eval_rows, config.tasks[0]),
+        is_cut=rows < asked_for,
         completions=wanted.completions,
         before=wanted.before,
         after=wanted.after,
@@ -132,7 +141,7 @@ class RunEvaluation:
         self.sampler = sampler
         self.grader = evaluation.make_grader(config.tasks, sandbox)
         self.grader.reward_timeout_s = config.train.reward_timeout_s
-        self.problems = evaluation.make_problems(plan.rows, chat)
+        self.problems = evaluation.make_problems(plan.rows, chat, plan.has_fresh_inputs)
         self.temperature = config.grpo.get("temperature", 1.0)
         self.spent_s = 0.0  # by this process, on all evaluations
 
@@ -262,7 +271,11 @@ class RunEvaluation:
         if len(results) > 1:
             ends.append(results[-1])
         titles = [f"step {result['step']}" for result in ends]
-        return f"held out: {ends[0]['problems']} problems\n{evaluation.table(titles, ends)}"
+        lines = [f"held out: {ends[0]['problems']} problems", evaluation.table(titles, ends)]
+        unjudged = evaluation.unjudged_in_words(ends[-1])
+        if unjudged:
+            lines.append(unjudged)
+        return "\n".join(lines)
 
 
 def step_of(folder: Path) -> int:
@@ -292,7 +305,7 @@ def line_of(step: int, result: dict[str, Any]) -> str:
     return (
         f"evaluation at step {step}: correct {correct}, "
         f"cheating {evaluation.percent(result['cheating']['value'])}, "
-        f"reward {result['reward']['value']:.2f}, {result['problems']} problems, "
+        f"reward {evaluation.decimal(result['reward']['value'])}, {result['problems']} problems, "
         f"{result['time']['decoding_s'] + result['time']['grading_s']:.0f} s"
     )
 
@@ -310,4 +323,6 @@ def metrics_of(result: dict[str, Any]) -> dict[str, float]:
         metrics[f"eval_rewards/{name}/mean"] = estimate["value"]
     for k, estimate in result["pass_at"].items():
         metrics[f"eval_pass@{k}"] = estimate["value"]
-    return metrics
+    # What nobody could judge is left out: trackers take numbers only
+    known = {name: value for name, value in metrics.items() if value is not None}
+    return {"eval_reward": math.nan} | known
