@@ -175,8 +175,15 @@ def result(evaluation: dict[str, Any]) -> Iterator[str]:
         return
     yield f"**Result:** {comparison['sentence']}"
     first, last = evaluation["evaluations"][0], evaluation["evaluations"][-1]
+    if problems_of(first) != problems_of(last):
+        return  # the sentence is about those that both have, and the tables are not
     head = ["held-out problems", f"step {first['step']}", f"step {last['step']}"]
     yield markdown_table(head, result_rows(first, last))
+
+
+def problems_of(result: dict[str, Any]) -> Any:
+    """Which problems an evaluation has, as its settings say."""
+    return result.get("settings", {}).get("problems")
 
 
 def result_rows(first: dict[str, Any], last: dict[str, Any]) -> list[list[str]]:

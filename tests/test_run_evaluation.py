@@ -2,18 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from job.batches import batch_plan
-from job.config import ROOT, EvaluateOptions, load_config
+from job.chat import Chat
+from job.config import ROOT, TINY_MODEL, EvaluateOptions, load_config
 from job.errors import ConfigError
-from job.evaluation import run_evaluation
-from job.evaluation.run_evaluation import plan_evaluation
+from job.evaluation import evaluation, run_evaluation
+from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
 from job.plan import Plan
 from job.rows import mixed_rows
 from tasks import matmul, reasoning
@@ -230,6 +233,43 @@ def test_a_run_that_was_put_aside_brings_its_evaluations_along(finished, tmp_pat
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].startswith("before and after: ")
     assert {path.name for path in tmp_path.glob("evaluation/*")} == {"step-0", "step-2", "step-4"}
+
+
+def test_a_resumed_run_keeps_the_rows_of_its_first_evaluation(finished, tmp_path, capsys):
+    output, _ = finished
+    shutil.copytree(output, tmp_path / "run")
+    options = load_config([TINY, output / "config.yaml"]).tasks[0]
+    held_out = mixed_rows([options])[1]
+    more = [{"question": f"What is {i} + 9?", "answer": i + 9} for i in range(4)]
+    chat = Chat(AutoTokenizer.from_pretrained(TINY_MODEL), "2025-08-05")
+
+    def resumed(rows, chosen):
+        found = object.__new__(RunEvaluation)
+        found.folder = SimpleNamespace(
+            path=tmp_path / "run",
+            evaluation=lambda step: tmp_path / "run" / "evaluation" / f"step-{step}",
+        )
+        found.chat = chat
+        found.plan = SimpleNamespace(held_out=rows, has_fresh_inputs=False)
+        found.problems = evaluation.make_problems(chosen, chat)
+        found._keep_problems(found._first_problems())
+        return found
+
+    # The plan has one row now, and the first evaluation had both
+    found = resumed(held_out, held_out[:1])
+    assert len(found.problems) == 2
+    assert "2 held-out rows, those of the first evaluation" in capsys.readouterr().out
+    others = mixed_rows([replace(options, eval_problems=more)])[1]
+    assert len(resumed(others, others).problems) == 4
+    assert "other rows are held out" in capsys.readouterr().err
+
+    # What has other problems stands in no table with the last one
+    file = tmp_path / "run" / "evaluation" / "step-0" / "evaluation.json"
+    result = json.loads(file.read_text())
+    result["settings"]["problems"] = "8 (another)"
+    file.write_text(json.dumps(result))
+    title = found.report().splitlines()[1].split()
+    assert title == ["step", "2", "step", "4"]
 
 
 def test_processes_share_the_problems(monkeypatch):
