@@ -143,6 +143,36 @@ def test_two_models_on_the_same_problems(trained_run, tmp_path, capsys):
     assert code == 2 and "another value of sampling" in err
 
 
+def test_evaluations_of_other_rows_have_folders_of_their_own():
+    source = find_model("tiny")
+    judging = load_config(TINY, ["task.type=reasoning"])
+    names = []
+    for asked in ({}, {"rows": 10}, {"rows": 20}, {"data": "/a/mine.jsonl", "rows": 10}):
+        request = Request(**asked)
+        names.append(model_evaluation.output_folder(source, judging, request, False).name)
+    assert names == [
+        "tiny-reasoning",
+        "tiny-reasoning-10-rows",
+        "tiny-reasoning-20-rows",
+        "tiny-reasoning-mine-10-rows",
+    ]
+
+
+def test_a_folder_of_other_rows_is_refused_before_a_model_is_loaded(
+    data, tmp_path, capsys, monkeypatch
+):
+    ask = ["tiny", "--data", data, "--completions", "1", "--max-new-tokens", "2"]
+    code, _, err = run(capsys, *ask, "--output", tmp_path / "one", "--rows", "1")
+    assert code == 0, err
+    # The same folder as the second of two models has now
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").rename(tmp_path / "two" / "tiny-jsonl-mine")
+    monkeypatch.setattr(model_evaluation, "load_for_inference", None)
+    code, _, err = run(capsys, "tiny_model", *ask, "--output", tmp_path / "two")
+    assert code == 2 and "holds an evaluation of other rows (1, now 2)" in err
+    assert "--output" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

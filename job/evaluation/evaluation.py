@@ -105,6 +105,11 @@ def digest(problems: Sequence[Problem]) -> str:
     return f"{len(problems)} ({hashlib.sha256(ids.encode()).hexdigest()[:12]})"
 
 
+def number_in(words: Any) -> str:
+    """How many problems a digest is of."""
+    return str(words).partition(" ")[0]
+
+
 def spread(rows: Sequence[Row], count: int | None) -> list[Row]:
     """At most `count` rows, evenly over all of them, so that each task has its share."""
     if count is None or count >= len(rows):
@@ -384,12 +389,16 @@ class EvaluationFolder:
 
     def _refuse_other_settings(self, earlier: dict[str, Any]) -> None:
         for key in dict.fromkeys([*self.settings, *earlier]):
-            if earlier.get(key) != self.settings.get(key):
-                raise ConfigError(
-                    f"{self.path} holds an evaluation with another value of {key} "
-                    f"({earlier.get(key)!r:.80}, now {self.settings.get(key)!r:.80}); "
-                    "remove that folder, or name another one"
-                )
+            was, is_now = earlier.get(key), self.settings.get(key)
+            if was == is_now:
+                continue
+            differs = f"with another value of {key} ({was!r:.80}, now {is_now!r:.80})"
+            if key == "problems":  # see `digest`
+                differs = f"of other rows ({number_in(was)}, now {number_in(is_now)})"
+            raise ConfigError(
+                f"{self.path} holds an evaluation {differs}; "
+                "name another folder with --output, or remove that one"
+            )
 
     def append(self, records: Iterable[Record]) -> None:
         """Write down completions as soon as they are judged."""

@@ -74,13 +74,17 @@ def evaluate_models(names: Sequence[str], request: Request) -> list[Finished]:
         request = replace(request, data=str(Path(request.data).absolute()))
     sources = find_models(names)
     asked = rows_to_evaluate(sources, request)
+    # Folders are checked for all models before the first one is loaded
+    planned = [
+        plan_model(source, asked, request, len(names) > 1) if source else None for source in sources
+    ]
     finished = []
-    for name, source in zip(names, sources, strict=True):
-        if source is None:
+    for name, plan in zip(names, planned, strict=True):
+        if plan is None:
             folder = Path(name)
             result = EvaluationFolder(folder).finished()
         else:
-            folder, result = evaluate_model(source, asked, request, len(names) > 1)
+            folder, result = plan.folder.path, evaluate_model(plan, asked, request)
         records = evaluation.read_completions(folder)
         finished.append(Finished(name, folder, result, records))
     return finished
@@ -242,10 +246,28 @@ def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
 # ---- One model
 
 
-def evaluate_model(
+@dataclass(frozen=True)
+class ModelPlan:
+    """How one model is evaluated, known before it is loaded."""
+
+    source: ModelSource
+    config: Config
+    chat: Chat
+    problems: list[Problem]
+    sampling: dict[str, Any]
+    max_tokens: int
+    settings: dict[str, Any]
+    folder: EvaluationFolder
+
+
+def plan_model(
     source: ModelSource, asked: Asked, request: Request, is_one_of_two: bool
-) -> tuple[Path, dict[str, Any]]:
-    """Evaluate one model, unless that has been done. Returns its folder and the result."""
+) -> ModelPlan:
+    """Plan the evaluation of a model.
+
+    Raises:
+        ConfigError: if a prompt is too long, or the folder holds another evaluation.
+    """
     judging = asked.judging
     config = config_of_model(source, request)
     chat = make_chat(config, judging.tasks)
@@ -268,53 +290,53 @@ def evaluate_model(
         settings |= {"model": config.model.name, "weights": None}
     folder = EvaluationFolder(output_folder(source, judging, request, is_one_of_two))
     folder.check(settings)
+    return ModelPlan(source, config, chat, problems, sampling, max_tokens, settings, folder)
+
+
+def evaluate_model(plan: ModelPlan, asked: Asked, request: Request) -> dict[str, Any]:
+    """Evaluate one model, unless that has been done. Returns the result."""
+    folder = plan.folder
     finished = folder.finished()
     if finished:
         print(f"{folder.path} holds this evaluation already; remove it to repeat it")
-        return folder.path, finished
+        return finished
 
     # Load it, and ask
-    sampler, words = load_sampler(source, config, request, max_tokens, sampling, chat)
-    folder.begin(settings)
+    sampler, words = load_sampler(plan, request)
+    folder.begin(plan.settings)
     print(words)
-    total = len(problems) * request.completions
+    total = len(plan.problems) * request.completions
     with (
-        GradingPool.of(judging.sandbox) as pool,
-        evaluation.show_progress(total, source.name) as bar,
+        GradingPool.of(asked.judging.sandbox) as pool,
+        evaluation.show_progress(total, plan.source.name) as bar,
     ):
         result = evaluation.evaluate(
-            problems,
+            plan.problems,
             request.completions,
             sampler,
-            chat,
-            evaluation.make_grader(judging.tasks, pool),
+            plan.chat,
+            evaluation.make_grader(asked.judging.tasks, pool),
             folder,
             progress=bar.update,
         )
     del sampler
     release_memory()
-    return folder.path, result
+    return result
 
 
-def load_sampler(
-    source: ModelSource,
-    config: Config,
-    request: Request,
-    max_tokens: int,
-    sampling: dict[str, Any],
-    chat: Chat,
-) -> tuple[Sampler, str]:
+def load_sampler(plan: ModelPlan, request: Request) -> tuple[Sampler, str]:
     """A sampler that holds the model, and how it decodes in words."""
-    model, tokenizer = load_for_inference(source, config)
+    config, max_tokens = plan.config, plan.max_tokens
+    model, tokenizer = load_for_inference(plan.source, config)
     batch = request.batch or batch_plan(config.grpo, 1).generate_call
     rollout, words = engine.make_rollout(
-        model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **sampling
+        model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **plan.sampling
     )
     sampler = Sampler(
         complete=lambda prompts: generate(rollout, prompts),
         batch=batch,
         max_tokens=max_tokens,
-        play=lambda rows, grader: play_batch(rollout, rows, chat, grader, max_tokens),
+        play=lambda rows, grader: play_batch(rollout, rows, plan.chat, grader, max_tokens),
     )
     return sampler, words
 
@@ -399,12 +421,18 @@ def fingerprint(source: ModelSource) -> str | None:
 def output_folder(
     source: ModelSource, judging: Config, request: Request, is_one_of_two: bool
 ) -> Path:
-    """Where an evaluation goes: by default a folder of its own for each model and task."""
+    """Where an evaluation goes: by default a folder of its own for each model, task, file of rows
+    and number of rows."""
     model = source.name
     if source.base_only:
         model = f"base-of-{source.folder}"
     task = "+".join(options.type for options in judging.tasks)
-    name = re.sub(r"[^\w.+-]+", "-", f"{model}-{task}").strip("-.")
+    parts = [model, task]
+    if request.data:
+        parts.append(Path(request.data).stem)
+    if request.rows:
+        parts.append(f"{request.rows}-rows")
+    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")
     if request.output is None:
         return ROOT / DEFAULT_OUTPUT / name
     folder = Path(request.output)
