@@ -156,6 +156,7 @@ def sections(facts: Facts) -> Iterator[str]:
     yield (
         f"{what}: {facts.base_shown} after reinforcement learning (GRPO) on {names}. Answers were "
         "run or checked by a program, and what they turned out to be was the reward."
+        f"{continued_from(facts.config)}"
     )
     yield "\n\n".join(result(facts.evaluation))
     if facts.notes:
@@ -165,6 +166,19 @@ def sections(facts: Facts) -> Iterator[str]:
         yield f"## Training\n\n{training_table(facts.config)}"
         yield f"## Data\n\n{data_text(facts.config)}"
     yield f"## Limits\n\n{limits(facts)}"
+
+
+def continued_from(config: Config | None) -> str:
+    """A sentence on the adapter that training began with; empty if there was none."""
+    if config is None or config.model.adapter is None:
+        return ""
+    # No path of the machine that trained it
+    adapter = Path(config.model.adapter)
+    shown = "/".join([part for part in adapter.parts if part != adapter.anchor][-2:])
+    return (
+        f" Training continued from the adapter `{shown}`: what came before it is not told here, "
+        "and a comparison of before and after begins with that adapter."
+    )
 
 
 def result(evaluation: dict[str, Any]) -> Iterator[str]:

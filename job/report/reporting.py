@@ -217,7 +217,7 @@ def described_run(run: RunRecord) -> dict[str, str]:
         steps = f"{run.last_step} of {planned}"
     return {
         "state": run.state,
-        "model": shown_value(run.config.get("model.name")),
+        "model": model_of(run),
         "task": task_of(run),
         "algorithm": algorithm_of(run),
         "steps": steps,
@@ -226,6 +226,15 @@ def described_run(run: RunRecord) -> dict[str, str]:
         "cheating": change(run, "grades/cheating", ".0%"),
         "watchdog": ", ".join(dict.fromkeys(name for _, name, _ in run.diagnoses)) or "calm",
     }
+
+
+def model_of(run: RunRecord) -> str:
+    """The base, and the adapter that training began with if there was one."""
+    model = shown_value(run.config.get("model.name"))
+    adapter = run.config.get("model.adapter")
+    if adapter is not None:
+        model = f"{model}, continued from {shown_value(adapter)}"
+    return model
 
 
 def task_of(run: RunRecord) -> str:
