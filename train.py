@@ -47,6 +47,7 @@ from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.interruption import Interruption, Stopped, deadline_of
 from job.launch import plan_launch, start
+from job.metrics_file import nothing_learned
 from job.model import (
     as_written,
     check_vllm,
@@ -576,6 +577,9 @@ def print_report(
     history = trainer.state.log_history
     if history:
         print(f"{summary(history)}\n")
+    nothing = nothing_learned(history)
+    if nothing:
+        print(f"{nothing}\n")
     evaluated = evaluation.report() if evaluation else ""
     if evaluated:
         share = evaluation.spent_s / seconds

@@ -117,6 +117,17 @@ def test_a_run_that_continued_from_an_adapter_says_so(tmp_path):
     assert reporting.described_run(record)["model"] == "tiny, continued from first"
 
 
+def test_a_run_that_has_learned_nothing_says_so(tmp_path):
+    equal = {"loss": 0.0, "frac_reward_zero_std": 1.0}
+    record = RunRecord(tmp_path, "run", steps=[{"step": 1} | equal, {"step": 2} | equal])
+    said = "in every group all rewards were equal, so nothing was learned"
+    assert reporting.sentences([record])[1].startswith(said)
+    record.steps[1]["frac_reward_zero_std"] = 0.9
+    assert len(reporting.sentences([record])) == 1
+    record.steps.clear()
+    assert len(reporting.sentences([record])) == 1
+
+
 def test_the_page_is_complete_in_itself(one):
     page, _ = one
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []

@@ -23,6 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 from job.errors import OutputError, one_line
+from job.metrics_file import nothing_learned
 from job.report.report_completions import (
     MAX_COMPLETIONS,
     MAX_JSON_BYTES,
@@ -183,13 +184,11 @@ def read_completions(runs: list[RunRecord]) -> tuple[list[dict[str, Any]], int]:
 
 
 def sentences(runs: list[RunRecord]) -> list[str]:
-    """For each run, what its evaluation says."""
+    """For each run, what its evaluation says, and whether it has learned nothing."""
     found = []
     for run in runs:
-        sentence = sentence_of(run)
-        if len(runs) > 1:
-            sentence = f"{run.name}: {sentence}"
-        found.append(sentence)
+        for sentence in filter(None, (sentence_of(run), nothing_learned(run.steps))):
+            found.append(f"{run.name}: {sentence}" if len(runs) > 1 else sentence)
     return found
 
 
