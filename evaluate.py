@@ -14,7 +14,7 @@ be `base`: the model that the other was trained on. The config of the run that t
 the task is; --config and section.key=value change that.
 
 A stopped evaluation continues where it was when the same command is given again. It ends with the
-exit codes of job/errors.py.
+exit codes of docs/runs.md.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python train.py [--config FILE] [--dry-run] [section.key=value ...]
 
-It ends with the exit codes of job/errors.py:
+It ends with the exit codes that docs/runs.md explains:
 0        done
 1        an error that nobody foresaw
 2        the config or the command line is wrong
@@ -387,7 +387,10 @@ def build_trainer(
         drop_reference(trainer.accelerator.unwrap_model(trainer.model))
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
-    print(f"grading {batch} completions takes {longest_s:.0f} s at the very most")
+    print(
+        f"grading {batch} completions is stopped after {longest_s:.0f} s at the latest: so long it "
+        "takes only if each one reaches all its time limits"
+    )
     return trainer
 
 

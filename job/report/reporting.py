@@ -23,7 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 from job.errors import OutputError, one_line
-from job.metrics_file import nothing_learned
+from job.metrics_file import nothing_learned, two_ends
 from job.report.report_completions import (
     MAX_COMPLETIONS,
     MAX_JSON_BYTES,
@@ -257,20 +257,11 @@ def algorithm_of(run: RunRecord) -> str:
 
 
 def change(run: RunRecord, name: str, form: str) -> str:
-    """A metric's mean over the first and over the last logged steps."""
-    first, last = ends(run, name)
-    if first is None or last is None:
+    """A metric's mean over the first and over the last COMPARED_STEPS logged steps."""
+    means = [mean(end, name) for end in two_ends(run.steps, COMPARED_STEPS)]
+    if None in means:
         return NOTHING
-    return f"{first:{form}} → {last:{form}}"
-
-
-def ends(run: RunRecord, name: str) -> tuple[float | None, float | None]:
-    """The means of a metric over the first and the last COMPARED_STEPS logged steps.
-
-    Of fewer than twice as many steps, each half counts for one end.
-    """
-    count = min(COMPARED_STEPS, (len(run.steps) + 1) // 2)
-    return mean(run.steps[:count], name), mean(run.steps[-count:] if count else [], name)
+    return " → ".join(f"{value:{form}}" for value in means)
 
 
 def mean(entries: Sequence[dict[str, Any]], name: str) -> float | None:
