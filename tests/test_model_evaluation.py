@@ -1,8 +1,10 @@
 """evaluate.py: which model is meant, which rows it is asked, and what is refused."""
 
 import json
+import shutil
 
 import pytest
+import yaml
 
 import evaluate
 from job.config import ROOT, load_config
@@ -110,6 +112,24 @@ def test_a_run_is_asked_what_it_holds_out(trained_run, data, capsys):
     assert rows(trained_run, data=str(data), task="reasoning")[1] == ["reasoning"]
     repeated, types = rows(trained_run, task="matmul", rows=5)
     assert len(repeated) == 5 and len(set(repeated)) == 1 and types == ["matmul"]
+
+
+def test_rows_of_a_file_need_no_data_of_the_run(trained_run, data, tmp_path, capsys):
+    shutil.copytree(trained_run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["task"] = {"type": "jsonl", "data": str(data), "num_eval_rows": 1}
+    content["evaluate"]["every"] = 2
+    config.write_text(yaml.safe_dump(content))
+    source = find_model(str(tmp_path / "run"))
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "What is 7 * 8?", "solution": 56}\n')
+    for _ in range(2):
+        asked = model_evaluation.rows_to_evaluate([source], Request(data=str(other)))
+        assert len(asked.rows) == 1
+        assert model_evaluation.config_of_model(source, Request()).evaluate.every == 2
+        assert data.name not in capsys.readouterr().err
+        data.unlink(missing_ok=True)  # and the second time it is gone
 
 
 def test_prompts_that_were_trained_on_are_told(trained_run, capsys):

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import hashlib
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from tasks.data import columns, sources
 from tasks.data.mistakes import Mistakes, RowMistake
 
 BASE = "base"
+NO_DATA = Path(__file__).parent / "no_data.yaml"  # its task replaces those of a config
 DEFAULT_OUTPUT = "gpt-oss-grpo/evaluations"
 
 
@@ -152,7 +154,7 @@ def with_task(source: ModelSource, request: Request) -> Config:
 
     Rows of a file are judged by the task `jsonl` unless another one is named.
     """
-    paths = request.config_files
+    paths, other_overrides = request.config_files, without_task(request.overrides)
     wanted = request.task
     if request.data and wanted is None:
         wanted = "jsonl"
@@ -163,11 +165,13 @@ def with_task(source: ModelSource, request: Request) -> Config:
 
     # One of the config's own tasks
     is_own_file = bool(request.data) and wanted == "jsonl"
-    config = source.config(paths, without_task(request.overrides))
-    if wanted in [options.type for options in config.tasks] and not is_own_file:
-        config = source.config(paths, request.overrides)
-        own = [options for options in config.tasks if options.type == wanted]
-        return replace(config, tasks=tuple(own))
+    config = config_of_model(source, request)
+    if not is_own_file:
+        own_types = [options.type for options in source.config(paths, other_overrides).tasks]
+        if wanted in own_types:
+            config = source.config(paths, request.overrides)
+            own = [options for options in config.tasks if options.type == wanted]
+            return replace(config, tasks=tuple(own))
 
     # Another one, with its own rewards
     keys = [f"task.type={wanted}", "task.rewards=null"]
@@ -231,8 +235,10 @@ def held_out_rows(config: Config, count: int | None) -> tuple[list[Row], bool]:
 def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
     """Say how many of these prompts a run has trained on."""
     with contextlib.suppress(ConfigError, ValueError):  # its data may be gone
-        mixture = load_config(source.run_config).tasks
-        trained_on = mixed_rows(mixture)[0]
+        # What reading its data says was said when it was trained
+        with contextlib.redirect_stderr(io.StringIO()):
+            mixture = load_config(source.run_config).tasks
+            trained_on = mixed_rows(mixture)[0]
         seen = {prompt_key(row) for row in trained_on}
         if has_fresh_inputs(trained_on, mixture[0]):
             return
@@ -342,8 +348,9 @@ def load_sampler(plan: ModelPlan, request: Request) -> tuple[Sampler, str]:
 
 
 def config_of_model(source: ModelSource, request: Request) -> Config:
-    """The config that a model is loaded with. Overrides of the task do not belong to it."""
-    return source.config(request.config_files, without_task(request.overrides))
+    """The config that a model is loaded with. The task does not belong to it: its data may be
+    gone."""
+    return source.config([*request.config_files, NO_DATA], without_task(request.overrides))
 
 
 def make_chat(config: Config, mixture: Sequence[tasks.Options]) -> Chat:
