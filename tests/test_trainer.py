@@ -226,6 +226,7 @@ def test_resampling_gives_up_after_its_tries(build):
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_resamples_the_same_prompts(build, monkeypatch):
     """TRL's count of backward passes starts at 0 again then, in the middle of the run."""
     rows = [{"flat": True, "prompt": f"{i} + {i}"} for i in range(40)]
