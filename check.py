@@ -28,12 +28,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
-import tasks
 from job.config import Config, load_config
 from job.errors import DONE, ConfigError, exit_code_of, one_line
 from job.fetch import fetch
 from job.grade_file import grade_file
 from job.grading_pool import GradingPool
+from job.own_code import chosen_task
 from job.reward_check import check_rewards, rehearse_rewards, rows_to_try
 from sandbox import Status
 
@@ -118,8 +118,8 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 def grade_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.task and arguments.task not in tasks.names():
-        raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
+    if arguments.task:
+        arguments.task = chosen_task(arguments.task)
     if arguments.out and Path(arguments.out).resolve() == Path(arguments.file).resolve():
         raise ConfigError("--out: the same file as the one to grade")
     try:

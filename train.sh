@@ -235,14 +235,29 @@ find_config() {
     [[ $script != train.py ]] || config=${config#"$repo/"}
 }
 
-# Makes a relative task.data absolute if it means files here. The script and the container start elsewhere.
-find_data() {
-    local i path
+# Makes a task.data or task.type absolute if it means files outside the repository, else relative to that: the script
+# and the container start elsewhere.
+find_files() {
+    local i key path folder
     for i in "${!args[@]}"; do
-        path=${args[i]#task.data=}
-        if [[ ${args[i]} == task.data=[!/~]* && $PWD != "$repo" ]] && compgen -G "$PWD/$path" >/dev/null; then
-            args[i]=task.data=$PWD/$path
+        case ${args[i]} in
+            task.data=[!/]* | task.type=*.py) ;;
+            *) continue ;;
+        esac
+        key=${args[i]%%=*}
+        path=${args[i]#*=}
+        # shellcheck disable=SC2088 # behind `=` the shell has left ~ as it is
+        if [[ $path == "~/"* ]]; then
+            path=$HOME/${path#"~/"}
+        elif [[ $path != /* ]]; then
+            folder=$PWD
+            while [[ $path == ./* || $path == ../* ]]; do
+                if [[ $path == ../* ]]; then folder=${folder%/*}; fi
+                path=${path#*/}
+            done
+            path=$folder/$path
         fi
+        if compgen -G "$path" >/dev/null; then args[i]=$key=${path#"$repo/"}; fi
     done
 }
 
@@ -254,7 +269,7 @@ complete_arguments() {
         find_config "${configs[i]}"
         args=(--config "$config" "${args[@]}")
     done
-    find_data
+    find_files
     if [[ -n $dry_run ]]; then
         [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
         args=(--dry-run "${args[@]}")
