@@ -1,6 +1,6 @@
 """Do the rewards pay what they should? And: score completions from elsewhere.
 
-python check.py [--config FILE] [section.key=value ...]
+bash train.sh --smoke check.py [--config FILE] [section.key=value ...]
     Runs the task's reference solution, slower and wrong ones and every exploit that the task knows
     through the configured rewards. Fails with exit code 6 if anything wrong or dishonest earns as
     much as an honest answer. The answers are compared at step 0 and at every step that a schedule
@@ -9,8 +9,8 @@ python check.py [--config FILE] [section.key=value ...]
     train.py does this before each run unless `task.check` is false. First each reward function is
     tried on a batch of two prompts. train.py does that before each run and in a dry run.
 
-python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE]
-                                 [section.key=value ...]
+bash train.sh --smoke check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N]
+                                                [--config FILE] [section.key=value ...]
     FILE.jsonl holds one object a line with "completion", and optionally "id", "task" and further
     columns of that task. Writes one line for each, in order: id, status, rewards (by function
     name), total, cheating, correct, detail. A row that cannot be read gets the status bad_row. No

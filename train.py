@@ -1,6 +1,6 @@
 """The job, top to bottom: config.yaml in, a better model out.
 
-    python train.py [--config FILE] [--dry-run] [section.key=value ...]
+    bash train.sh --local [--config FILE] [--dry-run] [section.key=value ...]
 
 It ends with the exit codes of job/errors.py:
 0        done
