@@ -6,7 +6,7 @@ It ends with the exit codes of job/errors.py:
 0        done
 1        an error that nobody foresaw
 2        the config or the command line is wrong
-3        a reward function failed
+3        a reward function, or the `grade` of a task, failed
 4        the output folder cannot be written, or its disk is full
 5        the sandbox lacks a layer that `sandbox.require` names, or cannot start
 6        the rewards pay a wrong or dishonest answer as much as an honest one

@@ -45,7 +45,7 @@ Environment, with defaults:
   GPUS             all, or a list such as 0,1 (all)
   SLURM_STEP_NUM_NODES, PET_NNODES, ...   set by SLURM and Kubeflow Trainer: the nodes that train together
   MIN_FREE_GB      free disk to insist on (GPU: 20; --cpu, --smoke: 1; to install: 12 GPU, 8 CPU, 3 with TORCH_CPU_INDEX)
-  TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see docs/docker.md)
+  TORCH_CPU_INDEX  a pip index with CPU builds of torch, for .venv, such as https://download.pytorch.org/whl/cpu
   PYTHON           the Python 3.11+ that .venv is made with (the first suitable python3*)
   IMAGE, DOCKER    image (gpt-oss-grpo) and client: docker, podman or apptainer (the first that is there)
   MEMORY           main memory that the container may use, such as 64g (nine tenths of the machine's)

@@ -107,6 +107,7 @@ CALLED_WITH = {
     "grade": ["completion", "row", "options", "sandbox", "rng"],
     "known_answers": ["row", "options"],
 }
+KNOWN = ["REFERENCE", "SLOWER", "WRONG", "CHEAT"]  # constants with known answers
 UNCLOSED = "the code block is never closed: cut off at grpo.max_completion_length?"
 
 
@@ -267,10 +268,12 @@ def contract_mistakes(name: str) -> Iterator[str]:
     else:
         needed.append("grade")
     if not hasattr(task, "known_answers"):
-        needed += ["REFERENCE", "SLOWER", "WRONG", "CHEAT"]
+        needed += KNOWN
     lacking = [thing for thing in needed if not hasattr(task, thing)]
     if lacking:
         there = "the head of tasks/__init__.py says what they are"
+        if set(KNOWN) <= set(lacking):
+            there = f"known_answers(row, options) may replace {', '.join(KNOWN)}; {there}"
         yield f"{file} lacks {', '.join(lacking)}; {there}"
         return
     for mistake in (*options_mistakes(task), *call_mistakes(task), *answer_mistakes(task)):

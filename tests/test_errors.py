@@ -13,6 +13,7 @@ from job.errors import (
     CheckError,
     ConfigError,
     ExportError,
+    GradeError,
     JobError,
     OutputError,
     RewardError,
@@ -47,6 +48,10 @@ def test_each_error_is_one_line_and_its_exit_code(error, exit_code, capsys):
     assert capsys.readouterr().err == "error: wrong\n"
     table = dict(re.findall(r"^ *(\d) +(\w+Error)", errors.__doc__, re.MULTILINE))
     assert table[str(exit_code)] == type(error).__name__
+
+
+def test_a_task_that_fails_ends_as_a_reward_function_does():
+    assert exit_code_of(raising(GradeError("wrong"))) == 3
 
 
 def test_the_head_of_train_py_has_the_exit_codes_of_the_table():

@@ -97,12 +97,16 @@ def test_a_path_to_a_task_of_the_project_is_that_task(folder):
         ("my-task.py", "my-task.py: a module is called like my_module.py, not my-task.py"),
         ("broken.py", "{folder}/broken.py cannot be imported: NameError"),
         ("empty.py", "{folder}/empty.py lacks Options, REWARDS, rows, grade"),
+        ("rev.py", "{folder}/rev.py lacks REFERENCE, SLOWER, WRONG, CHEAT; known_answers(row, opt"),
     ],
 )
 def test_a_file_that_is_no_task_is_one_mistake(folder, written, said):
     load_config(overrides=["task.type=say.py"])
     for name in ("code", "data", "my-task", "broken", "empty"):
         (folder / f"{name}.py").write_text("nobody" if name == "broken" else "")
+    (folder / "rev.py").write_text(
+        TASK.replace('REFERENCE = "yes"\nSLOWER, WRONG, CHEAT', "a, b, c")
+    )
     (folder / "other").mkdir()
     (folder / "other/say.py").write_text(TASK)
     with pytest.raises(ConfigError) as error:
