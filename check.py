@@ -1,6 +1,6 @@
 """Do the rewards pay what they should? And: score completions from elsewhere.
 
-python check.py [--config FILE] [section.key=value ...]
+bash train.sh --smoke check.py [--config FILE] [section.key=value ...]
     Runs the task's reference solution, slower and wrong ones and every exploit that the task knows
     through the configured rewards. Fails with exit code 6 if anything wrong or dishonest earns as
     much as an honest answer. The answers are compared at step 0 and at every step that a schedule
@@ -9,8 +9,8 @@ python check.py [--config FILE] [section.key=value ...]
     train.py does this before each run unless `task.check` is false. First each reward function is
     tried on a batch of two prompts. train.py does that before each run and in a dry run.
 
-python check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N] [--config FILE]
-                                 [section.key=value ...]
+bash train.sh --smoke check.py grade FILE.jsonl [--task NAME] [--out FILE] [--step N]
+                                                [--config FILE] [section.key=value ...]
     FILE.jsonl holds one object a line with "completion", and optionally "id", "task" and further
     columns of that task. Writes one line for each, in order: id, status, rewards (by function
     name), total, cheating, correct, detail. A row that cannot be read gets the status bad_row. No
@@ -28,12 +28,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TextIO
 
-import tasks
 from job.config import Config, load_config
 from job.errors import DONE, ConfigError, exit_code_of, one_line
 from job.fetch import fetch
 from job.grade_file import grade_file
 from job.grading_pool import GradingPool
+from job.own_code import chosen_task
 from job.reward_check import check_rewards, rehearse_rewards, rows_to_try
 from sandbox import Status
 
@@ -118,8 +118,8 @@ def check_command(arguments: argparse.Namespace) -> int:
 
 def grade_command(arguments: argparse.Namespace) -> int:
     config = load_config(arguments.config, arguments.overrides)
-    if arguments.task and arguments.task not in tasks.names():
-        raise ConfigError(f"--task: no task {arguments.task!r}; there are {tasks.names()}")
+    if arguments.task:
+        arguments.task = chosen_task(arguments.task)
     if arguments.out and Path(arguments.out).resolve() == Path(arguments.file).resolve():
         raise ConfigError("--out: the same file as the one to grade")
     try:

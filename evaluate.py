@@ -1,10 +1,10 @@
 """How good is a model? And is one better than another?
 
-python evaluate.py MODEL [section.key=value ...]
+bash train.sh --local evaluate.py MODEL [section.key=value ...]
     Evaluates a model on the rows that a task holds out: pass@k, rewards, cheating, how completions
     end, and what the task measures, each with a 95 % interval.
 
-python evaluate.py MODEL MODEL [section.key=value ...]
+bash train.sh --local evaluate.py MODEL MODEL [section.key=value ...]
     Evaluates both on the same problems, says in one sentence how much better the second is, and
     lists the problems that got worse.
 

@@ -1,7 +1,8 @@
 """Turn what a run has trained into files that others load, and prove that they are the same model.
 
-    python export.py RUN_OR_FOLDER --format lora|merged_16bit|mxfp4|gguf [--output DIR]
-                     [--base ID_OR_FOLDER] [--compare all|tensors] [--push-to-hub REPO [--public]]
+    bash train.sh --local export.py RUN_OR_FOLDER --format lora|merged_16bit|mxfp4|gguf
+        [--output DIR] [--base ID_OR_FOLDER] [--compare all|tensors]
+        [--push-to-hub REPO [--public]]
 
 lora          the adapter and the tokenizer
 merged_16bit  the whole model in 16 bit

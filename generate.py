@@ -1,11 +1,11 @@
 """Talk to a model: what does it answer, and what is the answer worth?
 
-python generate.py MODEL [PROMPT ...] [section.key=value ...]
+bash train.sh --local generate.py MODEL [PROMPT ...] [section.key=value ...]
     Answers each prompt by itself. Without prompts they are read from --file or standard input. On a
     terminal a conversation begins: the model sees what was said before, /new forgets it, and
     Ctrl-D ends it.
 
-python generate.py MODEL --run [--task NAME] [--row N] [PROMPT]
+bash train.sh --local generate.py MODEL --run [--task NAME] [--row N] [PROMPT]
     Asks what a row of the task asks, by default the task that the model was trained on. Runs the
     answer in the sandbox and shows its Grade and its rewards. A PROMPT replaces the row's own.
 
@@ -19,7 +19,6 @@ import signal
 import sys
 from collections.abc import Sequence
 
-import tasks
 from job import generation
 from job.config import Config
 from job.errors import DONE, STOPPED_BY_SIGNAL, ConfigError, exit_code_of
@@ -27,6 +26,7 @@ from job.evaluation.model_evaluation import Request, make_chat, with_task
 from job.fetch import fetch
 from job.generation import Conversation, Screen
 from job.model import ModelSource, find_model, load_for_inference
+from tasks import takes_turns
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -155,7 +155,7 @@ def answer_task(
         row["prompt"] = [{"role": "user", "content": prompts[0]}]
     for message in row["prompt"]:
         print(f"{message['role']}: {message['content']}\n", file=sys.stderr)
-    if tasks.takes_turns(options):
+    if takes_turns(options):
         episode, scored = generation.play_row(conversation, row, options, config)
         print(generation.transcript_in_words(episode.messages))
         if arguments.run:

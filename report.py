@@ -1,6 +1,6 @@
 """Write report.html and report.md about one run, or about several side by side.
 
-    python report.py RUN [RUN ...] [--output FOLDER]
+    bash train.sh --local report.py RUN [RUN ...] [--output FOLDER]
 
 It ends with the exit codes of docs/runs.md:
 0        done

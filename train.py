@@ -1,12 +1,12 @@
 """The job, top to bottom: config.yaml in, a better model out.
 
-    python train.py [--config FILE] [--dry-run] [section.key=value ...]
+    bash train.sh --local [--config FILE] [--dry-run] [section.key=value ...]
 
 It ends with the exit codes that docs/runs.md explains:
 0        done
 1        an error that nobody foresaw
 2        the config or the command line is wrong
-3        a reward function failed
+3        a reward function, or the `grade` of a task, failed
 4        the output folder cannot be written, or its disk is full
 5        the sandbox lacks a layer that `sandbox.require` names, or cannot start
 6        the rewards pay a wrong or dishonest answer as much as an honest one
@@ -52,11 +52,11 @@ from job.model import (
     as_written,
     check_vllm,
     estimate_memory,
-    is_on_disk,
     load_model,
     load_tokenizer,
     restore_adapter,
     settle_quantization,
+    stay_offline_if_complete,
     trainer_settings,
 )
 from job.model_checks import check_model, settle_targets
@@ -247,7 +247,7 @@ def settle(config: Config) -> Config:
     prepare_hub(config)
     config, weights = settle_quantization(config, RunFolder(config).trained_in(config))
     print(weights, flush=True)
-    if is_on_disk(config.model):
+    if stay_offline_if_complete(config.model):
         print("the model is on this machine: the Hub is not asked for it")
     config, notices = settle_targets(config)
     for notice in notices:

@@ -45,7 +45,7 @@ Environment, with defaults:
   GPUS             all, or a list such as 0,1 (all)
   SLURM_STEP_NUM_NODES, PET_NNODES, ...   set by SLURM and Kubeflow Trainer: the nodes that train together
   MIN_FREE_GB      free disk to insist on (GPU: 20; --cpu, --smoke: 1; to install: 12 GPU, 8 CPU, 3 with TORCH_CPU_INDEX)
-  TORCH_CPU_INDEX  address of an index with CPU builds of torch, for .venv (see docs/docker.md)
+  TORCH_CPU_INDEX  a pip index with CPU builds of torch, for .venv, such as https://download.pytorch.org/whl/cpu
   PYTHON           the Python 3.11+ that .venv is made with (the first suitable python3*)
   IMAGE, DOCKER    image (gpt-oss-grpo) and client: docker, podman or apptainer (the first that is there)
   MEMORY           main memory that the container may use, such as 64g (nine tenths of the machine's)
@@ -235,14 +235,29 @@ find_config() {
     [[ $script != train.py ]] || config=${config#"$repo/"}
 }
 
-# Makes a relative task.data absolute if it means files here. The script and the container start elsewhere.
-find_data() {
-    local i path
+# Makes a task.data or task.type absolute if it means files outside the repository, else relative to that: the script
+# and the container start elsewhere.
+find_files() {
+    local i key path folder
     for i in "${!args[@]}"; do
-        path=${args[i]#task.data=}
-        if [[ ${args[i]} == task.data=[!/~]* && $PWD != "$repo" ]] && compgen -G "$PWD/$path" >/dev/null; then
-            args[i]=task.data=$PWD/$path
+        case ${args[i]} in
+            task.data=[!/]* | task.type=*.py) ;;
+            *) continue ;;
+        esac
+        key=${args[i]%%=*}
+        path=${args[i]#*=}
+        # shellcheck disable=SC2088 # behind `=` the shell has left ~ as it is
+        if [[ $path == "~/"* ]]; then
+            path=$HOME/${path#"~/"}
+        elif [[ $path != /* ]]; then
+            folder=$PWD
+            while [[ $path == ./* || $path == ../* ]]; do
+                if [[ $path == ../* ]]; then folder=${folder%/*}; fi
+                path=${path#*/}
+            done
+            path=$folder/$path
         fi
+        if compgen -G "$path" >/dev/null; then args[i]=$key=${path#"$repo/"}; fi
     done
 }
 
@@ -254,7 +269,7 @@ complete_arguments() {
         find_config "${configs[i]}"
         args=(--config "$config" "${args[@]}")
     done
-    find_data
+    find_files
     if [[ -n $dry_run ]]; then
         [[ $script == train.py ]] || die 2 "--dry-run goes with train.py only (see --help)."
         args=(--dry-run "${args[@]}")

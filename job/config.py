@@ -4,6 +4,7 @@ There are three kinds of layers, and later ones win: config.yaml (the defaults),
 --config, the overrides of the command line.
 """
 
+import contextlib
 import datetime
 import math
 import os
@@ -21,7 +22,7 @@ from yaml import YAMLError
 
 import sandbox
 import tasks
-from job import grpo_keys, interruption, watchdog
+from job import grpo_keys, interruption, own_code, watchdog
 from job.adapters import adopt_adapter
 from job.chat_templates import template_mistake
 from job.distributed import world_size
@@ -290,8 +291,22 @@ def read_layers(
     layers = [read_yaml(ROOT / "config.yaml", mistakes)]
     for path in paths:
         layers.append(read_yaml(Path(path), mistakes))
+    for layer in layers:
+        name_tasks(layer)
     layers.append(parse_overrides(overrides, mistakes))
     return layers
+
+
+def name_tasks(layer: dict[str, Any]) -> None:
+    """Replace the path of a task's file by the name of the task, in place. One that cannot be used
+    stays; `task_mistakes` says why."""
+    several = layer.get("task")
+    if not isinstance(several, list):
+        several = [several]
+    for task in several:
+        if isinstance(task, dict) and isinstance(task.get("type"), str):
+            with contextlib.suppress(ValueError):
+                task["type"] = own_code.task_name(task["type"])
 
 
 def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
@@ -322,13 +337,16 @@ def read_yaml(path: Path, mistakes: list[str]) -> dict[str, Any]:
 def parse_overrides(overrides: Sequence[str], mistakes: list[str]) -> dict[str, Any]:
     """The sections that overrides of the form section.key=value make up."""
     layer: dict[str, Any] = {}
-    for text in overrides:
+    # The type first: it says which keys the task has, and so how their values are read
+    for text in sorted(overrides, key=lambda text: not text.startswith("task.type=")):
         try:
             section, key, value = parse_override(text)
         except ValueError as error:
             mistakes.append(f"override {text!r}: {error}")
             continue
         layer.setdefault(section, {})[key] = value
+        if (section, key) == ("task", "type"):
+            name_tasks(layer)
     return layer
 
 
@@ -369,7 +387,8 @@ def is_text(section: str, key: str) -> bool:
     if section == "grpo" and key in grpo_keys.enumerations():
         return False
     if section == "task":
-        schemas = [tasks.load(name).Options for name in tasks.names()]
+        sound = [name for name in tasks.names() if not any(tasks.contract_mistakes(name))]
+        schemas = [tasks.load(name).Options for name in sound]
     else:
         schemas = [SECTIONS[section]()] if section in SECTIONS else []
     kinds = [get_type_hints(schema).get(key) for schema in schemas]
@@ -558,6 +577,10 @@ def task_mistakes(name: str, keys: Any, types: Sequence[Any]) -> list[str]:
     if not isinstance(keys, dict):
         return [f"{name}: must hold keys and values, as in `type: matmul`, not {keys!r}"]
     task_type = keys.get("type")
+    try:
+        own_code.task_name(str(task_type))
+    except ValueError as error:
+        return [f"{name}.type: {error}"]
     if task_type not in tasks.names():
         return [f"{name}.type: no task {task_type!r}{among(str(task_type), tasks.names())}"]
     if types.count(task_type) > 1:
@@ -746,9 +769,12 @@ def resolved(config: Config) -> Any:
     nulls = dict.fromkeys([*OmegaConf.load(ROOT / "config.yaml").grpo, *grpo_keys.COMMON])
     sections["grpo"] = nulls | dict(config.grpo) | asdict(config.grpo_extra)
     mixture = [asdict(options) for options in config.tasks]
-    for keys in mixture:
-        if keys.get("data"):  # it may be read from another folder next time
+    for keys in mixture:  # all may be read from another folder next time
+        keys["type"] = own_code.task_as_written(keys["type"])
+        if keys.get("data"):
             keys["data"] = sources.from_anywhere(keys["data"])
+        if keys.get("rewards"):
+            keys["rewards"] = own_code.rewards_as_written(keys["rewards"])
     sections["task"] = mixture
     if len(mixture) == 1:
         sections["task"] = mixture[0]

@@ -3,7 +3,7 @@
 0        done
 1        an error that nobody foresaw; Python prints its traceback
 2        ConfigError: the config or the command line is wrong
-3        RewardError: a reward function failed
+3        RewardError: a reward function failed; GradeError: the `grade` of a task did
 4        OutputError: the output folder cannot be written, or its disk is full
 5        SandboxError: the sandbox lacks a layer that `sandbox.require` names, or cannot start
 6        CheckError: the rewards pay a wrong or dishonest answer as much as an honest one

@@ -70,6 +70,7 @@ class Start:
     """What a worker is told first."""
 
     task_folders: list[str]
+    task_files: dict[str, Path]  # of tasks outside them, by name
     limits: Limits
     require: Sequence[str]
     number: int  # it prefers the processor of that number for timings
@@ -340,6 +341,7 @@ class GradingPool:
     def _start(self, number: int) -> None:
         start = Start(
             task_folders=list(tasks.__path__),
+            task_files=dict(tasks.FILES),
             limits=self._limits,
             require=self._require,
             number=number + local_rank() * self.workers,

@@ -27,6 +27,9 @@ def main(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     start = connection.recv()
     tasks.__path__[:] = start.task_folders
+    tasks.FILES.update(start.task_files)
+    for name in start.task_files:
+        tasks.load(name)  # so that pickle finds the classes in it
     try:
         processors = Processors(start.number, start.lock_descriptor)
         sandbox = Sandbox(1, start.limits, start.require, processors)

@@ -24,6 +24,13 @@ def is_set(name: str) -> bool:
     return os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def forget_empty() -> None:
+    """Remove variables that are set to nothing. PEFT would raise, and here they mean nothing."""
+    for name in OFFLINE:
+        if os.environ.get(name) == "":
+            del os.environ[name]
+
+
 def check_access(repo: str, public: bool, asked_by: str = "--push-to-hub") -> None:
     """Ask the Hub whether this token may write to `repo`, before hours of work.
 

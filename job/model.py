@@ -109,13 +109,17 @@ def stop_at(model: Any, token: int) -> None:
     model.generation_config.eos_token_id = list(dict.fromkeys([*stop, token]))
 
 
-def stay_offline_if_complete(model_config: Model) -> None:
-    """Keeps the Hub's client from asking for what is on this machine.
+def stay_offline_if_complete(model_config: Model) -> bool:
+    """Keep the Hub's client from asking for what is on this machine. Returns whether all of it is.
 
+    The client reads the environment when it is imported, so call this before transformers is.
     network.prepare_hub comes before this where a run needs the Hub for something else.
     """
-    if is_on_disk(model_config):
+    hub.forget_empty()
+    complete = is_on_disk(model_config)
+    if complete:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    return complete
 
 
 def load_trained(folder: str | os.PathLike) -> tuple[Any, Any]:

@@ -94,6 +94,7 @@ def prepare_hub(config: Config) -> None:
     Raises:
         ConfigError: if the user's HF_HUB_OFFLINE forbids it, or the Hub does not accept the token.
     """
+    hub.forget_empty()
     if hub_data(config):
         os.environ.setdefault("HF_HUB_OFFLINE", "0")
     wanted = hub_needs(config)

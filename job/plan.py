@@ -118,10 +118,12 @@ def make_plan(config: Config, chat: Chat) -> Plan:
     every_length = lengths + eval_lengths
     too_long = sum(length > limit for length in every_length)
     if too_long and config.grpo_extra.overlong_prompts == "refuse":
+        remedy = room_for(max(every_length), config)
+        if any(length <= limit for length in lengths):
+            remedy += ", or drop them with grpo.overlong_prompts: drop"
         raise ConfigError(
             f"{why} leaves {limit} tokens for a prompt, but {too_long} of {len(every_length)} rows "
-            f"have more (the longest {max(every_length)}); "
-            "change that, or drop them with grpo.overlong_prompts: drop"
+            f"have more (the longest {max(every_length)}); {remedy}"
         )
     fitting = rows_up_to(limit, rows, lengths)
     eval_fitting = rows_up_to(limit, eval_rows, eval_lengths)
@@ -241,6 +243,17 @@ def longest_allowed(config: Config) -> tuple[int, str]:
         why = f"model.max_seq_length {total} less grpo.max_completion_length {completion}"
         return total - completion - 1, why
     return total - 2, f"model.max_seq_length {total}"
+
+
+def room_for(prompt: int, config: Config) -> str:
+    """What to set so that a prompt of this many tokens is allowed, in words."""
+    needed = prompt + 1 + (config.grpo.get("max_completion_length") or 1)
+    remedies = []
+    if config.grpo_extra.max_prompt_length:
+        remedies.append(f"grpo.max_prompt_length to {prompt} or more")
+    if needed > config.model.max_seq_length:
+        remedies.append(f"model.max_seq_length to {needed} or more")
+    return f"set {' and '.join(remedies)}"
 
 
 def first_of_each_kind(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 
 import reward_functions
+from job import own_code
 from job.alarms import clear_alarm, set_alarm
-from job.errors import RewardError, nearest
+from job.errors import ROOT, RewardError, nearest
 
 RewardFunction = Callable[..., Any]  # returns one float or None for each completion
 SHOWN_CHARACTERS = 1000  # of a completion in a message
@@ -33,26 +34,23 @@ SHOWN_CHARACTERS = 1000  # of a completion in a message
 
 
 def resolve(name: str) -> RewardFunction:
-    """The reward function called `name`: one of reward_functions.py, or "package.module:function".
+    """The reward function called `name`: one of reward_functions.py, "package.module:function" or
+    "path/to/file.py:function".
 
     Raises:
         ValueError: if there is no such function, or it cannot be called with completions.
     """
     module_name, _, function_name = name.rpartition(":")
-    try:
-        module = importlib.import_module(module_name or reward_functions.__name__)
-    except Exception as error:  # the user's module may raise anything
-        raise ValueError(
-            f"{name}: module {module_name} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+    module = import_rewards(name, module_name)
+    shown = module_name or reward_functions.__name__
     if not hasattr(module, function_name):
         hint = nearest(function_name, names(module))
-        raise ValueError(f"there is no function {function_name!r} in {module.__name__}{hint}")
+        if not module_name:
+            hint += "; write it there, or name one elsewhere: module:function or file.py:function"
+        raise ValueError(f"there is no function {function_name!r} in {shown}{hint}")
     function = getattr(module, function_name)
     if inspect.isclass(function):
-        raise ValueError(
-            f"{name} is a class; make an object of it in {module.__name__} and name the object"
-        )
+        raise ValueError(f"{name} is a class; make an object of it in {shown} and name the object")
     if not callable(function):
         raise ValueError(f"{name} is {function!r:.200}, which cannot be called")
     try:
@@ -62,6 +60,35 @@ def resolve(name: str) -> RewardFunction:
     if not takes(signature, "completions"):
         raise ValueError(f"{name}{signature} must take `completions`")
     return named(function, function_name)
+
+
+def import_rewards(name: str, module_name: str) -> ModuleType:
+    """The module that `name` is in.
+
+    Args:
+        module_name: a module, the path of a file, or empty for reward_functions.py.
+
+    Raises:
+        ValueError: if it cannot be imported.
+    """
+    if not module_name:
+        return reward_functions
+    if own_code.is_path(module_name):
+        own_code.find_file(module_name)  # its own words, where there is none
+        load = own_code.rewards_module
+    else:
+        load = importlib.import_module
+    top = module_name.partition(".")[0]
+    try:
+        return load(module_name)
+    except Exception as error:  # the user's module may raise anything
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and error.name in (module_name, top):
+            hint = f" (sought in {ROOT} and PYTHONPATH; path/to/file.py:function works, too)"
+        raise ValueError(
+            f"{name}: module {module_name} cannot be imported: "
+            f"{type(error).__name__}: {error}{hint}"
+        ) from error
 
 
 def names(module: ModuleType = reward_functions) -> list[str]:

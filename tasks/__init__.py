@@ -1,4 +1,5 @@
-"""What all tasks share. A task is one file here; `task.type: NAME` finds tasks/NAME.py.
+"""What all tasks share. A task is one file here; `task.type: NAME` finds tasks/NAME.py. It may also
+be a file elsewhere, which `task.type: path/to/NAME.py` finds.
 
 A task module offers
 
@@ -58,6 +59,7 @@ A task never sees a score and never imports torch.
 
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import math
@@ -68,6 +70,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal
 
@@ -104,6 +107,7 @@ CALLED_WITH = {
     "grade": ["completion", "row", "options", "sandbox", "rng"],
     "known_answers": ["row", "options"],
 }
+KNOWN = ["REFERENCE", "SLOWER", "WRONG", "CHEAT"]  # constants with known answers
 UNCLOSED = "the code block is never closed: cut off at grpo.max_completion_length?"
 
 
@@ -192,18 +196,61 @@ class Measure:
 
 # ---- finding tasks
 
+FILES: dict[str, Path] = {}  # tasks outside this folder that were named by their paths
+
 
 def names() -> list[str]:
     """The tasks that there are. A folder in tasks/ is none."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    here = [module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg]
+    return sorted([*here, *FILES])
 
 
 def load(name: str) -> ModuleType:
+    if name in FILES:
+        return import_file(f"tasks.{name}", FILES[name])
     return importlib.import_module(f"tasks.{name}")
 
 
+def add_file(path: Path) -> None:
+    """Make a file outside this folder a task, named by the file's stem.
+
+    Raises:
+        ValueError: if another task has that name.
+    """
+    taken = [module.name for module in pkgutil.iter_modules(__path__)]
+    if path.stem in taken or FILES.get(path.stem, path) != path:
+        other = FILES.get(path.stem, f"tasks/{path.stem}")
+        raise ValueError(f"{path} has the name of {other}; rename the file")
+    FILES[path.stem] = path
+
+
+def import_file(module_name: str, path: Path) -> ModuleType:
+    """The module in a file, wherever the file is. It is run once.
+
+    Raises:
+        Exception: of any type, from the file itself.
+    """
+    if module_name in sys.modules:
+        return sys.modules[module_name]
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def file_of(name: str) -> str:
+    """The file of a task, as messages show it."""
+    return str(FILES.get(name, f"tasks/{name}.py"))
+
+
 def contract_mistakes(name: str) -> Iterator[str]:
-    """What keeps tasks/NAME.py from being a task, in words."""
+    """What keeps a task's file from being a task, in words."""
+    file = file_of(name)
     try:
         task = load(name)
     except Exception as error:  # the user's file may raise anything
@@ -211,24 +258,26 @@ def contract_mistakes(name: str) -> Iterator[str]:
         if not isinstance(error, SyntaxError):
             place = traceback.extract_tb(error.__traceback__)[-1]
             where = f" ({os.path.basename(place.filename)}:{place.lineno})"
-        yield f"tasks/{name}.py cannot be imported: {type(error).__name__}: {error}{where}"
+        yield f"{file} cannot be imported: {type(error).__name__}: {error}{where}"
         return
     needed = ["Options", "REWARDS", "rows"]
     if hasattr(task, "Environment"):
         lacking = [name for name in ("reset", "grade") if not hasattr(task.Environment, name)]
         if lacking:
-            yield f"tasks/{name}.py: its Environment lacks {', '.join(lacking)}"
+            yield f"{file}: its Environment lacks {', '.join(lacking)}"
     else:
         needed.append("grade")
     if not hasattr(task, "known_answers"):
-        needed += ["REFERENCE", "SLOWER", "WRONG", "CHEAT"]
+        needed += KNOWN
     lacking = [thing for thing in needed if not hasattr(task, thing)]
     if lacking:
         there = "the head of tasks/__init__.py says what they are"
-        yield f"tasks/{name}.py lacks {', '.join(lacking)}; {there}"
+        if set(KNOWN) <= set(lacking):
+            there = f"known_answers(row, options) may replace {', '.join(KNOWN)}; {there}"
+        yield f"{file} lacks {', '.join(lacking)}; {there}"
         return
     for mistake in (*options_mistakes(task), *call_mistakes(task), *answer_mistakes(task)):
-        yield f"tasks/{name}.py: {mistake}"
+        yield f"{file}: {mistake}"
 
 
 def options_mistakes(task: ModuleType) -> Iterator[str]:
@@ -385,7 +434,7 @@ def labelled(row: dict[str, Any], options: Options) -> dict[str, Any]:
     """
     mistake = row_mistake(row)
     if mistake:
-        raise ValueError(f"rows of tasks/{options.type}.py: {mistake}")
+        raise ValueError(f"rows of {file_of(options.type)}: {mistake}")
     effort = row.get("reasoning_effort") or options.reasoning_effort
     label = TASK_COLUMN if "task" in row else "task"
     return row | {label: options.type, "reasoning_effort": effort}
@@ -397,7 +446,7 @@ def made_by(task: ModuleType, name: str, options: Options) -> list[dict[str, Any
     Raises:
         ValueError: if it raises, or returns anything but a list with a row. It says where.
     """
-    words = f"{name} of tasks/{options.type}.py"
+    words = f"{name} of {file_of(options.type)}"
     try:
         rows = getattr(task, name)(options)
     except ValueError:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from job.errors import (
     CheckError,
     ConfigError,
     ExportError,
+    GradeError,
     JobError,
     OutputError,
     RewardError,
@@ -20,6 +22,7 @@ from job.errors import (
 from sandbox import SandboxError
 
 ROOT = Path(__file__).parent.parent
+SCRIPTS = ["check.py", "evaluate.py", "export.py", "generate.py", "report.py", "train.py"]
 
 
 def raising(error):
@@ -45,6 +48,10 @@ def test_each_error_is_one_line_and_its_exit_code(error, exit_code, capsys):
     assert capsys.readouterr().err == "error: wrong\n"
     table = dict(re.findall(r"^ *(\d) +(\w+Error)", errors.__doc__, re.MULTILINE))
     assert table[str(exit_code)] == type(error).__name__
+
+
+def test_a_task_that_fails_ends_as_a_reward_function_does():
+    assert exit_code_of(raising(GradeError("wrong"))) == 3
 
 
 def test_the_head_of_train_py_has_the_exit_codes_of_the_table():
@@ -81,3 +88,11 @@ def test_a_missing_package_is_installed_where_the_project_runs(monkeypatch):
     assert errors.how_to_install("wandb") == f"install it: {sys.executable} -m pip install wandb"
     dockerfile = (errors.ROOT / "Dockerfile").read_text()
     assert f"-m venv {errors.IMAGE_PREFIX} " in dockerfile and "ARG EXTRA_PACKAGES" in dockerfile
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_python_without_the_requirements_is_told_in_one_line(script):
+    command = [sys.executable, "-S", script, "--help"]  # -S: without site-packages
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    said = f"omegaconf is missing here: run it as bash train.sh --local {script} ..."
+    assert (done.returncode, done.stderr) == (2, f"error: {said}\n")

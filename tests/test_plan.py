@@ -46,6 +46,30 @@ def test_long_prompts_are_refused_or_dropped(tmp_path, chat):
     )
 
 
+@pytest.mark.parametrize("completion", ["112", "null"])
+def test_a_prompt_that_is_too_long_names_the_length_that_is_enough(tmp_path, chat, completion):
+    overrides = rows_of(tmp_path, "three " * 30, "three " * 30)
+    overrides.append(f"grpo.max_completion_length={completion}")
+    longest = len(chat.prompt_ids([{"role": "user", "content": "three " * 30}], "low"))
+    needed = longest + 1 + (112 if completion == "112" else 1)
+    with pytest.raises(ConfigError, match=f"; set model.max_seq_length to {needed} or more$"):
+        plan.make_plan(load(TINY, [*overrides, f"model.max_seq_length={needed - 1}"]), chat)
+    assert plan.make_plan(load(TINY, [*overrides, f"model.max_seq_length={needed}"]), chat)
+
+
+def test_a_longer_prompt_may_need_two_keys_and_is_dropped_only_where_others_remain(tmp_path, chat):
+    overrides = rows_of(tmp_path, "one", "three " * 30, "one")
+    longest = len(chat.prompt_ids([{"role": "user", "content": "three " * 30}], "low"))
+    needed = longest + 1 + 112
+    short = [f"model.max_seq_length={needed - 1}", f"grpo.max_prompt_length={longest - 1}"]
+    remedy = (
+        f"set grpo.max_prompt_length to {longest} or more and model.max_seq_length to {needed} "
+        "or more, or drop them with grpo.overlong_prompts: drop$"
+    )
+    with pytest.raises(ConfigError, match=remedy):
+        plan.make_plan(load(TINY, overrides + short), chat)
+
+
 def test_the_longest_prompt_leaves_the_room_for_completions(tmp_path, chat):
     job = load(TINY, [*rows_of(tmp_path, "one", "two words"), "grpo.max_completion_length=null"])
     made = plan.make_plan(job, chat)

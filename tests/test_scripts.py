@@ -247,6 +247,29 @@ def test_data_is_sought_where_the_user_stands(machine: Machine, tmp_path: Path, 
     assert "task.data=openai/gsm8k" in machine.calls()[-1]
 
 
+@pytest.mark.parametrize(
+    "written", ["mine/my_task.py", "{}/mine/my_task.py", "../{.name}/mine/my_task.py"]
+)
+def test_a_task_is_sought_where_the_user_stands(machine: Machine, tmp_path: Path, written):
+    (tmp_path / "mine").mkdir()
+    file = tmp_path / "mine/my_task.py"
+    file.touch()
+    written = f"task.type={written.format(tmp_path)}"
+    done = machine.run("train.sh", "--cpu", written, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    call = [call for call in machine.calls() if call[0] == "run" and "train.py" in call][-1]
+    assert f"task.type={file}" in call
+    assert bind(file, file, ",readonly") in options(call, "--mount")
+
+
+def test_a_task_of_the_repository_is_named_from_its_root(machine: Machine):
+    (machine.repo / "tasks").mkdir(exist_ok=True)
+    (machine.repo / "tasks/sort.py").touch()
+    for written in ("sort.py", f"{machine.repo}/tasks/sort.py"):
+        machine.run("train.sh", "--cpu", f"task.type={written}", cwd=machine.repo / "tasks")
+        assert "task.type=tasks/sort.py" in machine.calls()[-1]
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,7 @@ from job.evaluation import evaluation
 from job.evaluation.evaluation import EvaluationFolder, Problem, Record, Sampler
 from job.grading_pool import GradingPool
 from job.model import ModelSource, find_model, load_for_inference, load_tokenizer
+from job.own_code import chosen_task
 from job.rollout import engine, generate
 from job.rows import Row, fill_columns, has_fresh_inputs, mixed_rows, prompt_key
 from tasks.data import columns, sources
@@ -160,8 +161,7 @@ def with_task(source: ModelSource, request: Request) -> Config:
         wanted = "jsonl"
     if wanted is None:
         return source.config(paths, request.overrides)
-    if wanted not in tasks.names():
-        raise ConfigError(f"--task: no task {wanted!r}; there are {tasks.names()}")
+    wanted = chosen_task(wanted)
 
     # One of the config's own tasks
     is_own_file = bool(request.data) and wanted == "jsonl"
