@@ -12,6 +12,7 @@ The endings .gz, .bz2 and .zst (.zstd) may follow those of every form.
 """
 
 import csv
+import functools
 import io
 import itertools
 import json
@@ -105,7 +106,7 @@ def read_json_lines(path: Path, compression: str | None, shown: str) -> Placed:
 def read_line(line: bytes) -> Any:
     """The value of a line of JSON, or the mistake in its place."""
     try:
-        return parse(line.decode("utf-8-sig"), DECODER.decode)
+        return parse(line.decode("utf-8-sig"), decoder().decode)
     except UnicodeDecodeError as error:
         return not_utf_8(line[error.start], error.start)
     except RowMistake as mistake:
@@ -140,7 +141,7 @@ def read_items(text: str, shown: str) -> Placed:
         counted = at
         place = f"{shown}:{line}"
         try:
-            value, at = parse(text, DECODER.raw_decode, at)
+            value, at = parse(text, decoder().raw_decode, at)
         except RowMistake as mistake:
             yield place, mistake
             return
@@ -244,9 +245,12 @@ def finite(text: str) -> float:
     return value
 
 
-DECODER = json.JSONDecoder(
-    parse_constant=no_number, parse_float=finite, object_pairs_hook=unique_names
-)
+@functools.cache
+def decoder() -> json.JSONDecoder:
+    """What reads JSON. No global: `datasets` pickles what a streaming function refers to."""
+    return json.JSONDecoder(
+        parse_constant=no_number, parse_float=finite, object_pairs_hook=unique_names
+    )
 
 
 def not_utf_8(byte: int, start: int) -> RowMistake:
