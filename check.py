@@ -16,7 +16,7 @@ bash train.sh --smoke check.py grade FILE.jsonl [--task NAME] [--out FILE] [--st
     name), total, cheating, correct, detail. A row that cannot be read gets the status bad_row. No
     row ends the run. Weights and curriculum are those of step N, by default 0.
 
-It ends with the exit codes of job/errors.py.
+It ends with the exit codes of docs/runs.md.
 """
 
 import argparse

@@ -14,7 +14,7 @@ be `base`: the model that the other was trained on. The config of the run that t
 the task is; --config and section.key=value change that.
 
 A stopped evaluation continues where it was when the same command is given again. It ends with the
-exit codes of job/errors.py.
+exit codes of docs/runs.md.
 """
 
 import argparse
@@ -114,6 +114,9 @@ def print_results(finished: Sequence[Finished]) -> None:
     """The table, and for two models the comparison."""
     print()
     print(evaluation.table([item.name for item in finished], [item.result for item in finished]))
+    for words in dict.fromkeys(evaluation.unjudged_in_words(item.result) for item in finished):
+        if words:
+            print(words)
     print()
     for item in finished:
         print(f"{shown_path(item.folder)}  every figure, and every completion as Parquet")

@@ -12,7 +12,7 @@ gguf          for llama.cpp, if its converter is on this machine
 RUN_OR_FOLDER is a run's output folder, its final_model, or a checkpoint. The result goes to
 exports/<format> in the run's folder. It is loaded in a fresh process and compared with base +
 adapter; export.json holds the verdict and the SHA-256 of each file. An export that differs is
-removed. It ends with the exit codes of job/errors.py.
+removed. It ends with the exit codes of docs/runs.md.
 """
 
 import argparse

@@ -11,7 +11,7 @@ bash train.sh --local generate.py MODEL --run [--task NAME] [--row N] [PROMPT]
 
 MODEL is a folder with an adapter (final_model, checkpoint-N) or a whole model, the output folder of
 a run, a model on the Hub, or `tiny`. The answer goes to standard output, the thinking and all else
-to standard error. It ends with the exit codes of job/errors.py.
+to standard error. It ends with the exit codes of docs/runs.md.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     bash train.sh --local report.py RUN [RUN ...] [--output FOLDER]
 
-It ends with the exit codes of job/errors.py:
+It ends with the exit codes of docs/runs.md:
 0        done
 2        a RUN is not the output folder of a run
 4        the report cannot be written

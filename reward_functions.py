@@ -194,9 +194,7 @@ def correct_conclusion(completions, grades: Sequence[Grade], **kwargs) -> list[f
 
 def conclusion_score(grade: Grade) -> float | None:
     if not grade.data.get("answered", True):
-        note_once(
-            "correct_conclusion: a problem without an answer is not scored; only its layout counts"
-        )
+        note_once("correct_conclusion: a problem without an answer gets no reward from it")
         return None
     return 10.0 if is_paid(grade) else -2.0
 

@@ -2,7 +2,7 @@
 
     bash train.sh --local [--config FILE] [--dry-run] [section.key=value ...]
 
-It ends with the exit codes of job/errors.py:
+It ends with the exit codes that docs/runs.md explains:
 0        done
 1        an error that nobody foresaw
 2        the config or the command line is wrong
@@ -47,6 +47,7 @@ from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.interruption import Interruption, Stopped, deadline_of
 from job.launch import plan_launch, start
+from job.metrics_file import nothing_learned
 from job.model import (
     as_written,
     check_vllm,
@@ -386,7 +387,10 @@ def build_trainer(
         drop_reference(trainer.accelerator.unwrap_model(trainer.model))
     for default in (PrinterCallback, ProgressCallback):  # callbacks.Progress replaces them
         trainer.remove_callback(default)
-    print(f"grading {batch} completions takes {longest_s:.0f} s at the very most")
+    print(
+        f"grading {batch} completions is stopped after {longest_s:.0f} s at the latest: so long it "
+        "takes only if each one reaches all its time limits"
+    )
     return trainer
 
 
@@ -576,6 +580,9 @@ def print_report(
     history = trainer.state.log_history
     if history:
         print(f"{summary(history)}\n")
+    nothing = nothing_learned(history)
+    if nothing:
+        print(f"{nothing}\n")
     evaluated = evaluation.report() if evaluation else ""
     if evaluated:
         share = evaluation.spent_s / seconds

@@ -18,7 +18,7 @@ from job.config import Config, resolved
 from job.distributed import agreed
 from job.evaluation.run_evaluation import RunEvaluation
 from job.interruption import Interruption
-from job.metrics_file import is_evaluation, is_step
+from job.metrics_file import is_evaluation, is_step, two_ends
 from job.model import restore_adapter
 from job.report.live_report import LiveReport
 from job.waiting import waiting
@@ -329,19 +329,27 @@ def step_line(step: int, max_steps: int, logs: dict[str, Any]) -> str:
 
 
 def summary(history: list[dict[str, Any]], steps: int = 10) -> str:
-    """The closing table: the first and the last `steps` logged steps side by side."""
+    """The closing table: the first and the last `steps` logged steps side by side.
+
+    No step counts for both: of fewer than twice as many, each half counts for one end. A single
+    step has a column of its own.
+    """
     logs = [entry for entry in history if is_step(entry)]
-    steps = min(steps, (len(logs) + 1) // 2)
+    ends = two_ends(logs, steps)
+    titles = [f"first {len(ends[0])} steps", f"last {len(ends[-1])} steps"]
+    if len(ends[0]) == 1:
+        titles = ["first step", "last step"]
+    if len(ends) == 1:
+        titles = ["the only step"]
     rows = [
         ("mean reward", "reward", "8.2f"),
         ("correct", "grades/correct", "8.0%"),
         ("cheating", "grades/cheating", "8.0%"),
     ]
-    lines = [f"{'':14}{f'first {steps} steps':>16}{f'last {steps} steps':>16}"]
+    lines = [" " * 14 + "".join(f"{title:>16}" for title in titles)]
     for title, name, form in rows:
-        first = mean_cell(logs[:steps], name, form)
-        last = mean_cell(logs[-steps:], name, form)
-        lines.append(f"{title:14}{first:>16}{last:>16}")
+        cells = [mean_cell(end, name, form) for end in ends]
+        lines.append(f"{title:14}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)
 
 

@@ -541,10 +541,13 @@ def merge_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> Any:
 
     A list replaces what came before it. A layer that changes the type keeps, of the layers before
     it, only the keys that every task has. It does not keep the curriculum, whose stages hold keys
-    of the old type, and num_eval_rows, which counts prompts of the old type.
+    of the old type, and num_eval_rows, which counts prompts of the old type. It keeps num_rows only
+    where the user wrote it: the number in config.yaml is for its own task, and a type may have
+    another default.
     """
     shared = OmegaConf.structured(tasks.Options).keys() - {"curriculum", "num_eval_rows"}
     merged: Any = {}
+    is_default = False  # whether num_rows is that of config.yaml
     for layer in layers:
         task = layer.pop("task", None) or {}
         if isinstance(task, list):
@@ -558,7 +561,10 @@ def merge_tasks(layers: list[dict[str, Any]], mistakes: list[str]) -> Any:
             old_type = merged.get("type")
             if task.get("type", old_type) != old_type:
                 merged = {key: value for key, value in merged.items() if key in shared}
+                if is_default:
+                    merged.pop("num_rows", None)
             merged = merged | task
+            is_default = layer is layers[0] or (is_default and "num_rows" not in task)
     return merged
 
 

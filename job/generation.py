@@ -1,5 +1,6 @@
 """Conversations with a model: prompts in its own template, answers streamed, history kept."""
 
+import functools
 import json
 import queue
 import sys
@@ -19,13 +20,14 @@ from job.evaluation.evaluation import make_grader
 from job.evaluation.model_evaluation import sampling_at
 from job.grading import Scored
 from job.grading_pool import GradingPool
-from job.rollout import engine
+from job.rollout import Rollout, engine
 from job.rows import Row, mixed_rows
 
 Message = dict[str, Any]
 
 # What is streamed is read again with each token, which may take this share of the time.
 READING_SHARE = 0.1
+STREAMED_TOKENS = 4  # that a graph decodes between two looks at them
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"  # thinking is dim on a terminal
 
 
@@ -112,6 +114,37 @@ class Conversation:
 
     def _stream(self, prompt_ids: list[int], max_new_tokens: int) -> Iterator[int]:
         """The tokens of one completion, as they come."""
+        if self.rollout.decodes_to_the_end:
+            yield from self._stream_of_transformers(prompt_ids, max_new_tokens)
+            return
+        row = self.rollout.add(prompt_ids, max_new_tokens)
+        passed_on = 0
+        try:
+            while self.rollout.unfinished:
+                ended = self.rollout.step(STREAMED_TOKENS)
+                ids = ended[0].completion_ids if ended else self.rollout.decoded(row)
+                yield from ids[passed_on:]
+                passed_on = len(ids)
+        finally:
+            self.rollout.cancel()  # Ctrl-C ends the answer, not the conversation
+
+    @functools.cached_property
+    def rollout(self) -> Rollout:
+        """What decodes: the rollout of training, where this machine can have its graphs."""
+        rollout, words = engine.make_rollout(
+            self.model,
+            self.tokenizer,
+            self.config.rollout,
+            rows=1,
+            max_new_tokens=self.config.model.max_seq_length,
+            **sampling_at(self.temperature, self.config),
+        )
+        if not rollout.decodes_to_the_end:
+            print(words, file=sys.stderr)
+        return rollout
+
+    def _stream_of_transformers(self, prompt_ids: list[int], max_new_tokens: int) -> Iterator[int]:
+        """The same by transformers' generate, which cannot be paused and so gets a thread."""
         import torch
 
         tokens = TokenQueue()

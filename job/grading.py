@@ -382,6 +382,11 @@ def is_correct(grade: Grade) -> bool:
     return grade.correct and not grade.cheating
 
 
+def is_judged(grade: Grade) -> bool:
+    """Whether anything could say if a completion is right: its row has an answer, or tests."""
+    return bool(grade.data.get("answered", True)) and grade.data.get("tests") != 0
+
+
 def shares(grades: Sequence[Grade]) -> dict[str, float]:
     """Metrics of a batch: the share (0 to 1) of correct, of cheating and of unclosed completions,
     and of each status."""

@@ -85,6 +85,27 @@ def is_evaluation(logs: Mapping[str, Any] | None) -> bool:
     return bool(logs) and "eval_reward" in logs
 
 
+def two_ends(entries: Sequence[Any], most: int) -> list[Sequence[Any]]:
+    """[the first ones, the last ones], as many of each, at most `most`, and none in both; a single
+    entry makes one end."""
+    if len(entries) == 1:
+        return [entries]
+    count = min(most, len(entries) // 2)
+    return [entries[:count], entries[len(entries) - count :]]
+
+
+def nothing_learned(entries: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence, if all advantages of all logged steps were 0; empty otherwise."""
+    shares = [entry.get("frac_reward_zero_std") for entry in entries if is_step(entry)]
+    if not shares or any(share != 1 for share in shares):
+        return ""
+    return (
+        "in every group all rewards were equal, so nothing was learned: if they are the best, make "
+        "the task harder; if not, raise grpo.num_generations or grpo.temperature, take an easier "
+        "task, or give task.rewards a function with partial credit"
+    )
+
+
 def finite(value: Any) -> Any:
     """`value`, but None for NaN and infinity, which JSON does not have."""
     if isinstance(value, float) and not math.isfinite(value):

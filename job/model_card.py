@@ -156,6 +156,7 @@ def sections(facts: Facts) -> Iterator[str]:
     yield (
         f"{what}: {facts.base_shown} after reinforcement learning (GRPO) on {names}. Answers were "
         "run or checked by a program, and what they turned out to be was the reward."
+        f"{continued_from(facts.config)}"
     )
     yield "\n\n".join(result(facts.evaluation))
     if facts.notes:
@@ -167,6 +168,19 @@ def sections(facts: Facts) -> Iterator[str]:
     yield f"## Limits\n\n{limits(facts)}"
 
 
+def continued_from(config: Config | None) -> str:
+    """A sentence on the adapter that training began with; empty if there was none."""
+    if config is None or config.model.adapter is None:
+        return ""
+    # No path of the machine that trained it
+    adapter = Path(config.model.adapter)
+    shown = "/".join([part for part in adapter.parts if part != adapter.anchor][-2:])
+    return (
+        f" Training continued from the adapter `{shown}`: what came before it is not told here, "
+        "and a comparison of before and after begins with that adapter."
+    )
+
+
 def result(evaluation: dict[str, Any]) -> Iterator[str]:
     """Before and after, or that it was not measured."""
     comparison = evaluation.get("comparison")
@@ -175,8 +189,15 @@ def result(evaluation: dict[str, Any]) -> Iterator[str]:
         return
     yield f"**Result:** {comparison['sentence']}"
     first, last = evaluation["evaluations"][0], evaluation["evaluations"][-1]
+    if problems_of(first) != problems_of(last):
+        return  # the sentence is about those that both have, and the tables are not
     head = ["held-out problems", f"step {first['step']}", f"step {last['step']}"]
     yield markdown_table(head, result_rows(first, last))
+
+
+def problems_of(result: dict[str, Any]) -> Any:
+    """Which problems an evaluation has, as its settings say."""
+    return result.get("settings", {}).get("problems")
 
 
 def result_rows(first: dict[str, Any], last: dict[str, Any]) -> list[list[str]]:
@@ -191,6 +212,8 @@ def result_rows(first: dict[str, Any], last: dict[str, Any]) -> list[list[str]]:
 
 
 def in_percent(estimate: dict[str, float]) -> str:
+    if None in (estimate["value"], estimate["low"]):
+        return "-"
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
     return f"{value:.0f} % [{low:.0f}, {high:.0f}]"
 

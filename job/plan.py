@@ -228,7 +228,7 @@ def check_enough_rows(rows: Sequence[dict[str, Any]], batches: BatchPlan, too_lo
         dropped = f" (after {too_long} too long ones were dropped)"
     raise ConfigError(
         f"task.num_rows: {len(rows)} rows{dropped} are fewer than the {prompts} prompts that are "
-        "completed at once; take more rows, or a smaller batch"
+        "completed at once; set task.num_rows higher (rows are repeated), or take a smaller batch"
     )
 
 

@@ -10,6 +10,7 @@ because Unsloth replaces GRPOTrainer.
 
 import copy
 import json
+import logging
 import math
 import os
 import time
@@ -32,11 +33,28 @@ from job.out_of_memory import in_smaller_batches
 from job.rollout import BatchRollout, Rollout, TokenIds, decode_all, engine
 from job.saving import save_aside
 from job.step_time import StepTime
+from tasks import note_once
 
 # Rows of each batch whose log-probabilities are computed again, to compare them with the rollout's
 CHECKED_ROWS = 2
 # With this set to 1, Unsloth takes what the rollout returns for the old log-probabilities.
 UNSLOTH_ROLLOUT_AS_OLD = "UNSLOTH_GRPO_ROLLOUT_LOGPROBS_AS_OLD"
+
+
+def silence_unjudged() -> None:
+    """Say in one line what TRL says with every batch in which a completion has no reward, and
+    transformers with every metric that has no value therefore."""
+    for name in (GRPOTrainer.__module__, "transformers.integrations.integration_utils"):
+        logging.getLogger(name).addFilter(is_news)
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a warning of the libraries says what we do not say ourselves."""
+    text = record.getMessage()
+    if "All reward functions returned None" in text:
+        note_once("a completion got no reward from any reward function; it is not learned from")
+        return False
+    return 'attempting to log a value of "None"' not in text
 
 
 class Sample(NamedTuple):
@@ -90,6 +108,7 @@ class Trainer(GRPOTrainer):
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        silence_unjudged()
         self.interruption = interruption
         self.staging: Path | None = None  # where a checkpoint is being written
         self._between: training_state.Between | None = None  # the state after the last step

@@ -87,7 +87,7 @@ PROBLEMS = [
 
 REWARDS = ["function_works", "no_cheating", "tests_passed", "style", "documentation"]
 FIXED_INPUTS = True
-MEASURES = [Measure("tests passed", lambda grade, row: grade.passed, is_share=True)]
+MEASURES = [Measure("tests passed", lambda grade, row: share_of_tests(grade), is_share=True)]
 
 REFERENCE = '''\
 ```python
@@ -696,6 +696,13 @@ def same_word(word: str, expected: str) -> bool:
     if not DECIMAL.fullmatch(expected) or not DECIMAL_OR_INT.fullmatch(word):
         return False
     return math.isclose(float(word), float(expected), rel_tol=1e-6, abs_tol=1e-6)
+
+
+def share_of_tests(grade: Grade) -> float | None:
+    """How many tests were passed, from 0 to 1; None for a problem without tests."""
+    if grade.data.get("tests") == 0:
+        return None
+    return grade.passed
 
 
 def try_program(program: Program, tests: Tests, results_in_lists: bool = False) -> Grade:

@@ -38,7 +38,7 @@ from tasks import Grade, note_once, prompt_key, reasoning
 from tasks import Options as SharedOptions
 from tasks.data import columns, sources
 from tasks.data.columns import Table, Wishes
-from tasks.data.mistakes import Mistakes, RowMistake
+from tasks.data.mistakes import Mistakes, RowMistake, shown_places
 
 STREAMED_ROWS = 200_000  # more are not held in memory
 SAMPLED_ROWS = 10_000  # of a stream: read and checked before training
@@ -59,6 +59,9 @@ KEY_HINTS = {
 
 # Rewards that compare
 COMPARING = {"correct_conclusion", "consistency", "correctness_check", "correctness_partial"}
+
+# Rewards that tell completions apart by the answer alone
+NEEDS_ANSWER = {"correct_conclusion", "correctness_check", "correctness_partial"}
 
 # Of the first row of the default data. A last line that ends in the value is right here.
 REFERENCE = reasoning.REFERENCE
@@ -96,11 +99,12 @@ class Options(SharedOptions):
         training, _ = split_rows(self)
         if not training:
             raise ValueError(f"data: {self.data} holds no row to train on")
-        if not self.rewards and all(answer_of(row) is None for row in training):
+        paid = tasks.reward_weights(self.type, self.rewards)
+        if NEEDS_ANSWER.issuperset(paid) and all(answer_of(row) is None for row in training):
             raise ValueError(
-                f"rewards: no row of {self.data} has an answer to compare with (a 0 in every row "
-                "is a placeholder); name the column of the answers in task.columns, as in "
-                "{answer: COLUMN}, or name reward functions in task.rewards"
+                f"rewards: no row of {self.data} has an answer to compare with (an empty field "
+                "is none, and so is a 0 in every row); name the column of the answers in "
+                "task.columns, as in {answer: COLUMN}, or name reward functions in task.rewards"
             )
         compared = compares(self) and any(answer_of(row) is not None for row in training)
         if compared and not verifier.installed():
@@ -145,6 +149,8 @@ def rows(options: Options) -> list[dict[str, Any]]:
         )
     if is_streamed(options):
         wanted = min(wanted, len(training))
+    if wanted > len(training):
+        note_once(f"{len(training)} rows are repeated to {wanted} (task.num_rows); null: each once")
     return list(itertools.islice(itertools.cycle(training), wanted))
 
 
@@ -165,6 +171,7 @@ class Query:
     wishes: Wishes
     shown: str  # the data set in messages
     compares: bool  # whether a reward compares answers
+    rewards: tuple[str, ...]  # their names
     drops: bool  # whether rows with unreadable answers are left out
     limit: int | None = None  # rows that are read
 
@@ -195,6 +202,7 @@ def query_of(options: Options, split: str) -> Query:
         ),
         shown=options.data,
         compares=compares(options),
+        rewards=tuple(tasks.reward_weights(options.type, options.rewards)),
         drops=options.unreadable_answers == "drop",
         limit=SAMPLED_ROWS if is_streamed(options) else None,
     )
@@ -257,15 +265,17 @@ def read_split(query: Query) -> Table:
         table, unclear = readable(table)
         if unclear:
             total = len(table.rows) + unclear.count
-            count = f"{unclear.count} of {total} rows of {query.shown}"
-            count += " have an answer that cannot be read"
+            count = f"{unclear.count} of {total} rows have an answer that cannot be read"
             if query.drops:
-                note_once("\n".join([f"{count} and are left out:", *unclear.lines()]))
+                head = f"{query.shown}: {count} and are left out:"
+                note_once("\n".join([head, *unclear.lines()]))
             else:
                 advice = f"{count}; task.unreadable_answers: drop leaves them out"
                 lines += [f"{line}; {advice}" for line in unclear.lines()]
     if lines:
         raise ValueError("\n".join(f"data: {line}" for line in lines))
+    if "correct_conclusion" in query.rewards:
+        note_rows_without_answer(table, query)
     if table.note:
         note_once(table.note)
     if table.as_json:
@@ -274,6 +284,32 @@ def read_split(query: Query) -> Table:
             "the values are passed on as JSON texts"
         )
     return table
+
+
+def note_rows_without_answer(table: Table, query: Query) -> None:
+    """Tell which rows correct_conclusion gives no reward. Where no row has an answer, the options
+    say so."""
+    places = []
+    for place, row in zip(table.places, table.rows, strict=True):
+        if answer_of(row) is None:
+            places.append(place)
+    if not places or len(places) == len(table.rows):
+        return
+    consequence = "so only the other rewards count"
+    if set(query.rewards) == {"correct_conclusion"}:
+        consequence = "so nothing is learned from it"
+        if len(places) > 1:
+            consequence = "so nothing is learned from them"
+    note_once(
+        f"{counted(places, len(table.rows), query)} no answer ({shown_places(places)}): "
+        f"correct_conclusion gives no reward there, {consequence}"
+    )
+
+
+def counted(places: list[str], total: int, query: Query) -> str:
+    """As in "data.csv: 2 of 40 rows have"."""
+    verb = "has" if len(places) == 1 else "have"
+    return f"{query.shown}: {len(places)} of {total} rows {verb}"
 
 
 def readable(table: Table) -> tuple[Table, Mistakes]:

@@ -3,7 +3,11 @@
 import json
 from types import SimpleNamespace
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from job.callbacks import MetricsFile, Progress, step_line, summary
+from job.metrics_file import two_ends
 
 LOGS = {"loss": 0.5, "reward": 2.0, "reward_std": 1.0, "grades/correct": 0.25, "kl": float("nan")}
 
@@ -54,7 +58,18 @@ def test_step_line_and_summary():
     assert "first 10 steps" in table and "last 10 steps" in table
     assert "4.50" in table and "24.50" in table
     assert "cheating" in table and "-" in table
-    assert "first 0 steps" in summary([]) and "first 1 steps" in summary(history[:2])
+    # No step counts twice
+    assert "first 2 steps" in summary(history[:5]) and "3.50" in summary(history[:5])
+    assert "first step" in summary(history[:2]) and "the only step" in summary(history[:1])
+    assert "first 0 steps" in summary([])
+
+
+@given(st.lists(st.integers(), max_size=30), st.integers(1, 12))
+def test_no_step_is_in_both_ends(steps, most):
+    ends = two_ends(steps, most)
+    assert sum(map(len, ends)) <= len(steps) and len({len(end) for end in ends}) == 1
+    assert len(ends[0]) == min(most, max(len(steps) // 2, len(steps) == 1))
+    assert ends[0] == steps[: len(ends[0])] and ends[-1] == steps[len(steps) - len(ends[0]) :]
 
 
 def test_progress_prints_one_line_a_step(capsys):

@@ -276,6 +276,7 @@ def test_columns_of_a_row_do_not_replace_what_reward_functions_get(job, sandbox)
     assert json.loads(next(grade_file([json.dumps(row)], job, sandbox, None)))["correct"]
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_only_in_timed_calls_is_not_correct(job, quick_sandbox):
     size = matmul.answer("if len(A) > 40 and len(B) > 40:\n    return []\n" + matmul.LOOP)
     for text in [size, *matmul.WRONG]:

@@ -207,7 +207,7 @@ def test_a_list_and_its_lines_are_read_alike(values):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prompt,answer\nx,1\ny\nz,1,2\n", r":3: has 1 fields.*\(2 rows: .*:3, .*:4\)"),
+        ("prompt,answer\nx,1\ny\nz,1,2\n", r":3: has 1 fields.*\(2 rows: 3, 4\)"),
         ("prompt,prompt\nx,1\n", ":1: two columns are called 'prompt'"),
         ("prompt,,b\nx,1,2\n", ":1: column 2 has no name"),
         ('prompt,answer\nx,1\n"y,2\n', ":3: not CSV: unexpected end of data"),
@@ -270,9 +270,30 @@ def test_a_saved_config_finds_its_data_from_any_folder(tmp_path, monkeypatch):
     save(job, tmp_path / "saved.yaml")
     monkeypatch.chdir("/")
     saved = load_config(tmp_path / "saved.yaml")
-    assert jsonl.rows(saved.tasks[0]) == jsonl.rows(options(tmp_path / "mine.csv", num_rows=1000))
+    assert jsonl.rows(saved.tasks[0]) == jsonl.rows(options(tmp_path / "mine.csv"))
     for data in ("configs/sums.jsonl", "openai/gsm8k"):
         assert sources.from_anywhere(data) == data
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides", "wanted"),
+    [
+        ("task: {type: jsonl}\n", [], None),
+        ("", ["task.type=jsonl"], None),
+        ("task: {type: jsonl, num_rows: 7}\n", [], 7),
+        ("task: {type: matmul, num_rows: 7}\n", ["task.type=jsonl"], 7),
+        ("task: {num_rows: 7}\n", ["task.type=jsonl"], 7),
+        ("task: {type: reasoning}\n", ["task.type=jsonl"], None),
+        ("task: {type: jsonl}\n", ["task.type=reasoning"], 1000),
+        ("", [], 1000),
+    ],
+)
+def test_rows_of_ones_own_are_repeated_only_where_the_user_says_so(
+    tmp_path, file, overrides, wanted
+):
+    path = tmp_path / "job.yaml"
+    path.write_text(file or "{}")
+    assert load_config(path, overrides).tasks[0].num_rows == wanted
 
 
 def test_the_message_about_a_missing_file_says_where_it_was_sought(tmp_path, monkeypatch):
@@ -547,7 +568,7 @@ def test_mistakes_of_a_kind_are_one_line():
     mistakes.add("a:9", RowMistake("other"))
     assert mistakes.count == 6
     assert mistakes.lines() == [
-        "a:0: no 0 (5 rows: a:0, a:1, a:2, ...); add one",
+        "a:0: no 0 (5 rows: 0, 1, 2, ...); add one",
         "a:9: other",
     ]
 

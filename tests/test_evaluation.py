@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas
@@ -13,13 +14,14 @@ from scripted import ScriptedRollout, harmony_call, harmony_final
 from transformers import AutoTokenizer
 
 import tasks
+from job import model_card
 from job.chat import Chat
 from job.config import ROOT, TINY_MODEL, load_config
 from job.episodes.loop import play_batch
 from job.episodes.tool_format import ToolFormat
 from job.episodes.tools import schemas_of_rows
 from job.errors import ConfigError, OutputError
-from job.evaluation import evaluation
+from job.evaluation import evaluation, run_evaluation
 from job.evaluation.evaluation import EvaluationFolder, Problem, Sampler
 from job.rows import mixed_rows
 from sandbox import Status
@@ -163,6 +165,52 @@ def test_the_figures_of_an_evaluation(tmp_path, problems, chat, grader):
     assert "correct (pass@1)" in shown and "33 %" in shown and "pass@3" in shown
 
 
+def test_problems_without_an_answer_are_left_out(tmp_path, chat, sandbox):
+    questions = [
+        {"question": "What is 1 + 1?", "answer": 2},
+        {"question": "What is 5 + 1?", "answer": 6},
+    ]
+    questions += ["What is love?"]
+    options = reasoning.Options(
+        type="reasoning",
+        problems=["What is 9 * 9?"],
+        eval_problems=questions,
+        rewards=["correct_conclusion"],
+        check=False,
+    )
+    asked = evaluation.make_problems(mixed_rows([options])[1], chat)
+    grader = evaluation.make_grader([options], sandbox)
+    result = run(tmp_path, asked, chat, grader, lambda prompt: "Answer: 2")
+    assert (result["problems"], result["unjudged"]) == (3, 1)
+    assert [result["pass_at"][k]["value"] for k in ("1", "2", "3")] == [0.5] * 3
+    assert result["reward"]["value"] == 4.0  # 10 for what is right, and -2 for what is wrong
+    assert "1 of 3 problems have no answer" in evaluation.unjudged_in_words(result)
+    known = evaluation.read_completions(tmp_path)
+    assert evaluation.compare(known, known).problems == 2
+    unjudged = [record for record in known if record["correct"] is None]
+    with pytest.raises(ConfigError, match="no problem with an answer in common"):
+        evaluation.compare(unjudged, known)
+
+
+def test_an_evaluation_that_nothing_can_judge(tmp_path, chat, sandbox):
+    options = reasoning.Options(
+        type="reasoning",
+        problems=["What is 9 * 9?"],
+        eval_problems=["What is love?"],
+        rewards=["correct_conclusion"],
+        check=False,
+    )
+    asked = evaluation.make_problems(mixed_rows([options])[1], chat)
+    grader = evaluation.make_grader([options], sandbox)
+    result = run(tmp_path, asked, chat, grader, lambda prompt: "Answer: 2")
+    assert result["pass_at"]["1"]["value"] is None and result["reward"]["value"] is None
+    assert "correct -" in run_evaluation.line_of(0, result)
+    metrics = run_evaluation.metrics_of(result)
+    assert math.isnan(metrics["eval_reward"]) and "eval_pass@1" not in metrics
+    assert model_card.in_percent(result["pass_at"]["1"]) == "-"
+    assert "reward" not in evaluation.table(["a"], [result])
+
+
 def test_training_goes_on_as_if_there_had_been_no_evaluation(tmp_path, problems, chat, grader):
     torch.manual_seed(1)
     expected = torch.rand(3)
@@ -195,7 +243,8 @@ def test_what_tasks_measure():
     assert games["win rate"].value == 0.5 and games["best tile"].value == 128
     assert games["mean best tile"].value == 64
 
-    assert measured(code, [right(), failed], [{}] * 2)["tests passed"].value == 0.5
+    untested = Grade(Status.OK, data={"tests": 0})
+    assert measured(code, [right(), failed, untested], [{}] * 3)["tests passed"].value == 0.5
 
     rows = [{"opponent_policy": policy} for policy in ("polite", "polite", "never")]
     attacks = measured(prompt_injection, [right(), failed, failed], rows)
@@ -288,9 +337,21 @@ def test_a_large_difference_has_a_small_p_value():
 
 
 def test_completions_of_one_prompt_are_problems_of_their_own():
-    first = [record | {"problem": f"same-{i}"} for i in range(3) for record in records({"x": 1})]
+    same = {"fresh_inputs": True}
+    first = []
+    for i in range(3):
+        first += [record | same | {"problem": f"same-{i}"} for record in records({"x": 1})]
     found = evaluation.compare(first, [record | {"correct": True} for record in first])
     assert found.problems == 12 and found.better == 9
+
+
+def test_one_row_of_many_is_one_problem(tmp_path, problems, chat, grader):
+    result = run(tmp_path / "one", problems[:1], chat, grader)
+    assert result["problems"] == 1 and result["completions"] == 3
+    known = evaluation.read_completions(tmp_path / "one")
+    assert evaluation.compare(known, known).problems == 1
+    fresh = [replace(problem, has_fresh_inputs=True) for problem in problems[:1]]
+    assert run(tmp_path / "fresh", fresh, chat, grader)["problems"] == 3
 
 
 def test_evaluations_of_different_problems_are_not_compared():

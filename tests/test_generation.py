@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -11,10 +12,11 @@ from scripted import ScriptedRollout, harmony_call, harmony_final
 import generate
 from job import generation
 from job.chat import Chat, Reading
-from job.config import ROOT
+from job.config import ROOT, load_config
 from job.episodes.tool_format import ToolFormat
 from job.errors import ConfigError
 from job.generation import Screen, TokenQueue
+from job.model import find_model
 
 TINY = ["tiny", "--config", str(ROOT / "configs" / "tiny.yaml")]
 
@@ -121,6 +123,41 @@ def test_an_answer_to_a_task_is_run_and_graded(capsys):
     assert "user: Create a new fast matrix multiplication" in err
     for name in ("status ", "correct ", "cheating ", "reward    no_cheating: "):
         assert f"\n{name}" in err
+
+
+def decode_in_steps(monkeypatch):
+    """Have what a GPU has: a rollout that decodes step by step."""
+    monkeypatch.setattr(generation.engine, "why_not", lambda request: None)
+    monkeypatch.setattr(
+        generation.engine,
+        "try_graph",
+        lambda model, request: generation.engine.make_graph_rollout(model, request, capture=False),
+    )
+
+
+def test_the_rollout_of_training_gives_the_same_answers(capsys, monkeypatch):
+    words = [*TINY, "--temperature", "0", "How much is 15 * 20?", "How much is 7 * 3?"]
+    code, by_generate, _ = run(capsys, *words)
+    assert code == 0 and len(by_generate) > 20
+    decode_in_steps(monkeypatch)
+    code, in_steps, said = run(capsys, *words)
+    assert code == 0 and in_steps == by_generate
+    assert "rollout: CUDA graphs, gpt-oss's weights as they are packed" in said
+
+
+def test_an_answer_that_is_stopped_leaves_the_rollout_empty(monkeypatch):
+    decode_in_steps(monkeypatch)
+    arguments = SimpleNamespace(
+        reasoning_effort=None, temperature=0.0, seed=None, max_new_tokens=None, system=None
+    )
+    config = load_config(ROOT / "configs" / "tiny.yaml")
+    conversation = generate.start(find_model("tiny"), config, arguments)
+    tokens = conversation._stream(conversation.chat.ids("How much is 15 * 20?"), 50)
+    first = [next(tokens) for _ in range(6)]
+    tokens.close()
+    assert conversation.rollout.unfinished == 0
+    again = conversation._stream(conversation.chat.ids("How much is 15 * 20?"), 9)
+    assert len(list(again)) == 9 and len(first) == 6
 
 
 def test_a_conversation_keeps_its_history(capsys, monkeypatch):

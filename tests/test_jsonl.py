@@ -110,6 +110,31 @@ def test_a_placeholder_is_no_answer(tmp_path, answers):
     ]
 
 
+def test_rows_without_an_answer_are_named(tmp_path, capsys):
+    rows = [{"prompt": f"{i}?", "answer": "" if i in (2, 3, 5, 7) else "1"} for i in range(9)]
+    one = write(tmp_path / "one.jsonl", *rows[:3])
+    tasks.note_once.cache_clear()
+    options(one)
+    assert (
+        f"one.jsonl: 1 of 3 rows has no answer ({one}:3): correct_conclusion gives no reward "
+        "there, so nothing is learned from it"
+    ) in capsys.readouterr().err
+    four = write(tmp_path / "four.jsonl", *rows)
+    options(four, rewards=["correct_conclusion", "clarity"])
+    err = capsys.readouterr().err
+    assert f"4 of 9 rows have no answer ({four}:3, 4, 6, ...)" in err
+    assert "so only the other rewards count" in err
+    options(four, rewards=["clarity"])
+    assert "no answer" not in capsys.readouterr().err
+
+
+def test_rewards_that_all_need_an_answer_are_refused_without_one(tmp_path):
+    path = write(tmp_path / "a.jsonl", {"prompt": "x", "answer": " "})
+    with pytest.raises(ValueError, match="no row of .* has an answer to compare with"):
+        options(path, rewards=["correct_conclusion"])
+    assert options(path, rewards=["correct_conclusion", "clarity"])
+
+
 def test_a_zero_that_is_text_is_an_answer(tmp_path):
     path = write(tmp_path / "a.jsonl", {"prompt": "x", "answer": "0"})
     assert jsonl.rows(options(path, num_rows=None))[0]["answer"] == "0"
@@ -195,9 +220,8 @@ def test_mistakes_are_grouped_and_come_as_a_config_error(tmp_path):
     with pytest.raises(ConfigError) as error:
         config.load_config(None, ["task.type=jsonl", f"task.data={path}"])
     first, second = error.value.mistakes
-    places = ", ".join(f"{path}:{line}" for line in (2, 3, 4))
-    assert first.startswith("task.data: ") and f"(30 rows: {places}, ...)" in first
-    assert f"(2 rows: {path}:32, {path}:33)" in second
+    assert first.startswith(f"task.data: {path}:2: ") and "(30 rows: 2, 3, 4, ...)" in first
+    assert "(2 rows: 32, 33)" in second
     assert "the columns are ['answer']" in second and "task.columns, as in {prompt: " in second
 
 
@@ -210,8 +234,9 @@ def test_rows_whose_answer_cannot_be_read_are_named_and_refused(tmp_path):
     with pytest.raises(ConfigError) as error:
         config.load_config(None, ["task.type=jsonl", f"task.data={path}"])
     message = str(error.value)
-    assert "a.jsonl:3: the answer cannot be read" in message and "a.jsonl:4" in message
+    assert "a.jsonl:3: the answer cannot be read" in message and "(2 rows: 3, 4)" in message
     assert "2 of 3 rows" in message and "unreadable_answers: drop" in message
+    assert message.count(str(path)) == 1  # a long path is not said again and again
 
 
 def test_rows_whose_answer_cannot_be_read_can_be_dropped(tmp_path, capsys, sandbox):

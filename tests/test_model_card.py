@@ -1,6 +1,7 @@
 """model_card.py: what README.md says about a trained model, to people and to the Hub."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,14 @@ def test_a_whole_model_is_no_adapter(form, library):
 def test_a_base_without_an_id_is_named_without_its_path():
     text = model_card.render(facts(base="/app/models/mine"))
     assert "base_model" not in text and "/app" not in text and "# mine, trained on" in text
+
+
+def test_a_run_that_continued_from_an_adapter_says_so():
+    job = facts().config
+    earlier = replace(job, model=replace(job.model, adapter="/app/runs/first/final_model"))
+    text = model_card.render(facts(config=earlier))
+    assert "continued from the adapter `first/final_model`" in text and "/app" not in text
+    assert "continued from" not in model_card.render(facts())
 
 
 @pytest.mark.parametrize(

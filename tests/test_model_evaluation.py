@@ -1,8 +1,10 @@
 """evaluate.py: which model is meant, which rows it is asked, and what is refused."""
 
 import json
+import shutil
 
 import pytest
+import yaml
 
 import evaluate
 from job.config import ROOT, load_config
@@ -97,8 +99,9 @@ def test_a_damaged_adapter_is_refused(trained_run, tmp_path):
 
 def rows(name, **request):
     source = find_model(str(name))
-    chosen, config = model_evaluation.rows_to_evaluate([source], Request(**request))
-    return [row["prompt"][-1]["content"] for row in chosen], [o.type for o in config.tasks]
+    asked = model_evaluation.rows_to_evaluate([source], Request(**request))
+    questions = [row["prompt"][-1]["content"] for row in asked.rows]
+    return questions, [options.type for options in asked.judging.tasks]
 
 
 def test_a_run_is_asked_what_it_holds_out(trained_run, data, capsys):
@@ -109,6 +112,24 @@ def test_a_run_is_asked_what_it_holds_out(trained_run, data, capsys):
     assert rows(trained_run, data=str(data), task="reasoning")[1] == ["reasoning"]
     repeated, types = rows(trained_run, task="matmul", rows=5)
     assert len(repeated) == 5 and len(set(repeated)) == 1 and types == ["matmul"]
+
+
+def test_rows_of_a_file_need_no_data_of_the_run(trained_run, data, tmp_path, capsys):
+    shutil.copytree(trained_run, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    content = yaml.safe_load(config.read_text())
+    content["task"] = {"type": "jsonl", "data": str(data), "num_eval_rows": 1}
+    content["evaluate"]["every"] = 2
+    config.write_text(yaml.safe_dump(content))
+    source = find_model(str(tmp_path / "run"))
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "What is 7 * 8?", "solution": 56}\n')
+    for _ in range(2):
+        asked = model_evaluation.rows_to_evaluate([source], Request(data=str(other)))
+        assert len(asked.rows) == 1
+        assert model_evaluation.config_of_model(source, Request()).evaluate.every == 2
+        assert data.name not in capsys.readouterr().err
+        data.unlink(missing_ok=True)  # and the second time it is gone
 
 
 def test_prompts_that_were_trained_on_are_told(trained_run, capsys):
@@ -128,7 +149,7 @@ def test_two_models_on_the_same_problems(trained_run, tmp_path, capsys):
     code, out, err = run(capsys, *command)
     assert code == 0, err
     # The adapter of this run changes nothing, so both give the same completions
-    assert "+0 points [0, 0], p = 1.000, 3 problems" in out.splitlines()[-1]
+    assert "+0 points [0, 0], p = 1.000, 1 problem" in out.splitlines()[-1]
     assert "pass@2" in out and "pass@3" in out and "0 problems got better, 0 worse" in out
     folders = sorted(path for path in tmp_path.iterdir())
     assert len(folders) == 2 and all((folder / "evaluation.json").is_file() for folder in folders)
@@ -140,6 +161,36 @@ def test_two_models_on_the_same_problems(trained_run, tmp_path, capsys):
     assert code == 0 and "+0 points" in out
     code, _, err = run(capsys, *command, "grpo.temperature=0.5")
     assert code == 2 and "another value of sampling" in err
+
+
+def test_evaluations_of_other_rows_have_folders_of_their_own():
+    source = find_model("tiny")
+    judging = load_config(TINY, ["task.type=reasoning"])
+    names = []
+    for asked in ({}, {"rows": 10}, {"rows": 20}, {"data": "/a/mine.jsonl", "rows": 10}):
+        request = Request(**asked)
+        names.append(model_evaluation.output_folder(source, judging, request, False).name)
+    assert names == [
+        "tiny-reasoning",
+        "tiny-reasoning-10-rows",
+        "tiny-reasoning-20-rows",
+        "tiny-reasoning-mine-10-rows",
+    ]
+
+
+def test_a_folder_of_other_rows_is_refused_before_a_model_is_loaded(
+    data, tmp_path, capsys, monkeypatch
+):
+    ask = ["tiny", "--data", data, "--completions", "1", "--max-new-tokens", "2"]
+    code, _, err = run(capsys, *ask, "--output", tmp_path / "one", "--rows", "1")
+    assert code == 0, err
+    # The same folder as the second of two models has now
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").rename(tmp_path / "two" / "tiny-jsonl-mine")
+    monkeypatch.setattr(model_evaluation, "load_for_inference", None)
+    code, _, err = run(capsys, "tiny_model", *ask, "--output", tmp_path / "two")
+    assert code == 2 and "holds an evaluation of other rows (1, now 2)" in err
+    assert "--output" in err
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from job.report import live_report, reporting
 from job.report.live_report import LiveReport
 from job.report.report_pictures import MAX_POINTS, Curve, draw_curves, draw_parts, running_mean
 from job.report.reporting import write_report
+from job.report.run_record import RunRecord
 
 # What a model may write to take over the page of a reader
 ATTACKS = [
@@ -109,6 +110,22 @@ def test_the_sentence_of_an_evaluation(tmp_path, no_pictures, content, expected)
     write_report([folder], folder)
     for text in read(folder):
         assert expected in text
+
+
+def test_a_run_that_continued_from_an_adapter_says_so(tmp_path):
+    record = RunRecord(tmp_path, "run", {"model.name": "tiny", "model.adapter": "first"})
+    assert reporting.described_run(record)["model"] == "tiny, continued from first"
+
+
+def test_a_run_that_has_learned_nothing_says_so(tmp_path):
+    equal = {"loss": 0.0, "frac_reward_zero_std": 1.0}
+    record = RunRecord(tmp_path, "run", steps=[{"step": 1} | equal, {"step": 2} | equal])
+    said = "in every group all rewards were equal, so nothing was learned"
+    assert reporting.sentences([record])[1].startswith(said)
+    record.steps[1]["frac_reward_zero_std"] = 0.9
+    assert len(reporting.sentences([record])) == 1
+    record.steps.clear()
+    assert len(reporting.sentences([record])) == 1
 
 
 def test_the_page_is_complete_in_itself(one):

@@ -64,6 +64,7 @@ def same(whole, other):
     return kills.differences(whole, other)
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_midst_of_a_step_costs_nothing(tmp_path, run_here, scripted, monkeypatch):
     monkeypatch.setattr(interruption, "MARGIN_S", 0.0)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -153,6 +154,7 @@ def test_a_full_disk_in_the_last_save_leaves_no_half_model(
     assert (tmp_path / "final_model" / "tokenizer.json").is_file()
 
 
+@pytest.mark.slow
 def test_too_little_memory_names_the_keys_to_lower(tmp_path, run_here, scripted, monkeypatch):
     def fill(step):
         if step == 1:
@@ -179,6 +181,7 @@ def test_too_little_memory_names_the_keys_to_lower(tmp_path, run_here, scripted,
     assert checkpoints.fault(tmp_path / "checkpoint-1") is None
 
 
+@pytest.mark.slow
 def test_the_last_and_the_best_checkpoints_are_kept(tmp_path, run_here, scripted, monkeypatch):
     best = {1: 9.0, 2: 1.0, 3: 5.0, 4: 2.0, 5: 3.0}
     monkeypatch.setattr(

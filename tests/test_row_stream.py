@@ -84,7 +84,7 @@ def test_later_rows_that_cannot_be_used_are_left_out_and_told(tmp_path, capsys):
     assert f"{path}:15: the answer cannot be read" in said and "a prompt of" in said
     summary = plan.stream.summary()
     assert "26 rows were read, 4 left out" in summary
-    assert f"(2 rows: {path}:14, {path}:16)" in summary
+    assert f"{path}:14: not JSON" in summary and "(2 rows: 14, 16)" in summary
 
 
 def test_mistakes_in_the_first_rows_are_refused(tmp_path):

@@ -2,19 +2,24 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from job.batches import batch_plan
-from job.config import ROOT, load_config
+from job.chat import Chat
+from job.config import ROOT, TINY_MODEL, EvaluateOptions, load_config
 from job.errors import ConfigError
-from job.evaluation import run_evaluation
-from job.evaluation.run_evaluation import plan_evaluation
+from job.evaluation import evaluation, run_evaluation
+from job.evaluation.run_evaluation import RunEvaluation, plan_evaluation
 from job.plan import Plan
+from job.rows import mixed_rows
+from tasks import matmul, reasoning
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
 # Graded without any chance, so that runs can be compared
@@ -77,7 +82,7 @@ def training(output):
 
 
 def small_plan(held_out, steps):
-    rows = [{"task": "reasoning"}] * held_out
+    rows = [{"task": "reasoning", "prompt": [{"role": "user", "content": "x"}]}] * held_out
     return Plan([], rows, 1, 1, 0, batch_plan({"per_device_train_batch_size": 8}, 1))
 
 
@@ -96,17 +101,30 @@ def test_an_evaluation_never_costs_more_than_its_share(
     wanted = SimpleNamespace(
         before=before, after=after, every=every, rows=64, completions=completions, share=share
     )
-    config = SimpleNamespace(evaluate=wanted, grpo={"max_steps": steps})
+    fixed = (reasoning.Options(type="reasoning"),)
+    config = SimpleNamespace(evaluate=wanted, grpo={"max_steps": steps}, tasks=fixed)
     plan, words = plan_evaluation(config, small_plan(held_out, steps))
     assert words.startswith("evaluation")
     if plan is None:
         return
     assert 1 <= len(plan.rows) <= min(64, held_out) and plan.share <= share + 1e-9
+    assert ("evaluate.share" in words) == (len(plan.rows) < min(64, held_out))
     due = 0
     for step in range(steps + 1):
         is_every = every is not None and step > 0 and step % every == 0
         due += is_every or (step == 0 and before) or (step == steps and after)
     assert plan.times == due and plan.trained_on == 8 * steps
+
+
+@pytest.mark.parametrize(("task", "is_fresh"), [(matmul, True), (reasoning, False)])
+def test_only_a_task_with_one_prompt_has_fresh_inputs(task, is_fresh):
+    wanted = EvaluateOptions(before=True, after=True, rows=1, completions=4, share=0.9)
+    options = task.Options(type=task.__name__.rpartition(".")[2], num_rows=8, num_eval_rows=2)
+    config = SimpleNamespace(evaluate=wanted, grpo={"max_steps": 5}, tasks=(options,))
+    rows, held_out = mixed_rows([options])
+    batches = batch_plan({"per_device_train_batch_size": 8}, 1)
+    plan, _ = plan_evaluation(config, Plan(rows, held_out, 1, 1, 0, batches))
+    assert len(plan.rows) == 1 and plan.has_fresh_inputs == is_fresh
 
 
 def test_without_held_out_rows_there_is_none():
@@ -215,6 +233,43 @@ def test_a_run_that_was_put_aside_brings_its_evaluations_along(finished, tmp_pat
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[-1].startswith("before and after: ")
     assert {path.name for path in tmp_path.glob("evaluation/*")} == {"step-0", "step-2", "step-4"}
+
+
+def test_a_resumed_run_keeps_the_rows_of_its_first_evaluation(finished, tmp_path, capsys):
+    output, _ = finished
+    shutil.copytree(output, tmp_path / "run")
+    options = load_config([TINY, output / "config.yaml"]).tasks[0]
+    held_out = mixed_rows([options])[1]
+    more = [{"question": f"What is {i} + 9?", "answer": i + 9} for i in range(4)]
+    chat = Chat(AutoTokenizer.from_pretrained(TINY_MODEL), "2025-08-05")
+
+    def resumed(rows, chosen):
+        found = object.__new__(RunEvaluation)
+        found.folder = SimpleNamespace(
+            path=tmp_path / "run",
+            evaluation=lambda step: tmp_path / "run" / "evaluation" / f"step-{step}",
+        )
+        found.chat = chat
+        found.plan = SimpleNamespace(held_out=rows, has_fresh_inputs=False)
+        found.problems = evaluation.make_problems(chosen, chat)
+        found._keep_problems(found._first_problems())
+        return found
+
+    # The plan has one row now, and the first evaluation had both
+    found = resumed(held_out, held_out[:1])
+    assert len(found.problems) == 2
+    assert "2 held-out rows, those of the first evaluation" in capsys.readouterr().out
+    others = mixed_rows([replace(options, eval_problems=more)])[1]
+    assert len(resumed(others, others).problems) == 4
+    assert "other rows are held out" in capsys.readouterr().err
+
+    # What has other problems stands in no table with the last one
+    file = tmp_path / "run" / "evaluation" / "step-0" / "evaluation.json"
+    result = json.loads(file.read_text())
+    result["settings"]["problems"] = "8 (another)"
+    file.write_text(json.dumps(result))
+    title = found.report().splitlines()[1].split()
+    assert title == ["step", "2", "step", "4"]
 
 
 def test_processes_share_the_problems(monkeypatch):

@@ -235,6 +235,7 @@ def unacceptable(row, verdict):
 
 
 @pytest.mark.parametrize("task", ["matmul", "code", "game_2048"])
+@pytest.mark.slow
 def test_the_third_round_gets_acceptable_verdicts(
     impatient_sandbox, patient_sandbox, tmp_path, task
 ):

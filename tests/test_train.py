@@ -157,6 +157,7 @@ task:
 """
 
 
+@pytest.mark.slow
 def test_schedules_curriculum_and_order_of_rows_survive_resuming(tmp_path, run_here):
     (tmp_path / "job.yaml").write_text(SCHEDULED)
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
@@ -262,6 +263,7 @@ def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
     assert {path.name for path in output.iterdir()} == {"config.yaml", "notes.txt", aside.name}
 
 
+@pytest.mark.slow
 def test_a_run_that_cannot_begin_leaves_an_earlier_one_alone(finished, tmp_path, run_here):
     checkpoint = tmp_path / "checkpoint-9"
     shutil.copytree(finished[0] / "checkpoint-4", checkpoint)
@@ -320,6 +322,7 @@ def test_evaluation_rows_are_held_out(tmp_path, run_here):
         assert table[name].std() == pytest.approx(step[f"rewards/{name}/std"])
 
 
+@pytest.mark.slow
 def test_a_failing_reward_function_ends_the_run_with_a_checkpoint(tmp_path, run_here, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "def third_time(completions, trainer_state, **kwargs):\n"
@@ -394,6 +397,7 @@ def test_two_processes_train_one_model_resample_together_and_resume(tmp_path):
         assert {name for name in step if step[name] != again.get(name)} <= TIMES
 
 
+@pytest.mark.slow
 def test_sigterm_saves_a_checkpoint(tmp_path):
     process = subprocess.Popen(
         command(tmp_path / "run", "grpo.max_steps=1000"),
@@ -534,9 +538,18 @@ def test_a_disk_that_fills_up_during_the_run(small_disk, run_here, monkeypatch):
     assert (disk / "run" / "checkpoint-1" / "trainer_state.json").is_file()
 
 
-@pytest.mark.parametrize("name", [name for name in tasks.names() if name != "matmul"])
+QUICK = ("jsonl", "reasoning", "prompt_injection")
+OTHERS = [
+    pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow)
+    for name in tasks.names()
+    if name != "matmul"
+]
+
+
+@pytest.mark.parametrize("name", OTHERS)
 def test_every_task_trains_on_the_tiny_model(tmp_path, run_here, name):
     overrides = [f"task.type={name}", "grpo.max_steps=1", "task.num_rows=8"]
+    overrides += ["model.max_seq_length=512"]  # tools are described in the prompt
     result = run_here(tmp_path, *overrides, fast=FAST[:2])
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "final_model" / "adapter_model.safetensors").is_file()

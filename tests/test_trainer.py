@@ -2,14 +2,17 @@
 
 import difflib
 import json
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 from scripted import ScriptedRollout, harmony_call, harmony_final
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from trl import GRPOTrainer
 
 import reward_functions
+import tasks
 import train
 from job import config, model
 from job.config import load_config as load
@@ -187,6 +190,19 @@ def test_what_no_function_judges_has_no_total(build):
     assert trainer._pending_extra_logs["total"] == [None, 6.0]
 
 
+def test_warnings_about_what_no_function_judges_are_one_note(build, caplog, capsys):
+    build([{}] * 3, "task.rewards=[scripted]")  # the filters come with a trainer
+    trl = logging.getLogger(GRPOTrainer.__module__)
+    transformers = logging.getLogger("transformers.integrations.integration_utils")
+    tasks.note_once.cache_clear()
+    for _ in range(2):
+        trl.warning("All reward functions returned None for the following kwargs:\n{...}")
+        transformers.warning('Trainer is attempting to log a value of "None" of type ...')
+    trl.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else"]
+    assert capsys.readouterr().err.count("got no reward from any reward function") == 1
+
+
 def at_times(completions, flat, log_extra, **kwargs):
     if any(flat):
         log_extra("flat", [str(value) for value in flat])
@@ -226,6 +242,7 @@ def test_resampling_gives_up_after_its_tries(build):
     ]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_resamples_the_same_prompts(build, monkeypatch):
     """TRL's count of backward passes starts at 0 again then, in the middle of the run."""
     rows = [{"flat": True, "prompt": f"{i} + {i}"} for i in range(40)]

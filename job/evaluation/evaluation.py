@@ -35,7 +35,7 @@ from job.episodes.loop import Played
 from job.errors import ConfigError, OutputError, one_line
 from job.evaluation import estimates
 from job.evaluation.estimates import Estimate
-from job.grading import Grader, Scored
+from job.grading import Grader, Scored, is_correct, is_judged
 from job.grading_pool import GradingPool
 from job.rows import Row, prompt_key
 from sandbox import Sandbox
@@ -61,6 +61,8 @@ class Problem:
     row: Row
     prompt: str
     prompt_ids: list[int]
+    # All rows of its task have this prompt, and each completion is tried on inputs of its own
+    has_fresh_inputs: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +80,13 @@ class Sampler:
 # ---- What is asked, and how it is judged
 
 
-def make_problems(rows: Sequence[Row], chat: Chat) -> list[Problem]:
-    """A Problem for each row, in order."""
+def make_problems(rows: Sequence[Row], chat: Chat, has_fresh_inputs: bool = False) -> list[Problem]:
+    """A Problem for each row, in order.
+
+    Args:
+        has_fresh_inputs: as `rows.has_fresh_inputs` says of all rows of the task, of which these
+            may be a part.
+    """
     seen: Counter[str] = Counter()
     problems = []
     for row in rows:
@@ -87,7 +94,8 @@ def make_problems(rows: Sequence[Row], chat: Chat) -> list[Problem]:
         prompt = chat.render_row(row)
         number = seen[name]
         seen[name] += 1
-        problems.append(Problem(f"{name}-{number}", number, row, prompt, chat.ids(prompt)))
+        ids = chat.ids(prompt)
+        problems.append(Problem(f"{name}-{number}", number, row, prompt, ids, has_fresh_inputs))
     return problems
 
 
@@ -95,6 +103,11 @@ def digest(problems: Sequence[Problem]) -> str:
     """Which problems an evaluation has, in short: how many, and a hash of their ids."""
     ids = " ".join(problem.id for problem in problems)
     return f"{len(problems)} ({hashlib.sha256(ids.encode()).hexdigest()[:12]})"
+
+
+def number_in(words: Any) -> str:
+    """How many problems a digest is of."""
+    return str(words).partition(" ")[0]
 
 
 def spread(rows: Sequence[Row], count: int | None) -> list[Row]:
@@ -203,6 +216,7 @@ def evaluate_group(
             {
                 "problem": problem.id,
                 "number": place % completions,
+                "fresh_inputs": problem.has_fresh_inputs,
                 "task": tasks.type_of(problem.row),
                 "prompt": problem.prompt,
                 "question": problem.row["prompt"][-1]["content"],
@@ -282,14 +296,19 @@ def judgement(item: Scored, row: Row, weights: Mapping[str, float]) -> Record:
     measures = {}
     for measure in measures_of(tasks.type_of(row)):
         measures[measure.name] = number_or_none(measure.value(grade, row))
+    # None where nobody can tell: they count neither as right nor as wrong
+    correct = is_correct(grade) if is_judged(grade) else None
+    reward = None
+    if any(paid is not None for paid in item.rewards.values()):
+        reward = float(item.total(weights))
     return {
         "status": str(grade.status),
-        "correct": grade.correct and not grade.cheating,
+        "correct": correct,
         "cheating": bool(grade.cheating),
         "passed": float(grade.passed),
         "speedup": number_or_none(grade.speedup),
         "detail": item.why,
-        "reward": float(item.total(weights)),
+        "reward": reward,
         "rewards": {short(name): number_or_none(paid) for name, paid in item.rewards.items()},
         "measures": measures,
     }
@@ -370,12 +389,16 @@ class EvaluationFolder:
 
     def _refuse_other_settings(self, earlier: dict[str, Any]) -> None:
         for key in dict.fromkeys([*self.settings, *earlier]):
-            if earlier.get(key) != self.settings.get(key):
-                raise ConfigError(
-                    f"{self.path} holds an evaluation with another value of {key} "
-                    f"({earlier.get(key)!r:.80}, now {self.settings.get(key)!r:.80}); "
-                    "remove that folder, or name another one"
-                )
+            was, is_now = earlier.get(key), self.settings.get(key)
+            if was == is_now:
+                continue
+            differs = f"with another value of {key} ({was!r:.80}, now {is_now!r:.80})"
+            if key == "problems":  # see `digest`
+                differs = f"of other rows ({number_in(was)}, now {number_in(is_now)})"
+            raise ConfigError(
+                f"{self.path} holds an evaluation {differs}; "
+                "name another folder with --output, or remove that one"
+            )
 
     def append(self, records: Iterable[Record]) -> None:
         """Write down completions as soon as they are judged."""
@@ -491,9 +514,10 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
 
     # pass@1 is the share that is correct. The others need all completions of a problem.
     pass_at = {1: shares["correct"]}
+    judged = {name: judged_of(own) for name, own in by_problem.items()}
     for k in estimates.ks_up_to(completions)[1:]:
         values = []
-        for own in by_problem.values():
+        for own in judged.values():
             if len(own) >= k:
                 correct = sum(record["correct"] for record in own)
                 values.append(estimates.pass_at_k(len(own), correct, k))
@@ -505,6 +529,7 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     grading_s = sum(record["grading_s"] for record in records)
     return {
         "problems": len(units),
+        "unjudged": sum(not judged_of(unit) for unit in units),  # problems without an answer
         "completions": len(records),
         "pass_at": pass_at,
         **shares,
@@ -525,6 +550,11 @@ def summarize(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
+def judged_of(records: Iterable[Record]) -> list[Record]:
+    """The records of which it is known whether they are correct."""
+    return [record for record in records if record["correct"] is not None]
+
+
 def tasks_of(records: Iterable[Record]) -> list[str]:
     return list(dict.fromkeys(record["task"] for record in records))
 
@@ -532,22 +562,23 @@ def tasks_of(records: Iterable[Record]) -> list[str]:
 def independent(by_problem: Mapping[str, list[Record]]) -> list[list[Record]]:
     """Groups of records that do not depend on each other: those of each problem.
 
-    Where all problems have the same prompt, every completion is tried on inputs of its own, so each
-    is a group of its own.
+    Where the task has one prompt, every completion is tried on inputs of its own, so each is a
+    group of its own.
     """
     groups = list(by_problem.values())
-    if has_one_prompt(by_problem):
-        return [[record] for group in groups for record in group]
+    records = list(itertools.chain.from_iterable(groups))
+    if have_fresh_inputs(records):
+        return [[record] for record in records]
     return groups
 
 
-def has_one_prompt(by_problem: Mapping[str, list[Record]]) -> bool:
-    """Whether all problems have the same prompt; their names then differ in the number alone."""
-    return len({name.partition("-")[0] for name in by_problem}) == 1
+def have_fresh_inputs(records: Iterable[Record]) -> bool:
+    """Whether these completions have one prompt, and inputs of their own."""
+    return any(record.get("fresh_inputs") for record in records)
 
 
 def mean_estimates(units: Sequence[list[Record]], names: Sequence[str]) -> dict[str, Estimate]:
-    """The mean of each of these entries of the records, with its interval."""
+    """The mean of each of these entries of the records, with its interval. None does not count."""
     columns = {name: [[record[name] for record in unit] for unit in units] for name in names}
     return estimates_of(columns)
 
@@ -651,16 +682,20 @@ class Worse:
 def compare(first: Sequence[Record], second: Sequence[Record]) -> Comparison:
     """Compare two evaluations, problem by problem.
 
-    Where all problems have the same prompt, completions are compared one by one: both models face
-    the same inputs with their i-th completion.
+    Where the task has one prompt, completions are compared one by one: both models face the same
+    inputs with their i-th completion.
+
+    Problems without an answer to compare with are left out.
 
     Raises:
         ConfigError: if they have no problem in common.
     """
-    before, after = by_unit(first), by_unit(second)
+    is_fresh = have_fresh_inputs([*first, *second])
+    before, after = (by_unit(judged_of(records), is_fresh) for records in (first, second))
     shared = [unit for unit in before if unit in after]
     if not shared:
-        raise ConfigError("the two evaluations have no problem in common")
+        what = "problem" if judged_of(first) and judged_of(second) else "problem with an answer"
+        raise ConfigError(f"the two evaluations have no {what} in common")
     rates = {unit: (correct_rate(before[unit]), correct_rate(after[unit])) for unit in shared}
     pairs = np.array([rates[unit] for unit in shared])
     differences = pairs[:, 1] - pairs[:, 0]
@@ -687,12 +722,12 @@ def compare(first: Sequence[Record], second: Sequence[Record]) -> Comparison:
     )
 
 
-def by_unit(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """The records of each problem, or of each completion where all have the same prompt."""
+def by_unit(records: Sequence[Record], is_fresh: bool) -> dict[str, list[Record]]:
+    """The records of each problem, or of each completion where each has inputs of its own."""
     by_problem: dict[str, list[Record]] = {}
     for record in records:
         by_problem.setdefault(record["problem"], []).append(record)
-    if not has_one_prompt(by_problem):
+    if not is_fresh:
         return by_problem
     return {f"{record['problem']}.{record['number']}": [record] for record in records}
 
@@ -711,6 +746,8 @@ def read_completions(folder: Path) -> list[Record]:
 
     columns = ["problem", "number", "question", "correct"]
     try:
+        if "fresh_inputs" in parquet.read_schema(folder / COMPLETIONS).names:  # not in older ones
+            columns.append("fresh_inputs")
         return parquet.read_table(folder / COMPLETIONS, columns=columns).to_pylist()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{folder / COMPLETIONS}: cannot be read: {one_line(error)}") from error
@@ -734,6 +771,17 @@ def table(titles: Sequence[str], results: Sequence[Mapping[str, Any]]) -> str:
             if set(cells) != {"-"}:
                 lines.append([name, *cells])
     return aligned(lines)
+
+
+def unjudged_in_words(result: Mapping[str, Any]) -> str:
+    """How many problems pass@k leaves out; empty if there are none."""
+    count = result.get("unjudged", 0)
+    if not count:
+        return ""
+    return (
+        f"{count} of {result['problems']} problems have no answer to compare with: they are left "
+        "out of pass@k"
+    )
 
 
 def sections(result: Mapping[str, Any]) -> list[dict[str, str]]:

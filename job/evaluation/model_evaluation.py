@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import hashlib
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from tasks.data import columns, sources
 from tasks.data.mistakes import Mistakes, RowMistake
 
 BASE = "base"
+NO_DATA = Path(__file__).parent / "no_data.yaml"  # its task replaces those of a config
 DEFAULT_OUTPUT = "gpt-oss-grpo/evaluations"
 
 
@@ -74,14 +76,18 @@ def evaluate_models(names: Sequence[str], request: Request) -> list[Finished]:
         # The config looks for relative paths in the repository
         request = replace(request, data=str(Path(request.data).absolute()))
     sources = find_models(names)
-    rows, config = rows_to_evaluate(sources, request)
+    asked = rows_to_evaluate(sources, request)
+    # Folders are checked for all models before the first one is loaded
+    planned = [
+        plan_model(source, asked, request, len(names) > 1) if source else None for source in sources
+    ]
     finished = []
-    for name, source in zip(names, sources, strict=True):
-        if source is None:
+    for name, plan in zip(names, planned, strict=True):
+        if plan is None:
             folder = Path(name)
             result = EvaluationFolder(folder).finished()
         else:
-            folder, result = evaluate_model(source, rows, config, request, len(names) > 1)
+            folder, result = plan.folder.path, evaluate_model(plan, asked, request)
         records = evaluation.read_completions(folder)
         finished.append(Finished(name, folder, result, records))
     return finished
@@ -114,29 +120,34 @@ def find_models(names: Sequence[str]) -> list[ModelSource | None]:
 # ---- Which rows
 
 
-def rows_to_evaluate(
-    sources: Sequence[ModelSource | None], request: Request
-) -> tuple[list[Row], Config | None]:
-    """The rows that every model is asked, and the config whose tasks judge them.
+@dataclass(frozen=True)
+class Asked:
+    """What every model is asked."""
 
-    The config is None if there is nothing to evaluate.
-    """
+    rows: list[Row]
+    judging: Config | None  # whose tasks judge the completions; None if nothing is evaluated
+    has_fresh_inputs: bool  # see rows.has_fresh_inputs
+
+
+def rows_to_evaluate(sources: Sequence[ModelSource | None], request: Request) -> Asked:
+    """The rows that every model is asked, and how they are judged."""
     models = [source for source in sources if source]
     if not models:
-        return [], None
+        return Asked([], None, False)
     # The run that trained one of the models says what the task is
     trained = [source for source in models if source.run_config]
     source = (trained or models)[-1]
     config = with_task(source, request)
     if request.data:
         rows = rows_of_file(request.data, config.tasks[0])
+        is_fresh = has_fresh_inputs(rows, config.tasks[0])
         config = replace(config, tasks=config.tasks[:1])
     else:
-        rows = held_out_rows(config, request.rows)
+        rows, is_fresh = held_out_rows(config, request.rows)
     chosen = evaluation.spread(rows, request.rows)
     for other in trained:
         warn_of_trained_rows(chosen, other)
-    return chosen, config
+    return Asked(chosen, config, is_fresh)
 
 
 def with_task(source: ModelSource, request: Request) -> Config:
@@ -144,7 +155,7 @@ def with_task(source: ModelSource, request: Request) -> Config:
 
     Rows of a file are judged by the task `jsonl` unless another one is named.
     """
-    paths = request.config_files
+    paths, other_overrides = request.config_files, without_task(request.overrides)
     wanted = request.task
     if request.data and wanted is None:
         wanted = "jsonl"
@@ -154,11 +165,13 @@ def with_task(source: ModelSource, request: Request) -> Config:
 
     # One of the config's own tasks
     is_own_file = bool(request.data) and wanted == "jsonl"
-    config = source.config(paths, without_task(request.overrides))
-    if wanted in [options.type for options in config.tasks] and not is_own_file:
-        config = source.config(paths, request.overrides)
-        own = [options for options in config.tasks if options.type == wanted]
-        return replace(config, tasks=tuple(own))
+    config = config_of_model(source, request)
+    if not is_own_file:
+        own_types = [options.type for options in source.config(paths, other_overrides).tasks]
+        if wanted in own_types:
+            config = source.config(paths, request.overrides)
+            own = [options for options in config.tasks if options.type == wanted]
+            return replace(config, tasks=tuple(own))
 
     # Another one, with its own rewards
     keys = [f"task.type={wanted}", "task.rewards=null"]
@@ -196,8 +209,8 @@ def rows_of_file(data: str, options: tasks.Options) -> list[Row]:
     return rows
 
 
-def held_out_rows(config: Config, count: int | None) -> list[Row]:
-    """The rows that the tasks of a config hold out.
+def held_out_rows(config: Config, count: int | None) -> tuple[list[Row], bool]:
+    """The rows that the tasks of a config hold out, and whether their inputs are fresh.
 
     A task with one prompt for all rows needs none: its inputs are fresh for each completion.
 
@@ -209,9 +222,9 @@ def held_out_rows(config: Config, count: int | None) -> list[Row]:
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
     if has_fresh_inputs(rows + held_out, config.tasks[0]):
-        return rows[:1] * (count or len(held_out) or config.evaluate.rows or len(rows))
+        return rows[:1] * (count or len(held_out) or config.evaluate.rows or len(rows)), True
     if held_out:
-        return held_out
+        return held_out, False
     names = ", ".join(options.type for options in config.tasks)
     raise ConfigError(
         f"task: {names} holds no rows out; set task.num_eval_rows, task.eval_share or "
@@ -222,8 +235,10 @@ def held_out_rows(config: Config, count: int | None) -> list[Row]:
 def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
     """Say how many of these prompts a run has trained on."""
     with contextlib.suppress(ConfigError, ValueError):  # its data may be gone
-        mixture = load_config(source.run_config).tasks
-        trained_on = mixed_rows(mixture)[0]
+        # What reading its data says was said when it was trained
+        with contextlib.redirect_stderr(io.StringIO()):
+            mixture = load_config(source.run_config).tasks
+            trained_on = mixed_rows(mixture)[0]
         seen = {prompt_key(row) for row in trained_on}
         if has_fresh_inputs(trained_on, mixture[0]):
             return
@@ -237,17 +252,32 @@ def warn_of_trained_rows(rows: Sequence[Row], source: ModelSource) -> None:
 # ---- One model
 
 
-def evaluate_model(
-    source: ModelSource, rows: Sequence[Row], judging: Config, request: Request, is_one_of_two: bool
-) -> tuple[Path, dict[str, Any]]:
-    """Evaluate one model, unless that has been done. Returns its folder and the result.
+@dataclass(frozen=True)
+class ModelPlan:
+    """How one model is evaluated, known before it is loaded."""
 
-    Args:
-        judging: the config whose tasks judge the completions.
+    source: ModelSource
+    config: Config
+    chat: Chat
+    problems: list[Problem]
+    sampling: dict[str, Any]
+    max_tokens: int
+    settings: dict[str, Any]
+    folder: EvaluationFolder
+
+
+def plan_model(
+    source: ModelSource, asked: Asked, request: Request, is_one_of_two: bool
+) -> ModelPlan:
+    """Plan the evaluation of a model.
+
+    Raises:
+        ConfigError: if a prompt is too long, or the folder holds another evaluation.
     """
+    judging = asked.judging
     config = config_of_model(source, request)
     chat = make_chat(config, judging.tasks)
-    problems = problems_that_fit(rows, chat, config, request)
+    problems = problems_that_fit(asked, chat, config, request)
     sampling = sampling_of(config, request)
     max_tokens = tokens_for_completions(problems, config, request)
     settings = {
@@ -266,60 +296,61 @@ def evaluate_model(
         settings |= {"model": config.model.name, "weights": None}
     folder = EvaluationFolder(output_folder(source, judging, request, is_one_of_two))
     folder.check(settings)
+    return ModelPlan(source, config, chat, problems, sampling, max_tokens, settings, folder)
+
+
+def evaluate_model(plan: ModelPlan, asked: Asked, request: Request) -> dict[str, Any]:
+    """Evaluate one model, unless that has been done. Returns the result."""
+    folder = plan.folder
     finished = folder.finished()
     if finished:
         print(f"{folder.path} holds this evaluation already; remove it to repeat it")
-        return folder.path, finished
+        return finished
 
     # Load it, and ask
-    sampler, words = load_sampler(source, config, request, max_tokens, sampling, chat)
-    folder.begin(settings)
+    sampler, words = load_sampler(plan, request)
+    folder.begin(plan.settings)
     print(words)
-    total = len(problems) * request.completions
+    total = len(plan.problems) * request.completions
     with (
-        GradingPool.of(judging.sandbox) as pool,
-        evaluation.show_progress(total, source.name) as bar,
+        GradingPool.of(asked.judging.sandbox) as pool,
+        evaluation.show_progress(total, plan.source.name) as bar,
     ):
         result = evaluation.evaluate(
-            problems,
+            plan.problems,
             request.completions,
             sampler,
-            chat,
-            evaluation.make_grader(judging.tasks, pool),
+            plan.chat,
+            evaluation.make_grader(asked.judging.tasks, pool),
             folder,
             progress=bar.update,
         )
     del sampler
     release_memory()
-    return folder.path, result
+    return result
 
 
-def load_sampler(
-    source: ModelSource,
-    config: Config,
-    request: Request,
-    max_tokens: int,
-    sampling: dict[str, Any],
-    chat: Chat,
-) -> tuple[Sampler, str]:
+def load_sampler(plan: ModelPlan, request: Request) -> tuple[Sampler, str]:
     """A sampler that holds the model, and how it decodes in words."""
-    model, tokenizer = load_for_inference(source, config)
+    config, max_tokens = plan.config, plan.max_tokens
+    model, tokenizer = load_for_inference(plan.source, config)
     batch = request.batch or batch_plan(config.grpo, 1).generate_call
     rollout, words = engine.make_rollout(
-        model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **sampling
+        model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **plan.sampling
     )
     sampler = Sampler(
         complete=lambda prompts: generate(rollout, prompts),
         batch=batch,
         max_tokens=max_tokens,
-        play=lambda rows, grader: play_batch(rollout, rows, chat, grader, max_tokens),
+        play=lambda rows, grader: play_batch(rollout, rows, plan.chat, grader, max_tokens),
     )
     return sampler, words
 
 
 def config_of_model(source: ModelSource, request: Request) -> Config:
-    """The config that a model is loaded with. Overrides of the task do not belong to it."""
-    return source.config(request.config_files, without_task(request.overrides))
+    """The config that a model is loaded with. The task does not belong to it: its data may be
+    gone."""
+    return source.config([*request.config_files, NO_DATA], without_task(request.overrides))
 
 
 def make_chat(config: Config, mixture: Sequence[tasks.Options]) -> Chat:
@@ -332,17 +363,16 @@ def make_chat(config: Config, mixture: Sequence[tasks.Options]) -> Chat:
     )
 
 
-def problems_that_fit(
-    rows: Sequence[Row], chat: Chat, config: Config, request: Request
-) -> list[Problem]:
+def problems_that_fit(asked: Asked, chat: Chat, config: Config, request: Request) -> list[Problem]:
     """The problems, if their prompts leave room for completions.
 
     Raises:
         ConfigError: if a prompt is too long, or the chat template refuses one.
     """
-    columns = dict.fromkeys(name for row in rows for name in row)
+    columns = dict.fromkeys(name for row in asked.rows for name in row)
+    rows = fill_columns(asked.rows, columns)
     try:
-        problems = evaluation.make_problems(fill_columns(rows, columns), chat)
+        problems = evaluation.make_problems(rows, chat, asked.has_fresh_inputs)
     except ValueError as error:
         raise ConfigError(f"task: {one_line(error)}") from error
     limit = config.model.max_seq_length - (request.max_new_tokens or 1) - 1
@@ -398,12 +428,18 @@ def fingerprint(source: ModelSource) -> str | None:
 def output_folder(
     source: ModelSource, judging: Config, request: Request, is_one_of_two: bool
 ) -> Path:
-    """Where an evaluation goes: by default a folder of its own for each model and task."""
+    """Where an evaluation goes: by default a folder of its own for each model, task, file of rows
+    and number of rows."""
     model = source.name
     if source.base_only:
         model = f"base-of-{source.folder}"
     task = "+".join(options.type for options in judging.tasks)
-    name = re.sub(r"[^\w.+-]+", "-", f"{model}-{task}").strip("-.")
+    parts = [model, task]
+    if request.data:
+        parts.append(Path(request.data).stem)
+    if request.rows:
+        parts.append(f"{request.rows}-rows")
+    name = re.sub(r"[^\w.+-]+", "-", "-".join(parts)).strip("-.")
     if request.output is None:
         return ROOT / DEFAULT_OUTPUT / name
     folder = Path(request.output)

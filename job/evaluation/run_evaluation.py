@@ -5,9 +5,10 @@ batches as training, and training also learns from its own. So the share of comp
 the share of time. It is the same in a resumed run, which a bound in seconds would not be.
 """
 
+import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from job.evaluation.evaluation import Comparison, EvaluationFolder, Problem, Sam
 from job.grading_pool import GradingPool
 from job.metrics_file import is_evaluation, read_metrics
 from job.plan import Plan
-from job.rows import Row
+from job.rows import Row, has_fresh_inputs
 from job.run_folder import RunFolder
 
 
@@ -32,7 +33,9 @@ class EvaluationPlan:
     """Which rows a run evaluates, and when."""
 
     rows: tuple[Row, ...]
-    held_out: int  # rows in all
+    held_out: tuple[Row, ...]  # all rows that `rows` are chosen from
+    has_fresh_inputs: bool  # see rows.has_fresh_inputs
+    is_cut: bool  # fewer rows than were asked for, because of evaluate.share
     completions: int  # of each row
     before: bool
     after: bool
@@ -56,9 +59,12 @@ class EvaluationPlan:
         if self.after:
             when.append("after")
         decoded = self.times * len(self.rows) * self.completions
+        cut = ""
+        if self.is_cut:
+            cut = " (evaluate.share allows no more)"
         return (
-            f"evaluation {', '.join(when)}: {len(self.rows)} of {self.held_out} held-out rows, "
-            f"{self.completions} completions each; {decoded:,} completions in all, "
+            f"evaluation {', '.join(when)}: {len(self.rows)} of {len(self.held_out)} held-out rows"
+            f"{cut}, {self.completions} completions each; {decoded:,} completions in all, "
             f"{self.share:.0%} of those that the run decodes"
         )
 
@@ -78,7 +84,8 @@ def plan_evaluation(config: Config, plan: Plan) -> tuple[EvaluationPlan | None, 
         return None, "evaluation: none, as evaluate.before, after and every say"
 
     most = wanted.share / (1 - wanted.share) * trained_on / (times * wanted.completions)
-    rows = min(int(most), wanted.rows or len(plan.eval_rows))
+    asked_for = min(wanted.rows or len(plan.eval_rows), len(plan.eval_rows))
+    rows = min(int(most), asked_for)
     if rows < 1:
         return None, (
             f"evaluation: none, because {times} x {wanted.completions} completions of one row are "
@@ -87,7 +94,9 @@ def plan_evaluation(config: Config, plan: Plan) -> tuple[EvaluationPlan | None, 
     chosen = evaluation.spread(plan.eval_rows, rows)
     found = EvaluationPlan(
         rows=tuple(chosen),
-        held_out=len(plan.eval_rows),
+        held_out=tuple(plan.eval_rows),
+        has_fresh_inputs=has_fresh_inputs(plan.rows + plan.eval_rows, config.tasks[0]),
+        is_cut=rows < asked_for,
         completions=wanted.completions,
         before=wanted.before,
         after=wanted.after,
@@ -132,7 +141,7 @@ class RunEvaluation:
         self.sampler = sampler
         self.grader = evaluation.make_grader(config.tasks, sandbox)
         self.grader.reward_timeout_s = config.train.reward_timeout_s
-        self.problems = evaluation.make_problems(plan.rows, chat)
+        self.problems = evaluation.make_problems(plan.rows, chat, plan.has_fresh_inputs)
         self.temperature = config.grpo.get("temperature", 1.0)
         self.spent_s = 0.0  # by this process, on all evaluations
 
@@ -146,13 +155,20 @@ class RunEvaluation:
         return self.plan.after or self.is_due(step)
 
     def resume(self, step: int, earlier: Path | None) -> None:
-        """Keep the evaluations up to `step`, and drop later ones, whose weights are gone.
+        """Keep the evaluations up to `step`, and drop later ones, whose weights are gone. The later
+        ones have the problems of the first one, so that they can be compared.
 
         Args:
             earlier: the folder of the run that is continued, where it is not this one.
         """
-        if not is_first_process():
-            return
+        ids = []
+        if is_first_process():
+            self._take_over(step, earlier)
+            ids = self._first_problems()
+        self._keep_problems(agreed(ids, world_size()))
+
+    def _take_over(self, step: int, earlier: Path | None) -> None:
+        """The folders of `resume`."""
         with self.folder.saving():
             if earlier and earlier != self.folder.path:
                 for path in earlier.glob("evaluation/step-*"):
@@ -162,6 +178,33 @@ class RunEvaluation:
                 if step_of(path) > step:
                     shutil.rmtree(path)
             self._write_results()
+
+    def _first_problems(self) -> list[str]:
+        """The ids of the problems of the first evaluation; empty if there is none."""
+        results = self.results()
+        if not results:
+            return []
+        try:
+            records = evaluation.read_completions(self.folder.evaluation(results[0]["step"]))
+        except ConfigError as error:
+            note(f"evaluation: {error}")
+            return []
+        return list(dict.fromkeys(record["problem"] for record in records))
+
+    def _keep_problems(self, ids: Sequence[str]) -> None:
+        """Evaluate as many rows as before, where that makes them the same."""
+        if not ids or set(ids) == {problem.id for problem in self.problems}:
+            return
+        rows = evaluation.spread(self.plan.held_out, len(ids))
+        problems = evaluation.make_problems(rows, self.chat, self.plan.has_fresh_inputs)
+        if set(ids) != {problem.id for problem in problems}:
+            note(
+                "evaluation: other rows are held out than in the first evaluation of this run; "
+                "only problems of both are compared"
+            )
+            return
+        print(f"evaluation: {len(ids)} held-out rows, those of the first evaluation of this run")
+        self.problems = problems
 
     def evaluate(self, step: int, is_stopped: Callable[[], bool] = lambda: False) -> None:
         """Evaluate the weights of this step, unless that has been done."""
@@ -254,15 +297,25 @@ class RunEvaluation:
         evaluation.write_json(content, self.folder.evaluations)
 
     def report(self) -> str:
-        """The table of the first and the last evaluation, and the sentence that compares them."""
+        """The table of the last evaluation, and of the first one that has the same problems."""
         results = self.results()
         if not results:
             return ""
-        ends = [results[0]]
-        if len(results) > 1:
-            ends.append(results[-1])
+        last = results[-1]
+        ends = [next(result for result in results if have_same_problems(result, last))]
+        if ends[0] is not last:
+            ends.append(last)
         titles = [f"step {result['step']}" for result in ends]
-        return f"held out: {ends[0]['problems']} problems\n{evaluation.table(titles, ends)}"
+        lines = [f"held out: {ends[0]['problems']} problems", evaluation.table(titles, ends)]
+        unjudged = evaluation.unjudged_in_words(ends[-1])
+        if unjudged:
+            lines.append(unjudged)
+        return "\n".join(lines)
+
+
+def have_same_problems(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+    """Whether two results are about the same problems."""
+    return first["settings"].get("problems") == second["settings"].get("problems")
 
 
 def step_of(folder: Path) -> int:
@@ -292,7 +345,7 @@ def line_of(step: int, result: dict[str, Any]) -> str:
     return (
         f"evaluation at step {step}: correct {correct}, "
         f"cheating {evaluation.percent(result['cheating']['value'])}, "
-        f"reward {result['reward']['value']:.2f}, {result['problems']} problems, "
+        f"reward {evaluation.decimal(result['reward']['value'])}, {result['problems']} problems, "
         f"{result['time']['decoding_s'] + result['time']['grading_s']:.0f} s"
     )
 
@@ -310,4 +363,6 @@ def metrics_of(result: dict[str, Any]) -> dict[str, float]:
         metrics[f"eval_rewards/{name}/mean"] = estimate["value"]
     for k, estimate in result["pass_at"].items():
         metrics[f"eval_pass@{k}"] = estimate["value"]
-    return metrics
+    # What nobody could judge is left out: trackers take numbers only
+    known = {name: value for name, value in metrics.items() if value is not None}
+    return {"eval_reward": math.nan} | known

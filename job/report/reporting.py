@@ -23,6 +23,7 @@ import jinja2
 from markupsafe import Markup
 
 from job.errors import OutputError, one_line
+from job.metrics_file import nothing_learned, two_ends
 from job.report.report_completions import (
     MAX_COMPLETIONS,
     MAX_JSON_BYTES,
@@ -183,13 +184,11 @@ def read_completions(runs: list[RunRecord]) -> tuple[list[dict[str, Any]], int]:
 
 
 def sentences(runs: list[RunRecord]) -> list[str]:
-    """For each run, what its evaluation says."""
+    """For each run, what its evaluation says, and whether it has learned nothing."""
     found = []
     for run in runs:
-        sentence = sentence_of(run)
-        if len(runs) > 1:
-            sentence = f"{run.name}: {sentence}"
-        found.append(sentence)
+        for sentence in filter(None, (sentence_of(run), nothing_learned(run.steps))):
+            found.append(f"{run.name}: {sentence}" if len(runs) > 1 else sentence)
     return found
 
 
@@ -217,7 +216,7 @@ def described_run(run: RunRecord) -> dict[str, str]:
         steps = f"{run.last_step} of {planned}"
     return {
         "state": run.state,
-        "model": shown_value(run.config.get("model.name")),
+        "model": model_of(run),
         "task": task_of(run),
         "algorithm": algorithm_of(run),
         "steps": steps,
@@ -226,6 +225,15 @@ def described_run(run: RunRecord) -> dict[str, str]:
         "cheating": change(run, "grades/cheating", ".0%"),
         "watchdog": ", ".join(dict.fromkeys(name for _, name, _ in run.diagnoses)) or "calm",
     }
+
+
+def model_of(run: RunRecord) -> str:
+    """The base, and the adapter that training began with if there was one."""
+    model = shown_value(run.config.get("model.name"))
+    adapter = run.config.get("model.adapter")
+    if adapter is not None:
+        model = f"{model}, continued from {shown_value(adapter)}"
+    return model
 
 
 def task_of(run: RunRecord) -> str:
@@ -249,20 +257,11 @@ def algorithm_of(run: RunRecord) -> str:
 
 
 def change(run: RunRecord, name: str, form: str) -> str:
-    """A metric's mean over the first and over the last logged steps."""
-    first, last = ends(run, name)
-    if first is None or last is None:
+    """A metric's mean over the first and over the last COMPARED_STEPS logged steps."""
+    means = [mean(end, name) for end in two_ends(run.steps, COMPARED_STEPS)]
+    if None in means:
         return NOTHING
-    return f"{first:{form}} → {last:{form}}"
-
-
-def ends(run: RunRecord, name: str) -> tuple[float | None, float | None]:
-    """The means of a metric over the first and the last COMPARED_STEPS logged steps.
-
-    Of fewer than twice as many steps, each half counts for one end.
-    """
-    count = min(COMPARED_STEPS, (len(run.steps) + 1) // 2)
-    return mean(run.steps[:count], name), mean(run.steps[-count:] if count else [], name)
+    return " → ".join(f"{value:{form}}" for value in means)
 
 
 def mean(entries: Sequence[dict[str, Any]], name: str) -> float | None:

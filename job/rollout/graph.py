@@ -161,6 +161,13 @@ class GraphRollout:
             self._run(size)
         return self._collect()
 
+    def decoded(self, row: int) -> TokenIds:
+        """The tokens of a row that has not ended, as far as it goes."""
+        if row not in self._live:
+            return []
+        place = self._live.index(row)
+        return self._ids[place, : int(self._count[place])].tolist()
+
     def cancel(self) -> None:
         """Drop all rows."""
         self._waiting.clear()

@@ -1,5 +1,6 @@
 """What is wrong with rows, grouped: one line for each kind of mistake."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SHOWN_PLACES = 3
@@ -21,6 +22,21 @@ class RowMistake(ValueError):
         self.remedy = remedy
 
 
+def short_place(place: str, first: str) -> str:
+    """A place without the file that `first` names too: "7" of "a.csv:7"."""
+    file, _, number = place.rpartition(":")
+    return number if file == first.rpartition(":")[0] else place
+
+
+def shown_places(places: Sequence[str]) -> str:
+    """The first few places, with the file named once: "a.csv:2, 7, 9, ..."."""
+    words = [places[0]]
+    words += [short_place(place, places[0]) for place in places[1:SHOWN_PLACES]]
+    if len(places) > SHOWN_PLACES:
+        words.append("...")
+    return ", ".join(words)
+
+
 @dataclass
 class Group:
     """The rows with one kind of mistake."""
@@ -33,8 +49,9 @@ class Group:
     def line(self) -> str:
         words = f"{self.places[0]}: {self.text}"
         if self.count > 1:
+            numbers = [short_place(place, self.places[0]) for place in self.places]
             others = "" if self.count <= SHOWN_PLACES else ", ..."
-            words += f" ({self.count} rows: {', '.join(self.places)}{others})"
+            words += f" ({self.count} rows: {', '.join(numbers)}{others})"
         if self.remedy:
             words += f"; {self.remedy}"
         return words
