@@ -26,12 +26,12 @@ def find_file(written: str) -> Path:
     Raises:
         ValueError: if there is none, or its name cannot be that of a module.
     """
-    expanded = Path(written).expanduser()
+    expanded = Path(os.path.expanduser(written))
     candidates = [expanded]
     if not expanded.is_absolute():
         candidates = [folder / expanded for folder in sources.folders()]
     for path in candidates:
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises where a folder may not be read
             continue
         if path.suffix != ".py" or not path.stem.isidentifier():
             raise ValueError(f"{written}: a module is called like my_module.py, not {path.name}")
@@ -92,7 +92,10 @@ def reward_as_written(name: str) -> str:
     module, colon, function = name.rpartition(":")
     if not is_path(module):
         return name
-    return f"{find_file(module)}{colon}{function}"
+    try:
+        return f"{find_file(module)}{colon}{function}"
+    except ValueError:  # it was there when the run began
+        return name
 
 
 def rewards_module(written: str) -> ModuleType:

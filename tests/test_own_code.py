@@ -73,6 +73,9 @@ def test_a_saved_config_finds_the_files_from_anywhere(folder, monkeypatch):
     assert again.tasks[0].type == "say"
     assert again.tasks[0].rewards == {f"{folder}/mine.py:half": 2}
     assert config_module.changed_since(again, folder / "saved.yaml") == []
+    (folder / "mine.py").unlink()  # a run goes on without it
+    config_module.save(again, folder / "later.yaml")
+    assert (folder / "later.yaml").read_text() == (folder / "saved.yaml").read_text()
 
 
 def test_grading_processes_know_the_task(folder):
@@ -90,6 +93,8 @@ def test_a_path_to_a_task_of_the_project_is_that_task(folder):
     ("written", "said"),
     [
         ("/nowhere/say.py", "there is no file /nowhere/say.py"),
+        ("~nobody-of-this-name/say.py", "there is no file ~nobody-of-this-name/say.py in "),
+        (f"{'long' * 99}.py", "there is no file longlong"),
         ("sya.py", "there is no file sya.py in {folder} or in "),
         ("code.py", "{folder}/code.py has the name of tasks/code; rename the file"),
         ("data.py", "{folder}/data.py has the name of tasks/data; rename the file"),
