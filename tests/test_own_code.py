@@ -100,15 +100,15 @@ def test_a_path_to_a_task_of_the_project_is_that_task(folder):
         ("data.py", "{folder}/data.py has the name of tasks/data; rename the file"),
         ("other/say.py", "{folder}/other/say.py has the name of {folder}/say.py; rename the file"),
         ("my-task.py", "my-task.py: a module is called like my_module.py, not my-task.py"),
-        ("broken.py", "{folder}/broken.py cannot be imported: NameError"),
+        ("raises.py", "{folder}/raises.py cannot be imported: NameError"),
         ("empty.py", "{folder}/empty.py lacks Options, REWARDS, rows, grade"),
         ("rev.py", "{folder}/rev.py lacks REFERENCE, SLOWER, WRONG, CHEAT; known_answers(row, opt"),
     ],
 )
 def test_a_file_that_is_no_task_is_one_mistake(folder, written, said):
     load_config(overrides=["task.type=say.py"])
-    for name in ("code", "data", "my-task", "broken", "empty"):
-        (folder / f"{name}.py").write_text("nobody" if name == "broken" else "")
+    for name in ("code", "data", "my-task", "raises", "empty"):
+        (folder / f"{name}.py").write_text("nobody" if name == "raises" else "")
     (folder / "rev.py").write_text(
         TASK.replace('REFERENCE = "yes"\nSLOWER, WRONG, CHEAT', "a, b, c")
     )

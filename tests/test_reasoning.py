@@ -88,7 +88,7 @@ def test_without_an_answer_nothing_is_claimed(capsys):
     assert not grade.correct and grade.status is Status.OK
     for _ in range(2):
         assert reward_functions.correct_conclusion([None], grades=[grade]) == [None]
-    assert capsys.readouterr().err.count("without an answer is not scored") == 1
+    assert capsys.readouterr().err.count("without an answer gets no reward") == 1
 
 
 def test_the_seed_configuration(sandbox, tmp_path):

@@ -327,7 +327,8 @@ def test_honest_answers_are_not_repetitive():
             if row.get("category", row.get("kind")) in HONEST_KINDS
         ]
     for task in map(tasks.load, tasks.names()):
-        texts += [task.REFERENCE, *task.SLOWER, *task.WRONG]
+        if hasattr(task, "REFERENCE"):  # other tasks know whole episodes
+            texts += [task.REFERENCE, *task.SLOWER, *task.WRONG]
     texts += [
         path.read_text(encoding="utf-8") for path in (*ROOT.glob("*.py"), *ROOT.glob("tasks/*.py"))
     ]
