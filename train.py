@@ -66,6 +66,7 @@ from job.plan import Plan, first_of_each_kind, make_plan, rehearse, shown
 from job.preflight import preflight
 from job.report.live_report import LiveReport
 from job.reward_check import check_rewards, rehearse_rewards
+from job.rows import has_fresh_inputs
 from job.run_folder import RunFolder, shown_path
 
 LEAVING_S = 600.0  # for the first process to write what is left, while others wait
@@ -216,7 +217,7 @@ def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
     if plan.stream is not None:
         print(plan.stream.summary())
     if code == DONE and trainer.is_world_process_zero():
-        print_report(config, trainer, folder, evaluation, run_s)
+        print_report(config, trainer, folder, evaluation, run_s, plan)
     return code
 
 
@@ -567,6 +568,7 @@ def print_report(
     folder: RunFolder,
     evaluation: RunEvaluation | None,
     seconds: float,
+    plan: Plan,
 ) -> None:
     """The closing tables, a reminder of what was not checked, what the run left, and its result.
 
@@ -593,21 +595,29 @@ def print_report(
 
     # What is left, what to do with it, and the result in a sentence
     print(folder.report())
-    print(next_commands(folder))
+    can_evaluate = bool(plan.eval_rows) or has_fresh_inputs(plan.rows, config.tasks[0])
+    print(next_commands(folder, can_evaluate))
     comparison = evaluation.comparison() if evaluation else None
     if comparison:
         print(f"\nbefore and after: {comparison.sentence}")
 
 
-def next_commands(folder: RunFolder) -> str:
-    """Three commands that go on from here, as train.sh or Python take them."""
+def next_commands(folder: RunFolder, can_evaluate: bool) -> str:
+    """Commands that go on from here, as train.sh or Python take them.
+
+    Args:
+        can_evaluate: whether there are rows that were not trained on.
+    """
     start = os.environ.get("START_COMMAND", "python")
     path = shlex.quote(str(shown_path(folder.path)))
+    evaluate = f"{start} evaluate.py base {path} --rows 200"
     commands = {
         f"{start} generate.py {path} --run": "an answer of the trained model, and its grade",
-        f"{start} evaluate.py base {path} --rows 200": "before and after, on more problems",
+        evaluate: "before and after, on more problems",
         f"{start} check.py --config {path}/config.yaml": "what right and wrong answers are paid",
     }
+    if not can_evaluate:
+        del commands[evaluate]
     width = max(map(len, commands))
     lines = [f"  {command:{width}}  # {what}" for command, what in commands.items()]
     return "\n".join(["next:", *lines])

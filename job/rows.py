@@ -18,19 +18,24 @@ from tasks.data import columns
 Row = dict[str, Any]
 
 
-def mixed_rows(mixture: Sequence[tasks.Options]) -> tuple[list[Row], list[Row]]:
+def mixed_rows(
+    mixture: Sequence[tasks.Options], trains: bool = True
+) -> tuple[list[Row], list[Row]]:
     """(rows to train on, rows to evaluate on) of all tasks, each with the columns that
     `tasks.labelled` gives it.
 
     Of several tasks each gives its weight's share of all their rows, and repeats its own if it has
     too few. A column that a task does not have is None in its rows.
 
+    Args:
+        trains: whether rows are trained on. If not, all of them may be held out.
+
     Raises:
         ValueError: if a row is not well-formed, or no row is left to train on.
     """
     training, evaluation = [], []
     for options in mixture:
-        trained_on, held_out = rows_of(options)
+        trained_on, held_out = rows_of(options, trains)
         training.append(trained_on)
         evaluation += held_out
     if len(mixture) > 1:
@@ -44,7 +49,7 @@ def mixed_rows(mixture: Sequence[tasks.Options]) -> tuple[list[Row], list[Row]]:
     return trained_on, evaluation
 
 
-def rows_of(options: tasks.Options) -> tuple[list[Row], list[Row]]:
+def rows_of(options: tasks.Options, trains: bool = True) -> tuple[list[Row], list[Row]]:
     """(rows to train on, rows to evaluate on) of one task: the task's own `eval_rows`, and of its
     `rows` those with the last `num_eval_rows` prompts."""
     task = tasks.load(options.type)
@@ -53,11 +58,13 @@ def rows_of(options: tasks.Options) -> tuple[list[Row], list[Row]]:
     if hasattr(task, "eval_rows"):
         made = tasks.made_by(task, "eval_rows", options)
         own = [tasks.labelled(row, options) for row in made]
-    trained_on, held_out = hold_out_last(rows, options)
+    trained_on, held_out = hold_out_last(rows, options, trains)
     return trained_on, unseen(own, trained_on, options) + held_out
 
 
-def hold_out_last(rows: list[Row], options: tasks.Options) -> tuple[list[Row], list[Row]]:
+def hold_out_last(
+    rows: list[Row], options: tasks.Options, trains: bool = True
+) -> tuple[list[Row], list[Row]]:
     """(the rest, one row of each of the last `num_eval_rows` prompts). All rows with those prompts
     are taken out."""
     count = options.num_eval_rows
@@ -68,7 +75,7 @@ def hold_out_last(rows: list[Row], options: tasks.Options) -> tuple[list[Row], l
         first_of.setdefault(prompt_key(row), row)
     if has_fresh_inputs(rows, options):
         return rows, rows[:1] * count
-    if count >= len(first_of):
+    if trains and count >= len(first_of):
         raise ValueError(
             f"{options.type}: num_eval_rows {count} leaves none of its {len(first_of)} different "
             "prompts to train on"

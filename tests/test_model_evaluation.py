@@ -10,7 +10,7 @@ import evaluate
 from job.config import ROOT, load_config
 from job.errors import ConfigError
 from job.evaluation import model_evaluation
-from job.evaluation.model_evaluation import Request
+from job.evaluation.model_evaluation import Request, held_out_rows
 from job.model import ModelSource, find_model, is_hub_id, load_for_inference, load_model
 from job.run_folder import RunFolder
 
@@ -237,3 +237,9 @@ def test_ctrl_c_leaves_what_was_evaluated(monkeypatch, capsys):
     monkeypatch.setattr(evaluate, "evaluate_models", stop)
     code, _, err = run(capsys, "tiny")
     assert code == 130 and "the same command continues" in err
+
+
+def test_all_prompts_may_be_evaluated_where_nothing_is_trained():
+    keys = ["task.type=reasoning", "task.num_rows=8", "task.num_eval_rows=8"]
+    job = load_config(None, keys)
+    assert len(held_out_rows(job, None)) == len(job.tasks[0].problems)

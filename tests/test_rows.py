@@ -33,6 +33,14 @@ def test_rows_in_turn_are_held_out_by_their_prompts(tmp_path):
     assert set(texts(trained_on)) == {"one"}
 
 
+def test_all_rows_may_be_held_out_where_none_is_trained_on(tmp_path):
+    options = jsonl_options(tmp_path, ["one", "two"], num_eval_rows=8)
+    with pytest.raises(ValueError, match="leaves none of its 2 different prompts to train on"):
+        mixed_rows([options])
+    trained_on, held_out = mixed_rows([options], trains=False)
+    assert trained_on == [] and texts(held_out) == ["one", "two"]
+
+
 def test_prompts_that_differ_in_white_space_are_the_same(tmp_path):
     options = jsonl_options(tmp_path, ["one", "what  is\nit", "what is it", "two"], num_eval_rows=2)
     trained_on, held_out = mixed_rows([options])

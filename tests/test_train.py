@@ -13,6 +13,7 @@ import pytest
 
 import reward_functions
 import tasks
+import train
 from job import checkpoints, config, model, run_folder
 from job.errors import ConfigError, OutputError
 from job.run_folder import RunFolder
@@ -623,3 +624,10 @@ def test_a_disk_that_is_too_full_names_the_way_out(monkeypatch, tmp_path):
     monkeypatch.setenv("MIN_FREE_GB", "0.05")
     with folder:
         pass
+
+
+def test_the_next_commands_are_those_that_work(tmp_path):
+    folder = RunFolder(config.load_config(None, [f"grpo.output_dir={tmp_path}"]))
+    assert "evaluate.py base" in train.next_commands(folder, can_evaluate=True)
+    without = train.next_commands(folder, can_evaluate=False)
+    assert "evaluate.py" not in without and "generate.py" in without and "check.py" in without

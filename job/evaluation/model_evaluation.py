@@ -218,7 +218,7 @@ def held_out_rows(config: Config, count: int | None) -> tuple[list[Row], bool]:
         ConfigError: if there are none.
     """
     try:
-        rows, held_out = mixed_rows(config.tasks)
+        rows, held_out = mixed_rows(config.tasks, trains=False)
     except ValueError as error:
         raise ConfigError(f"task: {error}") from error
     if has_fresh_inputs(rows + held_out, config.tasks[0]):
