@@ -360,8 +360,8 @@ def known_answers(
             ("wrong", "Answer:"),
         ]
 
-    # Right and wrong conclusions.
-    answer = conclusions.read_expected(answer)
+    # Right and wrong conclusions. A sentence ends with its full stop: what follows is read apart.
+    answer = conclusions.read_expected(answer).rstrip().removesuffix(".")
     opposites = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
     other = opposites.get(answer.casefold(), "-98765.4321")
     right = [

@@ -233,6 +233,20 @@ def test_a_field_may_hold_lines_and_the_next_row_has_its_own_line(tmp_path):
         options(path)
 
 
+def test_columns_are_recognised_in_capitals_and_an_empty_prompt_is_told(tmp_path, capsys):
+    file = tmp_path / "own.csv"
+    file.write_text("Question,SOLUTION\nWhat is 2 + 2?,4\nAnd 3?,3\n")
+    rows = jsonl.rows(options(file))
+    assert [(row["prompt"][0]["content"], row["answer"]) for row in rows] == [
+        ("What is 2 + 2?", "4"),
+        ("And 3?", "3"),
+    ]
+    assert "prompt from column Question, answer from column SOLUTION" in capsys.readouterr().err
+    file.write_text("question,solution\nWhat is 2 + 2?,4\n,3\nAnd 3?,3\n")
+    with pytest.raises(ValueError, match=r"own.csv:3: the prompt, column 'question', is empty"):
+        jsonl.rows(options(file))
+
+
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv.zst", "a.parquet", "a.parquet.gz"])
 @pytest.mark.parametrize("content", [b"", b"nonsense", b"\x1f\x8b\x08"])
 def test_a_file_that_is_not_what_its_name_says_is_told(tmp_path, name, content):

@@ -200,3 +200,13 @@ def test_a_broken_row_of_a_file_is_told():
 def test_a_conclusion_that_cannot_be_compared_in_time_is_not_right():
     grade = judge("Answer: 9^9^9^9^9^9", "3", 100)
     assert (grade.status, grade.correct) in {(Status.TIMEOUT, False), (Status.OK, False)}
+
+
+@pytest.mark.parametrize("answer", ["He has 5 apples.", "Washington, D.C.", "It scatters; see 1."])
+def test_known_answers_to_a_sentence_are_paid_as_they_should(sandbox, answer):
+    row = {"question": "Why?", "answer": answer, "prompt": [{"role": "user", "content": "Why?"}]}
+    options = reasoning.Options(type="reasoning")
+    rng = np.random.default_rng(0)
+    for kind, text in reasoning.known_answers(row, options):
+        grade = reasoning.grade(text, row, options, sandbox, rng)
+        assert grade.correct == (kind in ("reference", "slower")), (kind, text)

@@ -101,10 +101,14 @@ def settle(rows: Sequence[Any], wishes: Wishes, shown: str) -> Layout:
 
 
 def recognise(ours: str, known: Sequence[str], rows: Sequence[Any]) -> dict[str, str]:
-    """{ours: the known name that the rows have}; empty if they have none, or call it as we do."""
+    """{ours: the known name that the rows have, in capitals or not}; empty if they have none, or
+    call it as we do."""
+    names = columns_of(row for row in rows if isinstance(row, Mapping))
+    by_lower = {name.lower(): name for name in reversed(names) if isinstance(name, str)}
     for name in known:
-        if has_column(rows, name):
-            return {} if name == ours else {ours: name}
+        for written in (name, by_lower.get(name, name)):
+            if has_column(rows, written):
+                return {} if written == ours else {ours: written}
     return {}
 
 
@@ -180,7 +184,7 @@ def read_row(row: Any, layout: Layout) -> dict[str, Any]:
     if layout.prompt_template:
         prompt = filled(layout.prompt_template, prompt, read)
     elif prompt is None:
-        raise RowMistake(f"no prompt; the columns are {list(row)}", "no prompt", NAME_THEM)
+        raise no_prompt(row, layout)
     messages = as_messages(prompt)
     if layout.splits_messages and len(messages) > 1 and is_by(messages[-1], "assistant"):
         *messages, last = messages
@@ -192,6 +196,13 @@ def read_row(row: Any, layout: Layout) -> dict[str, Any]:
     read["prompt"] = messages
     check_other_columns(read)
     return read
+
+
+def no_prompt(row: Mapping[str, Any], layout: Layout) -> RowMistake:
+    column = dict(layout.columns).get("prompt", "prompt")
+    if column in row:
+        return RowMistake(f"the prompt, column {column!r}, is empty", "empty prompt")
+    return RowMistake(f"no prompt; the columns are {list(row)}", "no prompt", NAME_THEM)
 
 
 def filled(template: str, prompt: Any, row: Mapping[str, Any]) -> Any:
