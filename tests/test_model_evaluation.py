@@ -242,4 +242,5 @@ def test_ctrl_c_leaves_what_was_evaluated(monkeypatch, capsys):
 def test_all_prompts_may_be_evaluated_where_nothing_is_trained():
     keys = ["task.type=reasoning", "task.num_rows=8", "task.num_eval_rows=8"]
     job = load_config(None, keys)
-    assert len(held_out_rows(job, None)) == len(job.tasks[0].problems)
+    rows, fresh = held_out_rows(job, None)
+    assert len(rows) == len(job.tasks[0].problems) and not fresh
