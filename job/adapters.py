@@ -108,6 +108,12 @@ def check_weights(folder: Path) -> None:
         raise ValueError(f"{file} is damaged: {one_line(error)}") from error
 
 
+def local_folder(name: str) -> Path | None:
+    """The folder of this name, sought here and in the repository; None if there is none."""
+    places = [Path(name).expanduser(), ROOT / name]
+    return next((place for place in places if place.is_dir()), None)
+
+
 def find_folder(name: str) -> Path:
     """The folder with the adapter that `name` stands for. A relative path is looked up here and in
     the repository.
@@ -115,8 +121,7 @@ def find_folder(name: str) -> Path:
     Raises:
         ValueError: if there is no adapter.
     """
-    places = [Path(name).expanduser(), ROOT / name]
-    folder = next((place for place in places if place.is_dir()), None)
+    folder = local_folder(name)
     if folder is None:
         raise ValueError(f"there is no folder {name}")
     for candidate in places_of_model(folder):

@@ -27,7 +27,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return [entry for entry in map(entry_of, lines) if entry is not None]
 
 
-def entry_of(line: bytes) -> dict[str, Any] | None:
+def entry_of(line: str | bytes) -> dict[str, Any] | None:
     """What a line holds; None if it is damaged."""
     try:
         entry = json.loads(line)

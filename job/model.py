@@ -20,7 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from job import hub, memory
-from job.adapters import find_folder, own_template
+from job.adapters import find_folder, local_folder, own_template
 from job.chat_templates import NAMED, set_template
 from job.checkpoints import places_of_model
 from job.config import ROOT, Config, Lora, Model, load_config, looks_local
@@ -200,8 +200,7 @@ def find_model(name: str) -> ModelSource:
     Raises:
         ConfigError: if it is a folder without a model, or a path to nothing.
     """
-    places = [Path(name).expanduser(), ROOT / name]
-    folder = next((place for place in places if place.is_dir()), None)
+    folder = local_folder(name)
     if folder is None:
         if name == "tiny" or is_hub_id(name):
             return ModelSource(name)

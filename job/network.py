@@ -5,14 +5,14 @@ The client of the Hub is told to stay offline where nothing here asks for the Hu
 """
 
 import os
-from glob import glob
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from job import hub, rewards, trackers
-from job.config import ROOT, Config
+from job.config import Config
 from job.distributed import is_first_process
 from job.errors import ConfigError
+from tasks.data import sources
 
 # Keys of GRPOConfig with which a run sends something to the Hub
 HUB_KEYS = {
@@ -74,15 +74,9 @@ def hub_data(config: Config) -> list[str]:
     names = []
     for options in config.tasks:
         data = getattr(options, "data", None)
-        if isinstance(data, str) and not is_here(data):
+        if isinstance(data, str) and sources.is_of_hub(data):
             names.append(data)
     return names
-
-
-def is_here(data: str) -> bool:
-    """Whether `data` names files on this machine."""
-    places = (Path(data).expanduser(), ROOT / data)
-    return any(place.exists() or glob(str(place), recursive=True) for place in places)
 
 
 def prepare_hub(config: Config) -> None:

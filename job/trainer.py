@@ -249,7 +249,7 @@ class Trainer(GRPOTrainer):
             training_state.load_batch(self, Path(checkpoint))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        # The last that transformers loads; it has begun to count anew before
+        # transformers loads this last. By then it has set all counts to 0.
         super()._load_rng_state(checkpoint)
         if checkpoint is not None:
             training_state.load_unlogged(self, Path(checkpoint))

@@ -183,7 +183,7 @@ def test_a_save_that_was_cut_off_leaves_no_checkpoint(run):
     written.mkdir()
     (written / "adapter_model.safetensors").write_bytes(b"half")
     assert [step for step, _ in checkpoints.numbered(run)] == [5, 3]
-    checkpoints.begin_saving(run)  # the next save begins anew
+    checkpoints.begin_saving(run)  # the next save starts with an empty folder
     assert not written.exists()
 
 

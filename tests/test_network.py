@@ -208,6 +208,14 @@ def test_the_users_own_offline_and_an_upload_contradict_each_other(monkeypatch):
         network.prepare_hub(config)
 
 
+def test_a_file_where_the_user_stands_is_no_data_of_the_hub(tmp_path, monkeypatch):
+    assert network.hub_data(with_hub_data()) == ["me/data"]
+    (tmp_path / "me").mkdir()
+    (tmp_path / "me" / "data").write_text("")
+    monkeypatch.setenv("START_FOLDER", str(tmp_path))
+    assert network.hub_data(with_hub_data()) == []
+
+
 def test_an_upload_keeps_the_client_online_and_asks_for_access_first(monkeypatch):
     for name in network.hub.OFFLINE:
         monkeypatch.delenv(name, raising=False)

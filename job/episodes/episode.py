@@ -9,8 +9,8 @@ and a line of a file are played by the same code as what a model says (`play`), 
 process was killed is played again from its turns (`Player`).
 
 Budgets. A call past one is not run. The model is told so and has one more turn; a call after that
-ends the episode with the status of that budget. The grading goes on from there: an answer that was
-right before it stays right.
+ends the episode with the status of that budget. The answer is graded all the same: one that was
+right before stays right.
 """
 
 import json

@@ -17,6 +17,7 @@ import yaml
 from job.config import flat
 from job.environment import read_sessions
 from job.errors import ConfigError
+from job.metrics_file import entry_of
 from job.step_time import PARTS
 
 # What a folder must have one of to be taken for a run's
@@ -186,14 +187,11 @@ def read_metrics(run: RunRecord) -> None:
 
 def read_line(line: str) -> dict[str, Any] | None:
     """The metrics in a line of metrics.jsonl that are of use; None if it is no such line."""
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
+    content = entry_of(line)
+    if content is None:
         return None
-    if not isinstance(content, dict):
-        return None
-    step = content.get("step")
-    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 2**53:
+    step = content["step"]
+    if isinstance(step, bool) or not 0 <= step < 2**53:
         return None
     entry: dict[str, Any] = {"step": step}
     for name, value in content.items():

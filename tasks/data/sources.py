@@ -124,6 +124,14 @@ def find_files(data: str) -> list[Path]:
     raise ValueError(f"data: {nothing_found(data, expanded)}")
 
 
+def is_of_hub(data: str) -> bool:
+    """Whether `data` means a data set of the Hub, and no file of that name is here."""
+    try:
+        return not find_files(data)
+    except ValueError:  # it is neither, which is told where it is read
+        return False
+
+
 def from_anywhere(data: str) -> str:
     """`data` as it can be found from any folder: a path of the user's becomes absolute, and what is
     in the repository, or on the Hub, stays as it is."""
