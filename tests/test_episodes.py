@@ -101,7 +101,9 @@ FILES = {
     "guess": GUESS,
     "unruly": UNRULY,
     "late": UNRULY.replace("time.sleep(1000)", 'time.sleep(1.0)\n        return "late"'),
-    "broken": UNRULY.replace("return Grade(Status.OK", "1 / 0\n    return Grade(Status.OK"),
+    "divides_by_zero": UNRULY.replace(
+        "return Grade(Status.OK", "1 / 0\n    return Grade(Status.OK"
+    ),
     "shows": GUESS.replace('self.secret = row["secret"]', 'return "Go."'),
     "no_reset": GUESS.replace("def reset(", "def other("),
     "no_grade": GUESS.replace("def grade(", "def other("),
@@ -622,7 +624,9 @@ def test_rows_that_are_ready_go_on_while_tools_run(play_scripts):
 
 def test_a_mistake_in_a_task_ends_the_run(play_scripts):
     with pytest.raises(GradeError, match="ZeroDivisionError"):
-        play_scripts(options_of(tasks.load("broken"), num_rows=1), [[harmony_final("yes")]])
+        play_scripts(
+            options_of(tasks.load("divides_by_zero"), num_rows=1), [[harmony_final("yes")]]
+        )
 
 
 def test_grades_of_episodes_reach_the_rewards_without_another_grading(unruly, sandbox):
