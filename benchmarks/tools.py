@@ -12,7 +12,7 @@ that rewards reach the turns that earned them, across what the tool said. It sho
 
 Options: --seeds 1 2 3, --steps 40, --out FOLDER (where the taught model and the runs go).
 With --rollout: --model tiny, gpt-oss-20b (random weights of that shape) or a folder,
---sequences 32, --calls 4, --turn-tokens 32, --tool-s 0.05.
+--sequences 32, --calls 4, --tool-s 0.05, --turn-tokens 32 64 128 (on average).
 """
 
 import argparse
@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--calls", type=int, default=4)
-    parser.add_argument("--turn-tokens", type=int, default=32)
+    parser.add_argument("--turn-tokens", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--tool-s", type=float, default=0.05)
     arguments = parser.parse_args()
     if arguments.rollout:
@@ -295,74 +295,94 @@ def measure_rollout(arguments: argparse.Namespace) -> int:
         name = arguments.model
         if name == "gpt-oss-20b":
             name = str(decoding.make_checkpoint(Path(scratch, name)))
-        config = load_config(overrides=[f"model.name={name}", "model.max_seq_length=1024"])
+        config = load_config(overrides=[f"model.name={name}", "model.max_seq_length=2048"])
         model, tokenizer = load_model(config.model, config.lora)
     model.eval()
-    turns = arguments.calls + 1
-    sampled = turns * arguments.turn_tokens
-    rollout = open_rollout(model, tokenizer, arguments.sequences, sampled)
-    prompt = [tokenizer.pad_token_id] * PROMPT_TOKENS
-    prompts = [prompt] * arguments.sequences
-    longer = [prompt + prompt[:RESULT_TOKENS] * arguments.calls] * arguments.sequences
-    results = {}
-    for title, run in {
-        "without calls": lambda: play(rollout, longer, 1, sampled, 0.0),
-        "with calls": lambda: play(
-            rollout, prompts, turns, arguments.turn_tokens, arguments.tool_s
-        ),
-    }.items():
-        run()  # captures its graphs
-        began = time.perf_counter()
-        run()
-        results[title] = time.perf_counter() - began
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(
         f"{arguments.model} on {name}, torch {torch.__version__}: {arguments.sequences} rows, "
-        f"{sampled} tokens each, {arguments.calls} calls of {arguments.tool_s:g} s"
+        f"{arguments.calls} calls of {arguments.tool_s:g} s each"
     )
-    for title, seconds in results.items():
-        print(f"{title:14} {seconds:.2f} s")
-    print(f"ratio          {results['with calls'] / results['without calls']:.2f}")
+    print("tokens a turn   without calls   with calls   of it idle   ratio", flush=True)
+    for turn_tokens in arguments.turn_tokens:
+        script = turns_of_rows(arguments.sequences, arguments.calls + 1, turn_tokens)
+        rollout = open_rollout(model, tokenizer, script)
+        prompt = [tokenizer.pad_token_id] * PROMPT_TOKENS
+        longer = prompt + prompt[:RESULT_TOKENS] * arguments.calls
+        whole = [[sum(turns)] for turns in script]
+        without_s, _ = median_play(rollout, longer, whole, 0.0)
+        with_s, idle_s = median_play(rollout, prompt, script, arguments.tool_s)
+        print(
+            f"{turn_tokens:13} {without_s:13.2f} s {with_s:10.2f} s {idle_s:10.2f} s "
+            f"{with_s / without_s:7.2f}",
+            flush=True,
+        )
     return 0
 
 
-def open_rollout(model: Any, tokenizer: Any, rows: int, sampled: int) -> Any:
+def turns_of_rows(rows: int, turns: int, tokens: int) -> list[list[int]]:
+    """Tokens of each turn of each row: drawn, half as many to half as many again."""
+    rng = random.Random(1)
+    return [[rng.randint(tokens // 2, tokens * 3 // 2) for _ in range(turns)] for _ in range(rows)]
+
+
+def median_play(*arguments: Any) -> tuple[float, float]:
+    """Of three times `play`, the one whose time is the median."""
+    play(*arguments)  # captures its graphs
+    return sorted(play(*arguments) for _ in range(3))[1]
+
+
+def open_rollout(model: Any, tokenizer: Any, script: Sequence[Sequence[int]]) -> Any:
     """A rollout step by step, as CUDA graphs where there is a GPU. No token ends a turn."""
     import torch
     from transformers import GenerationConfig
 
     from job.rollout import engine
 
+    most = max(map(sum, script))
     request = engine.Request(
         generation_config=GenerationConfig(do_sample=True, top_k=0),
         stop_ids=[],
         pad_id=tokenizer.pad_token_id,
-        rows=rows,
-        tokens=PROMPT_TOKENS + sampled + 1000,
-        max_new_tokens=sampled,
+        rows=len(script),
+        tokens=PROMPT_TOKENS + most + RESULT_TOKENS * len(script[0]),
+        max_new_tokens=most,
     )
     return engine.make_graph_rollout(model, request, capture=torch.cuda.is_available())[0]
 
 
 def play(
-    rollout: Any, prompts: Sequence[list[int]], turns: int, tokens: int, tool_s: float
-) -> None:
+    rollout: Any, prompt: list[int], script: Sequence[Sequence[int]], tool_s: float
+) -> tuple[float, float]:
     """Decode rows of several turns. Between two turns a row waits for a tool, and is then extended
-    by its result."""
-    left = {rollout.add(prompt, tokens, stays=True): turns - 1 for prompt in prompts}
-    with ThreadPoolExecutor(len(prompts)) as threads:
+    by its result.
+
+    Args:
+        script: the tokens of each turn of each row.
+
+    Returns:
+        Seconds in all, and those in which no row could be decoded.
+    """
+    began = time.perf_counter()
+    idle_s = 0.0
+    left = {rollout.add(prompt, own[0], stays=True): list(own[1:]) for own in script}
+    with ThreadPoolExecutor(len(script)) as threads:
         running: dict[Any, int] = {}
         while rollout.unfinished or running:
-            finished = rollout.step()
-            for item in finished:
-                if left[item.row] == 0:
+            for item in rollout.step():
+                if left[item.row]:
+                    running[threads.submit(time.sleep, tool_s)] = item.row
+                else:
                     rollout.drop(item.row)
-                    continue
-                left[item.row] -= 1
-                running[threads.submit(time.sleep, tool_s)] = item.row
-            timeout_s = 0 if finished or rollout.unfinished else None
-            for done in wait(running, timeout_s, FIRST_COMPLETED).done if running else ():
-                rollout.extend(running.pop(done), prompts[0][:RESULT_TOKENS], tokens)
+            if not running:
+                continue
+            waits = time.perf_counter()
+            timeout_s = 0 if rollout.unfinished else None
+            for done in wait(running, timeout_s, FIRST_COMPLETED).done:
+                row = running.pop(done)
+                rollout.extend(row, prompt[:RESULT_TOKENS], left[row].pop(0))
+            idle_s += time.perf_counter() - waits
+    return time.perf_counter() - began, idle_s
 
 
 if __name__ == "__main__":

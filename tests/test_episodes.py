@@ -547,10 +547,10 @@ FORMATS = {}
 def play_scripts(pool):
     """Plays scripts for rows of one task, in a pool of two processes."""
 
-    def play_scripts(options, scripts, max_tokens=400, is_whole=True):
+    def play_scripts(options, scripts, max_tokens=400, is_whole=True, pauses=0):
         schemas = tools.schemas_of_rows([options])
         chat = Chat(AutoTokenizer.from_pretrained(TINY_MODEL), "2025-08-05", None, schemas)
-        rollout = ScriptedRollout(ToolFormat(chat), scripts, is_whole)
+        rollout = ScriptedRollout(ToolFormat(chat), scripts, is_whole, pauses)
         row = tasks.labelled(tasks.load(options.type).rows(options)[0], options)
         grader = Grader([options], pool, seed=1)
         episodes = play_batch(rollout, [row] * len(scripts), chat, grader, max_tokens)
@@ -620,6 +620,18 @@ def test_rows_that_are_ready_go_on_while_tools_run(play_scripts):
     assert all(episode.grade.correct for episode in episodes)
     # The second row has ended before the first one goes on
     assert [rows for rows in rollout.steps if rows] == [[0, 1], [1], [1], [1], [0]]
+
+
+def test_no_tool_is_waited_for_while_a_row_is_decoded(play_scripts):
+    options = options_of(tasks.load("late"), num_rows=1)
+    scripts = [
+        [harmony_call("hang"), harmony_final("yes")],
+        [harmony_call("remember", word="a")] * 2 + [harmony_final("yes")],
+    ]
+    episodes, rollout = play_scripts(options, scripts, is_whole=False, pauses=2)
+    assert all(episode.grade.correct for episode in episodes)
+    steps = [rows for rows in rollout.steps if rows]
+    assert steps == [[0, 1]] * 3 + [[1]] * 6 + [[0]] * 3
 
 
 def test_a_mistake_in_a_task_ends_the_run(play_scripts):

@@ -122,10 +122,9 @@ class Batch:
             number = self.rollout.add(episode.prompt_ids, self.max_tokens, stays=True)
             self.decoded[number] = place
         while self.rollout.unfinished or self.running:
-            finished = self.rollout.step()
-            for item in finished:
+            for item in self.rollout.step():
                 self._take(item, episodes[self.decoded[item.row]])
-            self._answer(episodes, must_wait=not finished)
+            self._answer(episodes)
         return episodes
 
     def _take(self, item: Finished, episode: Played) -> None:
@@ -151,17 +150,13 @@ class Batch:
         step = Step(episode.job, self.number, key, tuple(episode.turns), ended)
         self.running[self.grader.advance(step)] = row
 
-    def _answer(self, episodes: list[Played], must_wait: bool) -> None:
-        """Take what is known by now of what follows turns.
-
-        Args:
-            must_wait: nothing was decoded, so there is nothing else to do.
-        """
+    def _answer(self, episodes: list[Played]) -> None:
+        """Take what is known by now of what follows turns. Wait only if nothing can be decoded."""
         if not self.running:
             return
         # A long step had better have all rows again; short ones go on with what there is
         everything = self.rollout.decodes_to_the_end
-        must_wait = must_wait or everything or self.rollout.unfinished == 0
+        must_wait = everything or self.rollout.is_blocked or self.rollout.unfinished == 0
         timeout_s = None if must_wait else 0
         until = ALL_COMPLETED if everything else FIRST_COMPLETED
         for done in wait(self.running, timeout_s, until).done:

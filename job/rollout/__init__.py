@@ -35,6 +35,8 @@ class Rollout(Protocol):
 
     # Whether a step decodes all waiting rows to their end: then it pays to wait for more of them
     decodes_to_the_end: bool
+    # Whether the last step could decode no row: those that wait have no place while others stay
+    is_blocked: bool
 
     @property
     def unfinished(self) -> int:
@@ -101,6 +103,7 @@ class BatchRollout:
     """
 
     decodes_to_the_end = True
+    is_blocked = False
 
     def __init__(self, complete: Callable[[list[TokenIds]], list[TokenIds]]):
         self._complete = complete

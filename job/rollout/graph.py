@@ -73,6 +73,7 @@ class GraphRollout:
     """
 
     decodes_to_the_end = False
+    is_blocked = False
 
     def __init__(
         self,
@@ -153,8 +154,9 @@ class GraphRollout:
             return []
         self._resume()
         self._admit()
-        if not self._live:
-            return []  # what waits has no place while others stay
+        self.is_blocked = not self._live
+        if self.is_blocked:
+            return []
         size = self._size()
         steps = min(tokens, self._most_left())
         for _ in range(steps):
