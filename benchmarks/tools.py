@@ -365,7 +365,9 @@ def play(
     """
     began = time.perf_counter()
     idle_s = 0.0
-    left = {rollout.add(prompt, own[0], stays=True): list(own[1:]) for own in script}
+    left = {}
+    for own in script:
+        left[rollout.add(prompt, own[0], stays=len(own) > 1)] = list(own[1:])
     with ThreadPoolExecutor(len(script)) as threads:
         running: dict[Any, int] = {}
         while rollout.unfinished or running:

@@ -25,7 +25,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from job.config import TINY_MODEL
 from job.errors import ConfigError
-from job.mxfp4 import unpack_mxfp4
+from job.mxfp4 import E2M1, unpack_mxfp4
 from job.rollout import decode_all, engine, functional
 from job.rollout.any_model import ModelDecoder, calls_super
 from job.rollout.cache import KeyValueCache, LayerShape, Prompts
@@ -34,6 +34,7 @@ from job.rollout.graph import GraphRollout, cut, fill
 from job.rollout.sampling import Sampling, from_generation_config
 
 EXACT = 1e-5
+NEGATIVE = tuple(-value for value in E2M1)
 SIZES = {
     "vocab_size": 500,
     "hidden_size": 64,
@@ -405,6 +406,37 @@ def test_captured_turns_are_exact(family):
     assert max(differences(model, prompts, found)) < 1e-3
 
 
+def packed(weight):
+    """The (experts, in, out) matrices of a model, as blocks and scales of MXFP4.
+
+    The weights become what is packed.
+    """
+    groups = weight.data.float().transpose(1, 2).unflatten(2, (-1, 32))
+    power = groups.abs().amax(-1).clamp(min=2.0**-20).log2().floor() - 2
+    near = (groups / power.exp2()[..., None])[..., None] - torch.tensor(E2M1 + NEGATIVE).cuda()
+    codes = near.abs().argmin(-1).to(torch.uint8)
+    blocks = codes[..., ::2] | codes[..., 1::2] << 4
+    scales = (power + 127).to(torch.uint8)
+    weight.data.copy_(unpack_mxfp4(blocks, scales).transpose(1, 2))
+    parameter = torch.nn.Parameter(blocks.contiguous(), requires_grad=False)
+    parameter.mxfp4_scales, parameter.mxfp4_transposed = scales, True
+    return parameter
+
+
+def decoder_of_packed(model):
+    """A decoder of a model whose experts are packed, as Unsloth packs them."""
+    dense = {}
+    for layer in model.get_base_model().model.layers:
+        experts = layer.mlp.experts
+        for name in ("gate_up_proj", "down_proj"):
+            dense[experts, name] = getattr(experts, name)
+            setattr(experts, name, packed(dense[experts, name]))
+    decoder = GptOssDecoder(model)
+    for (experts, name), weight in dense.items():
+        setattr(experts, name, weight)
+    return decoder
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_captured_turns_of_gpt_oss_differ_by_rounding_alone():
@@ -412,7 +444,7 @@ def test_captured_turns_of_gpt_oss_differ_by_rounding_alone():
     model = adapted(model.cuda())
     prompts = prompts_of(150, 1, 37, 100, 5)
     follow = [prompts_of(length)[0] for length in (1, 200, 3, 130, 40)]  # the window has 128
-    rollout = rollout_of(GptOssDecoder(model), rows=4, tokens=700, capture=True)
+    rollout = rollout_of(decoder_of_packed(model), rows=4, tokens=700, capture=True)
     found = in_turns(rollout, prompts, lambda row: follow[row], turns=4)
     differs = differences(model, prompts, found)
     # Keys or values of another row or place change it by whole units

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from job.rollout import functional
+from job.rollout.cache import Prompts
 from job.rollout.gpt_oss import PackedExperts, tile_rows
 
 triton = pytest.importorskip("triton", reason="Triton is for GPUs")
@@ -68,6 +69,33 @@ def test_attend(length, window, with_sinks, softcap):
     wide = [tensor.float() for tensor in (q, keys, values)]
     wanted = functional.attend(*wide, positions, sinks=sinks, **options)
     assert difference(found, wanted) < 0.01
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 8])
+@pytest.mark.parametrize(("length", "window"), [(150, None), (16, 16), (150, 16), (128, 128)])
+def test_attend_prompts(length, window, kv_heads, follows, with_sinks, softcap):
+    tokens, lengths, rows = 71, [71, 70, 5], [4, 0, 6]
+    held = [normal(7, kv_heads, length, D) for _ in range(2)]
+    starts = [0, 70, 35] if window != length else [9 * length, length, 5]
+    prompts = Prompts(
+        ids=torch.zeros((3, tokens), dtype=torch.int64, device="cuda"),
+        lengths=torch.tensor(lengths, device="cuda"),
+        sources=torch.arange(3, device="cuda"),
+        rows=torch.tensor(rows, device="cuda"),
+        starts=torch.tensor(starts, device="cuda") if follows else None,
+    )
+    q = normal(3, tokens, HEADS, D).transpose(1, 2)
+    keys, values = normal(3, kv_heads, tokens, D), normal(3, tokens, kv_heads, D).transpose(1, 2)
+    options = {"scale": D**-0.5, "window": window, "softcap": softcap}
+    sinks = normal(HEADS) if with_sinks else None
+    found = kernels.attend_prompts(q, keys, values, *held, prompts, sinks=sinks, **options)
+    wide = [tensor.float() for tensor in (q, keys, values, *held)]
+    wanted = functional.attend_prompts(*wide, prompts, sinks=sinks, **options)
+    for i, own in enumerate(lengths):
+        assert difference(found[i, :, :own], wanted[i, :, :own]) < 0.01
 
 
 @pytest.mark.parametrize("rank", [16, 64])

@@ -100,16 +100,15 @@ def attend(
         "softcap": softcap,
     }
     query = query.to(key.dtype)
-    query = query.contiguous()
     if _running.buffers is None:
-        return functional.attend_prompts(query, key, value, **options).transpose(1, 2), None
-    if _running.prompts is not None:
-        prompts, layer = _running.prompts, _running.layer
-        out = functional.read(_running.buffers, layer, prompts, query, key, value, **options)
-        return out.transpose(1, 2), None
+        return functional.attend_from_start(query, key, value, **options).transpose(1, 2), None
     operations = functional
     if query.is_cuda:
         from job.rollout import kernels as operations
+    if _running.prompts is not None:
+        prompts, layer = _running.prompts, _running.layer
+        out = _running.buffers.read(layer, prompts, query, key, value, operations, **options)
+        return out.transpose(1, 2), None
     q = query[:, :, 0].contiguous()
     return operations.attend(q, key, value, _running.positions, **options)[:, None], None
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from job.rollout.cache import KeyValueCache, Prompts
+from job.rollout.cache import Prompts
 from job.rollout.engine import SCORE_BYTES, SCORE_COPIES
 
 
@@ -121,6 +121,22 @@ def attend_prompts(
     q: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
+    held_keys: torch.Tensor,
+    held_values: torch.Tensor,
+    prompts: Prompts,
+    **options: Any,
+) -> torch.Tensor:
+    """See kernels.attend_prompts."""
+    if prompts.starts is None:
+        return attend_from_start(q, keys, values, **options)
+    held = held_keys[prompts.rows], held_values[prompts.rows]
+    return attend_following(q, keys, values, *held, prompts.starts, **options)
+
+
+def attend_from_start(
+    q: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
     *,
     scale: float,
     window: int | None = None,
@@ -144,10 +160,10 @@ def attend_prompts(
             q, keys, values, is_causal=True, scale=scale, enable_gqa=heads != keys.shape[1]
         )
     # Piece by piece: of one prompt, as many queries as may be
-    grouped = q.view(prompts, keys.shape[1], -1, tokens, D)
+    grouped = q.reshape(prompts, keys.shape[1], -1, tokens, D)
     places = torch.arange(tokens, device=q.device)
     size = max(1, SCORE_BYTES // (heads * tokens * SCORE_COPIES))
-    out = torch.empty_like(grouped)
+    out = torch.empty(grouped.shape, dtype=q.dtype, device=q.device)
     for i in range(prompts):
         for start in range(0, tokens, size):
             piece = grouped[i : i + 1, :, :, start : start + size]
@@ -161,35 +177,6 @@ def attend_prompts(
                 weights.to(values.dtype) @ values[i, :, None]
             )
     return out.view(q.shape)
-
-
-def read(
-    cache: KeyValueCache,
-    layer: int,
-    prompts: Prompts,
-    q: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    **options: Any,
-) -> torch.Tensor:
-    """Attention of a layer within prompts, whose keys and values the cache takes in.
-
-    Args:
-        q: (prompts, heads, tokens, D).
-        keys, values: (prompts, kv_heads, tokens, D).
-        options: as in kernels.attend.
-
-    Returns:
-        (prompts, heads, tokens, D).
-    """
-    if prompts.starts is None:
-        out = attend_prompts(q, keys, values, **options)
-    else:
-        # Before anything is written: a ring would lose what the first tokens still see
-        held = (cache.keys[layer][prompts.rows], cache.values[layer][prompts.rows])
-        out = attend_following(q, keys, values, *held, prompts.starts, **options)
-    cache.write(layer, keys, values, prompts)
-    return out
 
 
 def attend_following(
@@ -220,7 +207,7 @@ def attend_following(
     """
     rows, heads, tokens, D = q.shape
     length = earlier_keys.shape[2]
-    grouped = q.view(rows, keys.shape[1], -1, tokens, D)
+    grouped = q.reshape(rows, keys.shape[1], -1, tokens, D)
     all_keys = torch.cat([earlier_keys.to(keys.dtype), keys], 2)
     all_values = torch.cat([earlier_values.to(values.dtype), values], 2)
     # The position of each key; below 0 where nothing has been written
@@ -228,7 +215,7 @@ def attend_following(
     held = last - (last - torch.arange(length, device=q.device)) % length
     own = starts[:, None] + torch.arange(tokens, device=q.device)
     positions = torch.cat([held, own], 1)
-    out = torch.empty_like(grouped)
+    out = torch.empty(grouped.shape, dtype=q.dtype, device=q.device)
     size = max(1, SCORE_BYTES // (heads * (length + tokens) * SCORE_COPIES))
     for i in range(rows):
         for start in range(0, tokens, size):

@@ -246,25 +246,35 @@ class GptOssDecoder:
         count, tokens = prompts.ids.shape
         x = self._embed(prompts.ids.flatten())
         normed = functional.rms_norm(x, self.layers[0].attention_norm, self.eps)
-        positions = prompts.positions.clamp(max=len(self._cos) - 1)  # of padding
-        cos, sin = self._cos[positions], self._sin[positions]
+        positions = prompts.positions.clamp(max=len(self._cos) - 1).flatten()  # of padding, too
+        shape = (count * tokens, self.kv_heads, 1, self.head_dim)
         for i, layer in enumerate(self.layers):
-            qkv = functional.apply_lora(layer.qkv(normed), layer.qkv.b)
-            qkv = qkv.view(count, tokens, -1, self.head_dim)
-            q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 2)
-            q = functional.rotate(q, cos, sin).transpose(1, 2)
-            k = functional.rotate(k, cos, sin).transpose(1, 2)
-            v = v.transpose(1, 2)
+            keys = torch.empty(shape, dtype=self.dtype, device=self.device)
+            values = torch.empty_like(keys)
+            q = self._operations.rotate_and_store(
+                layer.qkv(normed),
+                layer.qkv.b,
+                self._cos,
+                self._sin,
+                positions,
+                keys,
+                values,
+                self.heads,
+            )
+            q, keys, values = (
+                part.view(count, tokens, -1, self.head_dim).transpose(1, 2)
+                for part in (q, keys, values)
+            )
             if i == len(self.layers) - 1:
-                cache.write(i, k, v, prompts)
+                cache.write(i, keys, values, prompts)
                 return  # nothing reads what comes after the last keys and values
-            attended = functional.read(
-                cache,
+            attended = cache.read(
                 i,
                 prompts,
-                q.contiguous(),
-                k,
-                v,
+                q,
+                keys,
+                values,
+                self._operations,
                 scale=self.scale,
                 window=layer.window,
                 sinks=layer.sinks,

@@ -1,7 +1,7 @@
 """A rollout whose every step is one CUDA graph: no kernel is launched by Python.
 
 The state of all rows lies in tensors on the device. A step feeds each row its newest token, draws
-the next one and notes it, without asking the host. The host looks every CHECK_EVERY steps which
+the next one and notes it, without asking the host. The host looks every few steps which
 rows have ended. Then it hands them back, takes in waiting rows, or goes on with a smaller graph.
 
 A prompt is read up to its last token. That one is fed in the first step, so a row's first token
@@ -25,7 +25,9 @@ from job.rollout.cache import KeyValueCache, Prompts
 from job.rollout.engine import PROMPT_TOKENS
 from job.rollout.sampling import Sampling
 
-CHECK_EVERY = 16  # steps between two looks at which rows have ended
+# Steps between two looks at which rows have ended
+CHECK_EVERY = 16
+CHECK_TURNS_EVERY = 4  # where a tool may wait for the end of a turn
 
 
 @dataclass(frozen=True)
@@ -148,10 +150,12 @@ class GraphRollout:
             self._arrange(list(range(first)), kept)
 
     @torch.no_grad()
-    def step(self, tokens: int = CHECK_EVERY) -> list[Finished]:
+    def step(self, tokens: int | None = None) -> list[Finished]:
         """Take in waiting rows, decode up to `tokens` of each, and hand back what has ended."""
         if not self.unfinished:
             return []
+        if tokens is None:
+            tokens = CHECK_TURNS_EVERY if self._may_stay else CHECK_EVERY
         self._resume()
         self._admit()
         self.is_blocked = not self._live

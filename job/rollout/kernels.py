@@ -21,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from job.rollout import functional
+
 ROUTE_AT_ONCE, ROUTE_WARPS = 8, 8
 
 
@@ -126,6 +128,36 @@ def rotate_and_store(qkv, b, cos, sin, positions, keys, values, heads):
 
 
 @triton.jit
+def _attend_to(
+    q,  # (queries, D)
+    k,  # (places, D)
+    v,
+    seen,  # (queries, places)
+    largest,
+    total,
+    summed,
+    scale,
+    softcap,
+    HAS_SOFTCAP: tl.constexpr,
+):
+    """Takes further places into a softmax that is under way, and returns its state."""
+    scores = tl.dot(q, tl.trans(k)) * scale
+    if HAS_SOFTCAP:
+        scaled = scores / softcap
+        # tanh, which Triton has not
+        scores = softcap * (2 * tl.sigmoid(2 * scaled) - 1)
+    scores = tl.where(seen, scores, -float("inf"))
+    new_largest = tl.maximum(largest, tl.max(scores, 1))
+    # Where nothing is seen yet, both are infinite
+    safe = tl.where(new_largest == -float("inf"), 0.0, new_largest)
+    shrink = tl.exp(largest - safe)
+    weights = tl.exp(scores - safe[:, None])
+    summed = summed * shrink[:, None] + tl.dot(weights.to(v.dtype), v)
+    total = total * shrink + tl.sum(weights, 1)
+    return new_largest, total, summed
+
+
+@triton.jit
 def _attend_kernel(
     q_ptr,  # (rows, KV_HEADS GROUP, D), with a stride between rows
     keys_ptr,  # (rows, KV_HEADS, length, D)
@@ -175,21 +207,11 @@ def _attend_kernel(
         seen = (places < filled) & (held > position - window)
         inside = (places < filled)[:, None] & (d < D)[None, :]
         k = tl.load(keys_ptr + base + places[:, None] * D + d[None, :], inside, other=0.0)
-        scores = tl.dot(q, tl.trans(k)) * scale
-        if HAS_SOFTCAP:
-            scaled = scores / softcap
-            # tanh, which Triton has not
-            scores = softcap * (2 * tl.sigmoid(2 * scaled) - 1)
-        scores = tl.where(seen[None, :], scores, -float("inf"))
-        new_largest = tl.maximum(largest, tl.max(scores, 1))
-        # Where nothing is seen yet, both are infinite
-        safe = tl.where(new_largest == -float("inf"), 0.0, new_largest)
-        shrink = tl.exp(largest - safe)
-        weights = tl.exp(scores - safe[:, None])
         v = tl.load(values_ptr + base + places[:, None] * D + d[None, :], inside, other=0.0)
-        summed = summed * shrink[:, None] + tl.dot(weights.to(v.dtype), v)
-        total = total * shrink + tl.sum(weights, 1)
-        largest = new_largest
+        seen = tl.broadcast_to(seen[None, :], (GROUP_PADDED, BLOCK_L))
+        largest, total, summed = _attend_to(
+            q, k, v, seen, largest, total, summed, scale, softcap, HAS_SOFTCAP
+        )
     result = summed / total[:, None]
     place = row * KV_HEADS * GROUP * D + heads[:, None] * D + d[None, :]
     tl.store(out_ptr + place, result.to(out_ptr.dtype.element_ty), mask_q)
@@ -238,6 +260,180 @@ def attend(q, keys, values, positions, *, scale, window=None, sinks=None, softca
         num_stages=3,
     )
     return out
+
+
+@triton.jit
+def _attend_prompts_kernel(
+    q_ptr,  # (prompts, KV_HEADS GROUP, tokens, D), with strides
+    keys_ptr,  # (prompts, KV_HEADS, tokens, D), with strides
+    values_ptr,
+    held_keys_ptr,  # (rows, KV_HEADS, length, D)
+    held_values_ptr,
+    sinks_ptr,  # (KV_HEADS GROUP,)
+    row_ptr,  # (prompts,)
+    start_ptr,  # (prompts,)
+    out_ptr,  # (prompts, tokens, KV_HEADS GROUP, D)
+    stride_q_prompt,
+    stride_q_head,
+    stride_q_token,
+    stride_k_prompt,
+    stride_k_head,
+    stride_k_token,
+    stride_v_prompt,
+    stride_v_head,
+    stride_v_token,
+    stride_row,  # of what is held
+    tokens,
+    length,
+    window,
+    scale,
+    softcap,
+    HAS_SINKS: tl.constexpr,
+    HAS_SOFTCAP: tl.constexpr,
+    FOLLOWS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    TILE: tl.constexpr,
+    D: tl.constexpr,
+    D_PADDED: tl.constexpr,
+    BLOCK_L: tl.constexpr,
+):
+    prompt = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    # A tile holds some tokens, each with the heads of a group
+    AT_ONCE: tl.constexpr = TILE // GROUP
+    first_token = tl.program_id(2) * AT_ONCE
+    tile = tl.arange(0, TILE)
+    token = first_token + tile // GROUP
+    head = kv_head * GROUP + tile % GROUP
+    inside_tile = (tile < AT_ONCE * GROUP) & (token < tokens)
+    d = tl.arange(0, D_PADDED)
+    mask_q = inside_tile[:, None] & (d < D)[None, :]
+    q = tl.load(
+        q_ptr
+        + prompt.to(tl.int64) * stride_q_prompt
+        + head[:, None] * stride_q_head
+        + token[:, None] * stride_q_token
+        + d[None, :],
+        mask_q,
+        other=0.0,
+    )
+    largest = tl.full((TILE,), -float("inf"), tl.float32)
+    total = tl.zeros((TILE,), tl.float32)
+    if HAS_SINKS:
+        largest = tl.load(sinks_ptr + head, inside_tile, other=0.0).to(tl.float32)
+        total += 1.0
+    summed = tl.zeros((TILE, D_PADDED), tl.float32)
+    # What the row held before
+    if FOLLOWS:
+        start = tl.load(start_ptr + prompt).to(tl.int32)
+        row = tl.load(row_ptr + prompt).to(tl.int64)
+        last = start - 1
+        filled = tl.minimum(start, length)
+        base = row * stride_row + kv_head * length * D
+        # With a buffer as long as the sequence, what lies before the window need not be read.
+        first = tl.maximum(start + first_token - window + 1, 0) // BLOCK_L * BLOCK_L
+        if filled == length:
+            first = 0
+        for begin in range(first, filled, BLOCK_L):
+            places = begin + tl.arange(0, BLOCK_L)
+            held = last - (last - places + length) % length
+            oldest = start + token - window
+            seen = (places < filled)[None, :] & (held[None, :] > oldest[:, None])
+            inside = (places < filled)[:, None] & (d < D)[None, :]
+            k = tl.load(held_keys_ptr + base + places[:, None] * D + d[None, :], inside, other=0.0)
+            v = tl.load(
+                held_values_ptr + base + places[:, None] * D + d[None, :], inside, other=0.0
+            )
+            largest, total, summed = _attend_to(
+                q, k.to(q.dtype), v, seen, largest, total, summed, scale, softcap, HAS_SOFTCAP
+            )
+    # The prompt itself
+    k_base = keys_ptr + prompt.to(tl.int64) * stride_k_prompt + kv_head * stride_k_head
+    v_base = values_ptr + prompt.to(tl.int64) * stride_v_prompt + kv_head * stride_v_head
+    first = tl.maximum(first_token - window + 1, 0) // BLOCK_L * BLOCK_L
+    for begin in range(first, tl.minimum(first_token + AT_ONCE, tokens), BLOCK_L):
+        others = begin + tl.arange(0, BLOCK_L)
+        back = token[:, None] - others[None, :]
+        seen = (back >= 0) & (back < window)
+        inside = (others < tokens)[:, None] & (d < D)[None, :]
+        k = tl.load(k_base + others[:, None] * stride_k_token + d[None, :], inside, other=0.0)
+        v = tl.load(v_base + others[:, None] * stride_v_token + d[None, :], inside, other=0.0)
+        largest, total, summed = _attend_to(
+            q, k.to(q.dtype), v, seen, largest, total, summed, scale, softcap, HAS_SOFTCAP
+        )
+    result = summed / total[:, None]
+    place = (prompt.to(tl.int64) * tokens + token[:, None]) * KV_HEADS * GROUP + head[:, None]
+    tl.store(out_ptr + place * D + d[None, :], result.to(out_ptr.dtype.element_ty), mask_q)
+
+
+def attend_prompts(
+    q,
+    keys,
+    values,
+    held_keys,
+    held_values,
+    prompts,
+    *,
+    scale,
+    window=None,
+    sinks=None,
+    softcap=None,
+):
+    """Causal attention within prompts, and of what follows in rows to what these held before.
+
+    Args:
+        q: (prompts, heads, tokens, D), any view of it.
+        keys, values: (prompts, kv_heads, tokens, D), of the same tokens.
+        held_keys, held_values: (rows, kv_heads, length, D), before the tokens are written.
+        prompts: a Prompts.
+        Others as in attend.
+
+    Returns:
+        (prompts, heads, tokens, D).
+    """
+    count, heads, tokens, D = q.shape
+    follows = prompts.starts is not None
+    is_sliding = window is not None and window < tokens
+    if not follows and sinks is None and softcap is None and not is_sliding:
+        return functional.attend_from_start(q, keys, values, scale=scale)  # torch's own kernel
+    q, keys, values = (x if x.stride(3) == 1 else x.contiguous() for x in (q, keys, values))
+    kv_heads = keys.shape[1]
+    group = heads // kv_heads
+    tile = max(64, triton.next_power_of_2(group))
+    out = torch.empty((count, tokens, heads, D), dtype=q.dtype, device=q.device)
+    _attend_prompts_kernel[(count, kv_heads, triton.cdiv(tokens, tile // group))](
+        q,
+        keys,
+        values,
+        held_keys,
+        held_values,
+        q if sinks is None else sinks,
+        prompts.rows,
+        prompts.starts if follows else prompts.rows,
+        out,
+        *q.stride()[:3],
+        *keys.stride()[:3],
+        *values.stride()[:3],
+        held_keys.stride(0),
+        tokens,
+        held_keys.shape[2],
+        window or 2**30,
+        scale,
+        softcap or 0.0,
+        HAS_SINKS=sinks is not None,
+        HAS_SOFTCAP=softcap is not None,
+        FOLLOWS=follows,
+        KV_HEADS=kv_heads,
+        GROUP=group,
+        TILE=tile,
+        D=D,
+        D_PADDED=max(16, triton.next_power_of_2(D)),
+        BLOCK_L=64 if D <= 128 else 32,
+        num_warps=4,
+        num_stages=2,
+    )
+    return out.transpose(1, 2)
 
 
 # ---- experts
