@@ -46,7 +46,7 @@ from job.fetch import fetch
 from job.grading import Grader
 from job.grading_pool import GradingPool
 from job.interruption import Interruption, Stopped, deadline_of
-from job.launch import plan_launch, start
+from job.launch import hide_other_gpus, plan_launch, start
 from job.metrics_file import nothing_learned
 from job.model import (
     as_written,
@@ -124,6 +124,7 @@ def train_command(arguments: argparse.Namespace, words: list[str]) -> int:
             with folder:  # refuses one that cannot be written, or that another run writes to
                 pass
         return start(launch, [__file__, *words], folder.exit_code, config.train.grace_s)
+    hide_other_gpus()
     return run_and_mark(config)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,15 @@ def visible_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def hide_other_gpus(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Leave the first GPU to the only process of a run, before CUDA is started.
+
+    The trainer of transformers would split each batch over all that are visible (DataParallel).
+    """
+    if "RANK" not in environ and visible_gpus() > 1:
+        environ["CUDA_VISIBLE_DEVICES"] = environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def processes_of(environ: Mapping[str, str]) -> int | None:

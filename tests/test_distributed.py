@@ -54,6 +54,22 @@ def test_without_a_gpu_there_is_one_process_unless_more_are_asked_for(gpus):
     assert plan_launch(3, {}).world_size == 3
 
 
+@pytest.mark.parametrize(
+    ("visible", "before", "after"),
+    [
+        (2, {}, {"CUDA_VISIBLE_DEVICES": "0"}),
+        (2, {"CUDA_VISIBLE_DEVICES": "3,1"}, {"CUDA_VISIBLE_DEVICES": "3"}),
+        (1, {"CUDA_VISIBLE_DEVICES": "3"}, {"CUDA_VISIBLE_DEVICES": "3"}),
+        (0, {}, {}),
+        (4, {"RANK": "1"}, {"RANK": "1"}),
+    ],
+)
+def test_the_only_process_sees_one_gpu(gpus, visible, before, after):
+    gpus(visible)
+    launch.hide_other_gpus(before)
+    assert before == after
+
+
 @pytest.mark.parametrize("environ", [{"RANK": "0", "WORLD_SIZE": "2"}, {"WORLD_SIZE": "8"}])
 def test_nothing_is_started_by_a_process_that_was_started_or_is_to_be(gpus, environ):
     gpus(8)

@@ -27,7 +27,7 @@ from job.rollout.sampling import Sampling
 
 # Steps between two looks at which rows have ended
 CHECK_EVERY = 16
-CHECK_TURNS_EVERY = 4  # where a tool may wait for the end of a turn
+CHECK_TURNS_EVERY = 8  # where a tool may wait for the end of a turn
 
 
 @dataclass(frozen=True)
