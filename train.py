@@ -204,8 +204,10 @@ def run(config: Config, folder: RunFolder, interruption: Interruption) -> int:
         # What is left of it
         code = exit_code(trainer, folder)
         if code == DONE:
+            trained = trainer.accelerator.unwrap_model(trainer.model)
+            weights = distributed.whole_weights(trained)
             if trainer.is_world_process_zero():
-                folder.save_final(trainer.accelerator.unwrap_model(trainer.model), tokenizer)
+                folder.save_final(trained, tokenizer, weights)
             step = trainer.state.global_step
             if evaluation and evaluation.is_due_at_end(step):
                 evaluation.evaluate(step)

@@ -141,6 +141,22 @@ def gathered(items: list, limit_s: float) -> list:
 # ---- Waiting for each other outside of collectives, whose timeout would end the run
 
 
+def whole_weights(model: Any) -> dict[str, Any] | None:
+    """The trained weights of a model whose weights FSDP spreads over the processes, each whole.
+
+    Every process must call this. Where a process has whole weights, it returns None.
+    """
+    trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if not any(hasattr(weight, "full_tensor") for weight in trained.values()):
+        return None
+    whole = {}
+    for name, weight in trained.items():
+        if hasattr(weight, "full_tensor"):
+            weight = weight.full_tensor()
+        whole[name] = weight.detach().cpu()
+    return whole
+
+
 def wait_for_all(what: str, limit_s: float) -> list[int]:
     """Wait until every process has come here as often as this one.
 

@@ -331,6 +331,12 @@ def process_mistakes(get: Get, world_size: int) -> Iterator[str]:
         )
     if get("model.backend") != "transformers":
         yield "grpo.fsdp: Unsloth cannot shard a model; it needs model.backend: transformers"
+    optimizer = str(get("grpo.optim"))
+    if "8bit" in optimizer or optimizer.startswith(("paged_", "ademamix")):
+        yield (
+            f"grpo.optim: {optimizer} is of bitsandbytes, which cannot step on the shards of "
+            "grpo.fsdp; use adamw_torch"
+        )
 
 
 def secret_mistakes(get: Get) -> Iterator[str]:

@@ -218,16 +218,17 @@ class RunFolder:
                 found.append((path, what))
         return found
 
-    def save_final(self, model: Any, tokenizer: Any) -> None:
+    def save_final(self, model: Any, tokenizer: Any, weights: dict[str, Any] | None = None) -> None:
         """Write the trained adapter and the tokenizer to final_model.
 
         Args:
             model: a PeftModel.
+            weights: of distributed.whole_weights.
         """
         with self.saving(), checkpoints.written_whole(self.final_model) as unfinished:
             # TRL keeps the starting adapter in the model as well, as the reference of the KL
             # penalty. Only the trained one, called "default", is saved.
-            model.save_pretrained(unfinished, selected_adapters=["default"])
+            model.save_pretrained(unfinished, selected_adapters=["default"], state_dict=weights)
             tokenizer.save_pretrained(unfinished)
             self._write_model_card(unfinished)
 

@@ -26,6 +26,7 @@ from job.run_folder import RunFolder
 from sandbox import Limits
 
 ROOT = Path(__file__).parent.parent
+TINY = ROOT / "configs" / "tiny.yaml"
 PATIENCE_S = 600
 
 
@@ -618,6 +619,69 @@ def test_who_failed_before_the_others_were_connected_is_named(tmp_path):
     assert launcher.returncode == 4
     assert "error: the disk is full" in errors and "error: rank 0 has failed" in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("grpo.optim=adamw_8bit", "grpo.optim: adamw_8bit is of bitsandbytes"),
+        ("grpo.optim=paged_adamw_32bit", "grpo.optim: paged_adamw_32bit is of bitsandbytes"),
+        ("model.backend=unsloth", "grpo.fsdp: Unsloth cannot shard a model"),
+        ("grpo.optim=adamw_torch", None),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused(monkeypatch, override, says):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    job = ["model.backend=transformers", "grpo.optim=adamw_torch", "grpo.fsdp=true", override]
+    if says is None:
+        load_config(TINY, job)
+        return
+    with pytest.raises(ConfigError, match=says):
+        load_config(TINY, job)
+
+
+SHARDS = """
+import os
+import torch
+from accelerate import PartialState
+from peft import LoraConfig, get_peft_model
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from job.config import TINY_MODEL, load_config
+from job.distributed import whole_weights
+from job.run_folder import RunFolder
+PartialState(cpu=True, backend="gloo")
+torch.manual_seed(0)
+model = AutoModelForCausalLM.from_pretrained(TINY_MODEL)
+model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+wanted = {name: weight.clone() for name, weight in model.named_parameters() if weight.requires_grad}
+assert whole_weights(model) is None
+fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+weights = whole_weights(model)
+assert weights.keys() == wanted.keys()
+assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+if os.environ["RANK"] == "0":
+    folder = RunFolder(load_config(overrides=[f"grpo.output_dir={os.environ['OUT']}"]))
+    with folder:
+        folder.save_final(model, AutoTokenizer.from_pretrained(TINY_MODEL), weights)
+    from safetensors.torch import load_file
+    saved = load_file(folder.final_model / "adapter_model.safetensors")
+    assert len(saved) == len(wanted) > 0
+    for name, weight in saved.items():
+        assert torch.equal(weight, wanted[name.replace(".weight", ".default.weight")])
+print("whole", flush=True)
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow  # starts two processes that import torch
+def test_an_adapter_that_is_spread_over_processes_is_saved_whole(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path / "run"))
+    launcher = started(tmp_path, SHARDS)
+    said, errors = launcher.communicate(timeout=PATIENCE_S)
+    assert launcher.returncode == 0, errors
+    assert said.count("whole") == 2
 
 
 # ---- The whole job
