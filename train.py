@@ -383,6 +383,7 @@ def build_trainer(
             grpo_extra=config.grpo_extra,
             rollout=config.rollout,
             prompt_tokens=plan.prompt_tokens,
+            max_seq_length=config.model.max_seq_length,
             interruption=interruption,
         )
     except (ValueError, TypeError, NotImplementedError) as error:

@@ -343,17 +343,15 @@ def play_row(
     except ValueError as error:
         raise ConfigError(one_line(error)) from error
     tokens = conversation.most_tokens(len(prompt_ids))
+    model, tokenizer = conversation.model, conversation.tokenizer
+    sampling = sampling_at(conversation.temperature, config)
     rollout, _ = engine.make_rollout(
-        conversation.model,
-        conversation.tokenizer,
-        config.rollout,
-        rows=1,
-        max_new_tokens=tokens,
-        **sampling_at(conversation.temperature, config),
+        model, tokenizer, config.rollout, rows=1, max_new_tokens=tokens, **sampling
     )
+    base = engine.make_base(model, tokenizer, config.model.max_seq_length, **sampling)
     with GradingPool.of(config.sandbox) as pool:
         grader = make_grader([options], pool)
-        (episode,) = play_batch(rollout, [row], conversation.chat, grader, tokens)
+        (episode,) = play_batch(rollout, [row], conversation.chat, grader, tokens, base=base)
         completion = [episode.completion()]
         (scored,) = grader.score_completions(completion, [episode.completion_ids], [row])
     return episode, scored

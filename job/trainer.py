@@ -30,7 +30,7 @@ from job.episodes.loop import Played, play_batch
 from job.grading import Grader
 from job.interruption import Interruption, obey_parent_alone
 from job.out_of_memory import in_smaller_batches
-from job.rollout import BatchRollout, Rollout, TokenIds, decode_all, engine
+from job.rollout import Base, BatchRollout, Rollout, TokenIds, decode_all, engine
 from job.saving import save_aside
 from job.step_time import StepTime
 from tasks import note_once
@@ -92,6 +92,7 @@ class Trainer(GRPOTrainer):
         grpo_extra: what becomes of groups whose rewards are all equal.
         rollout: how completions are decoded.
         prompt_tokens: of the longest prompt.
+        max_seq_length: tokens of what environments ask the base, with its answer.
         interruption: hears signals, and is told how long steps and checkpoints take.
         Others as in GRPOTrainer.
     """
@@ -104,6 +105,7 @@ class Trainer(GRPOTrainer):
         grpo_extra: grpo_keys.Options,
         rollout: engine.Options,
         prompt_tokens: int,
+        max_seq_length: int,
         interruption: Interruption,
         **kwargs: Any,
     ):
@@ -114,6 +116,7 @@ class Trainer(GRPOTrainer):
         self._between: training_state.Between | None = None  # the state after the last step
         self.chat, self.grader, self.grpo_extra = chat, grader, grpo_extra
         self._rollout_options, self._prompt_tokens = rollout, prompt_tokens
+        self._max_seq_length = max_seq_length
         self._is_unsloth = hasattr(self.args, "unsloth_grpo_mini_batch")
         self._rollout: Any = None  # a GraphRollout; None: generate
         self._rollout_is_chosen = False
@@ -396,7 +399,26 @@ class Trainer(GRPOTrainer):
             lambda waiting: decode(waiting, None, {}, 1)[0],
         )
         step, limit = self.state.global_step, self.max_completion_length
-        return play_batch(rollout, rows, self.chat, grader, limit, step)
+        return play_batch(rollout, rows, self.chat, grader, limit, step, self._base())
+
+    def _base(self) -> Base:
+        """The frozen base, which decodes as the policy would with `generate`."""
+        decode = super()._generate_single_turn
+        model = self.accelerator.unwrap_model(self.model)
+
+        def rollout(max_new_tokens: int) -> Rollout:
+            def complete(waiting: list[TokenIds]) -> list[TokenIds]:
+                of_policy = self.generation_config
+                self.generation_config = copy.deepcopy(of_policy)
+                self.generation_config.max_new_tokens = max_new_tokens
+                try:
+                    return decode(waiting, None, {}, 1)[0]
+                finally:
+                    self.generation_config = of_policy
+
+            return engine.base_rollout(model, complete)
+
+        return Base(rollout, self._max_seq_length)
 
     def _generate_single_turn(
         self, prompt_ids: list, *others: Any, **kwargs: Any

@@ -48,7 +48,9 @@ and, for answers that take several turns (docs/tools.md),
                             grade(completion)   a Grade, at the end; `completion` is the last text
                         and, if it likes,
                             done                True once the episode is over
-                            reply(message)      what answers a turn that calls nothing; None ends
+                            reply(message)      what answers a turn that calls nothing; None ends.
+                                                Or an Ask, for the frozen base to answer
+                            hear(text)          what follows the base's answer, as `reply`
                             close()
                         All its other public methods are tools.
 
@@ -81,6 +83,7 @@ from sandbox import Program, Sandbox, Status
 from sandbox.code_blocks import code_blocks, extract_code
 
 __all__ = [
+    "Ask",
     "Grade",
     "Measure",
     "Options",
@@ -352,6 +355,30 @@ def reward_weights(task: str, rewards: Any) -> dict[str, Any]:
 
 
 # ---- answers of several turns
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What an environment asks the frozen base of the model, which then speaks for somebody else.
+
+    Raises:
+        ValueError: if it is not well-formed.
+    """
+
+    messages: tuple[Mapping[str, str], ...]  # a chat, each with `role` and `content`
+    max_tokens: int = 256  # of the answer, thinking included
+    stand_in: str = ""  # the answer where there is no model: in check.py, for instance
+
+    def __post_init__(self):
+        mistake = row_mistake({"prompt": list(self.messages)})
+        if mistake:
+            raise ValueError(f"an Ask: {mistake}")
+        for message in self.messages:
+            if message["role"] not in ("system", "user", "assistant"):
+                raise ValueError(f"an Ask: there is no role {message['role']!r:.80}")
+        if self.max_tokens < 1:
+            raise ValueError(f"an Ask: max_tokens must be above 0, not {self.max_tokens}")
+
 
 TOOLS = ("python",)  # the tools of this project: job/episodes/interpreter.py
 

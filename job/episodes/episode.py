@@ -40,6 +40,7 @@ SPENT = {
 }
 ANSWER_NOW = "Not run: {}. Give your answer now."
 DOES_NOT_FIT = "the completion does not fit grpo.max_completion_length"
+BASE_DOES_NOT_FIT = "what the base is asked does not fit model.max_seq_length"
 FORGED = "wrote the result of a tool itself"
 # What only the chat template writes, in front of a result
 FORGED_MARKS = ("<tool_response>", "<|start|>functions.", "<|start_header_id|>ipython")
@@ -62,7 +63,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Turn:
-    """What the model said at once."""
+    """What the model said at once, or what the frozen base answered to an Ask."""
 
     content: str = ""  # the answer, where it is one
     calls: tuple[Call, ...] = ()
@@ -71,6 +72,7 @@ class Turn:
     findings: tuple[str, ...] = ()  # what it faked, in words
     tool_tokens: int = 0  # of all results before it
     is_cut_off: bool = False  # by max_completion_length
+    is_of_base: bool = False  # then only `content` counts, and the model has not said it
 
     def message(self) -> Message:
         """The turn as a message of a transcript."""
@@ -92,10 +94,12 @@ class Turn:
 
 @dataclass(frozen=True)
 class Answer:
-    """What follows a turn: results or a reply, or the Grade if the episode is over."""
+    """What follows a turn: results or a reply, what the base is asked first, or the Grade if the
+    episode is over."""
 
     messages: tuple[Message, ...] = ()
     grade: Grade | None = None
+    ask: tasks.Ask | None = None  # a Turn of the base comes next
 
 
 class Episode:
@@ -142,7 +146,9 @@ class Episode:
     # ---- the turns
 
     def take(self, turn: Turn) -> Answer:
-        """What follows a turn of the model."""
+        """What follows a turn of the model, or an answer of the base."""
+        if turn.is_of_base:
+            return self._take_answer(turn.content)
         self._turns += 1
         self._content = turn.content
         self._findings += turn.findings
@@ -183,6 +189,20 @@ class Episode:
         if not turn.reached_final:
             return Answer(grade=self.end(Status.NO_FINAL, CUT_OFF))
         reply = self._environment.reply(turn.content)
+        if isinstance(reply, tasks.Ask) and not self._is_done():
+            if not hasattr(self._environment, "hear"):
+                raise TypeError("an Environment whose reply is an Ask needs the method hear")
+            return Answer(ask=reply)
+        return self._take_reply(reply)
+
+    def _take_answer(self, text: str) -> Answer:
+        """What the base answered."""
+        reply = self._environment.hear(text)
+        if isinstance(reply, tasks.Ask):
+            raise TypeError("hear must return a text or None, not another Ask")
+        return self._take_reply(reply)
+
+    def _take_reply(self, reply: Any) -> Answer:
         if reply is None or self._is_done():
             return Answer(grade=self.end())
         if self._turns >= self._options.max_turns:
@@ -364,6 +384,8 @@ def play(
     try:
         for turn in turns:
             answer = episode.take(turn)
+            if answer.ask is not None:
+                answer = episode.take(Turn(answer.ask.stand_in, is_of_base=True))
             if answer.grade is not None:
                 return answer.grade
         if not turns or turns[-1].calls:

@@ -125,7 +125,7 @@ class ToolFormat:
         Raises:
             ValueError: if the chat template refuses them.
         """
-        shown = [self._clean(message) for message in messages]
+        shown = [self.clean(message) for message in messages]
         said: Message = {"role": "assistant", "content": STAND_IN}
         if turn.calls and self.kind == "text":
             results = [f"{OPEN_RESULT}\n{item['content']}\n{CLOSE_RESULT}" for item in shown]
@@ -145,7 +145,7 @@ class ToolFormat:
             raise ValueError("the chat template does not say how a turn of the assistant ends")
         return after[min(ends) :]
 
-    def _clean(self, message: Message) -> Message:
+    def clean(self, message: Message) -> Message:
         """A message in whose text no token controls anything, and with a name that is one."""
         text = message["content"]
         for mark in self._marks:

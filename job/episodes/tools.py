@@ -18,7 +18,7 @@ from sandbox import Sandbox
 
 Tool = Callable[..., Any]
 # Methods of an Environment that the model cannot call
-OWN_METHODS = ("reset", "grade", "reply", "close", "done")
+OWN_METHODS = ("reset", "grade", "reply", "hear", "close", "done")
 
 
 def methods_of(environment: Any) -> list[Tool]:

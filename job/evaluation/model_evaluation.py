@@ -338,11 +338,14 @@ def load_sampler(plan: ModelPlan, request: Request) -> tuple[Sampler, str]:
     rollout, words = engine.make_rollout(
         model, tokenizer, config.rollout, rows=batch, max_new_tokens=max_tokens, **plan.sampling
     )
+    base = engine.make_base(model, tokenizer, config.model.max_seq_length, **plan.sampling)
     sampler = Sampler(
         complete=lambda prompts: generate(rollout, prompts),
         batch=batch,
         max_tokens=max_tokens,
-        play=lambda rows, grader: play_batch(rollout, rows, plan.chat, grader, max_tokens),
+        play=lambda rows, grader: play_batch(
+            rollout, rows, plan.chat, grader, max_tokens, base=base
+        ),
     )
     return sampler, words
 

@@ -70,6 +70,14 @@ class Rollout(Protocol):
         """Drop all rows."""
 
 
+@dataclass(frozen=True)
+class Base:
+    """The frozen base of a model, which answers what environments ask."""
+
+    rollout: Callable[[int], Rollout]  # one for answers of up to that many tokens
+    max_seq_length: int  # tokens of a prompt with its answer
+
+
 def decode_all(rollout: Rollout, prompts: Sequence[Sequence[int]]) -> list[Finished]:
     """Each prompt's row at its end, in order.
 

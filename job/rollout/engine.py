@@ -4,16 +4,20 @@ auto picks graphs on a GPU from Ampere on, if a first try of this model as a gra
 of grpo.generation_kwargs that sampling.py does not know leaves it to generate.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from omegaconf import MISSING
 
 from job.errors import ConfigError, one_line
+from job.out_of_memory import in_smaller_batches
 from job.rollout import (
+    Base,
     BatchRollout,
     Rollout,
+    TokenIds,
     complete_with_transformers,
     stop_ids_of,
 )
@@ -143,6 +147,43 @@ def make_rollout(
             complete_with_transformers(model, tokenizer, max_new_tokens=max_new_tokens, **sampling)
         )
     return rollout, words
+
+
+def make_base(model: Any, tokenizer: Any, max_seq_length: int, **sampling: Any) -> Base:
+    """The frozen base of a model outside a trainer. Arguments as in `make_rollout`."""
+
+    def rollout(max_new_tokens: int) -> Rollout:
+        complete = complete_with_transformers(
+            model, tokenizer, max_new_tokens=max_new_tokens, **sampling
+        )
+        return base_rollout(model, complete)
+
+    return Base(rollout, max_seq_length)
+
+
+def base_rollout(model: Any, complete: Callable[[list[TokenIds]], list[TokenIds]]) -> Rollout:
+    """Decodes with the model's `generate`, without its adapter.
+
+    Args:
+        complete: decodes with this model.
+    """
+
+    def complete_as_base(prompts: list[TokenIds]) -> list[TokenIds]:
+        with without_adapter(model):
+            return in_smaller_batches(complete, prompts)
+
+    return BatchRollout(complete_as_base)
+
+
+@contextmanager
+def without_adapter(model: Any) -> Iterator[None]:
+    """The base of a model with an adapter of PEFT. A whole model stays as it is."""
+    disable = getattr(model, "disable_adapter", None)
+    if disable is None:
+        yield
+        return
+    with disable():
+        yield
 
 
 def why_not(request: Request) -> str | None:
