@@ -147,6 +147,8 @@ OPTIONAL_PACKAGES = {
     "use_liger_kernel": ("liger_kernel", "liger-kernel"),
 }
 
+# vLLM schedules rows itself; with shards, all processes would have to decode equally often
+TAKE_NO_TURNS = ("use_vllm", "fsdp", "deepspeed")
 VLLM_UNDER_UNSLOTH = (
     "grpo.use_vllm: Unsloth has no vLLM for gpt-oss, and this job starts none under it for other "
     "models; leave it out, or take a dense model and model.backend: transformers"
@@ -187,6 +189,7 @@ def impossible(
     yield from secret_mistakes(get_grpo)
     yield from package_mistakes(get_grpo)
     yield from vllm_mistakes(get)
+    yield from turn_mistakes(get, task_names)
     yield from rollout_mistakes(get)
     yield from tracker_mistakes(get_grpo)
     yield from adapter_mistakes(get)
@@ -367,6 +370,20 @@ def vllm_mistakes(get: Get) -> Iterator[str]:
             "grpo.use_vllm: vllm is not installed; leave it out, or, for a dense model with "
             f"model.backend: transformers, {how_to_install('vllm')}"
         )
+
+
+def turn_mistakes(get: Get, task_names: Sequence[str]) -> Iterator[str]:
+    """Completions of several turns where they cannot be decoded."""
+    for name in task_names:
+        task = tasks.load(get(f"{name}.type"))
+        if not (get(f"{name}.tools") or tasks.is_of_turns(task)):
+            continue
+        for key in TAKE_NO_TURNS:
+            if get(f"grpo.{key}"):
+                yield (
+                    f"grpo.{key}: cannot decode the completions of {name}.type "
+                    f"{get(f'{name}.type')}, which take several turns; leave it out"
+                )
 
 
 def rollout_mistakes(get: Get) -> Iterator[str]:

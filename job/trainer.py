@@ -371,9 +371,8 @@ class Trainer(GRPOTrainer):
     # ---- The rollout
 
     def _refuse_what_takes_no_turns(self) -> None:
-        """Raises ValueError where completions of several turns cannot be decoded."""
-        if self.use_vllm:
-            raise ValueError("use_vllm: completions with tools are decoded by rollout.engine")
+        """Raises ValueError where accelerate spreads the model, of which the config knows nothing;
+        rules.py refuses the keys of the config."""
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             # All processes would have to decode equally often
             raise ValueError("completions with tools need the whole model on each GPU")

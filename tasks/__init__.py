@@ -427,8 +427,12 @@ def python_answers(right: str, wrong: str, options: Options) -> list[tuple[str, 
 
 def takes_turns(options: Options) -> bool:
     """Whether completions of this task may take several turns."""
-    task = load(options.type)
-    return bool(options.tools) or hasattr(task, "Environment") or hasattr(task, "tools")
+    return bool(options.tools) or is_of_turns(load(options.type))
+
+
+def is_of_turns(task: ModuleType) -> bool:
+    """Whether completions of a task may take several turns whatever its options say."""
+    return hasattr(task, "Environment") or hasattr(task, "tools")
 
 
 def budget_mistakes(options: Options) -> Iterator[str]:

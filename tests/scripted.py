@@ -6,6 +6,8 @@ from job.rollout import BatchRollout
 
 
 def ids_of(tool_format, text):
+    if isinstance(text, list):  # of ids already
+        return text
     return tool_format.chat.tokenizer(text, add_special_tokens=False)["input_ids"]
 
 

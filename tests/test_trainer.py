@@ -494,10 +494,10 @@ def test_resampled_groups_keep_their_masks(build):
     assert (ours.sum(1) < output["completion_mask"].sum(1)).all()
 
 
-@pytest.mark.parametrize("reason", ["use_vllm", "is_fsdp_enabled", "is_deepspeed_enabled"])
+@pytest.mark.parametrize("reason", ["is_fsdp_enabled", "is_deepspeed_enabled"])
 def test_what_cannot_take_turns_is_refused(build, reason):
     kind = type(build(SUM))
-    able = {"use_vllm": False, "is_fsdp_enabled": False, "is_deepspeed_enabled": False}
+    able = {"is_fsdp_enabled": False, "is_deepspeed_enabled": False}
     kind._refuse_what_takes_no_turns(SimpleNamespace(**able))
     with pytest.raises(ValueError, match="completions with tools"):
         kind._refuse_what_takes_no_turns(SimpleNamespace(**able | {reason: True}))
