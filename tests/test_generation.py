@@ -220,3 +220,25 @@ def test_a_row_with_tools_is_played_and_graded(capsys, monkeypatch):
     assert code == 0, shown.err
     assert '[call of python] {"code": "15 * 23"}\n[python, ok] 345\nAnswer: 345' in shown.out
     assert "calls     1" in shown.err and "correct   True" in shown.err
+
+
+def test_an_opponent_that_the_model_plays_is_heard(capsys, monkeypatch):
+    def make_rollout(model, tokenizer, *args, **kwargs):
+        said = [harmony_final("Hello."), harmony_final("Well?")]
+        return ScriptedRollout(ToolFormat(Chat(tokenizer, "2025-08-05")), [said]), "scripted"
+
+    heard = []
+    monkeypatch.setattr(generation.engine, "make_rollout", make_rollout)
+    of_base = generation.engine.base_rollout
+    monkeypatch.setattr(
+        generation.engine, "base_rollout", lambda *args: heard.append(args) or of_base(*args)
+    )
+    code = generate.main(
+        ["tiny", "--run", "--task", "prompt_injection_talk", "--config",
+         str(ROOT / "configs" / "tiny.yaml"), "task.opponent=base", "task.opponent_tokens=8",
+         "task.messages=2", "model.max_seq_length=640"]
+    )  # fmt: skip
+    shown = capsys.readouterr()
+    assert code == 0, shown.err
+    assert len(heard) == 2 and "turns     2" in shown.err
+    assert shown.out.startswith("Hello.\nuser: ") and shown.out.endswith("Well?\n")

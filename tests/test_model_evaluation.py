@@ -3,15 +3,20 @@
 import json
 import shutil
 
+import pandas
 import pytest
 import yaml
+from scripted import ScriptedRollout, harmony_final
 
 import evaluate
+from job.chat import Chat
 from job.config import ROOT, load_config
+from job.episodes.tool_format import ToolFormat
 from job.errors import ConfigError
 from job.evaluation import model_evaluation
 from job.evaluation.model_evaluation import Request, held_out_rows
 from job.model import ModelSource, find_model, is_hub_id, load_for_inference, load_model
+from job.rollout import engine
 from job.run_folder import RunFolder
 
 TINY = str(ROOT / "configs" / "tiny.yaml")
@@ -244,3 +249,32 @@ def test_all_prompts_may_be_evaluated_where_nothing_is_trained():
     job = load_config(None, keys)
     rows, fresh = held_out_rows(job, None)
     assert len(rows) == len(job.tasks[0].problems) and not fresh
+
+
+def test_the_same_base_plays_before_and_after_training(trained_run, tmp_path, capsys, monkeypatch):
+    """The model says what is written; the base answers by itself, without the adapter."""
+    asked = []
+    of_base = engine.base_rollout
+
+    def base_rollout(model, complete):
+        def watched(prompts):
+            asked.append((len(prompts), model.get_model_status().enabled))
+            return complete(prompts)
+
+        return of_base(model, watched)
+
+    def make_rollout(model, tokenizer, *args, **kwargs):
+        scripts = [[harmony_final("Hello."), harmony_final("Well?")] for _ in range(2)]
+        return ScriptedRollout(ToolFormat(Chat(tokenizer, "2025-08-05")), scripts), "scripted"
+
+    monkeypatch.setattr(engine, "base_rollout", base_rollout)
+    monkeypatch.setattr(engine, "make_rollout", make_rollout)
+    code, _, err = run(
+        capsys, trained_run, "--task", "prompt_injection_talk", "--rows", 2, "--completions", 1,
+        "--output", tmp_path / "talks", "task.opponent=base", "task.opponent_tokens=8",
+        "task.messages=2", "task.num_eval_rows=2", "model.max_seq_length=640",
+    )  # fmt: skip
+    assert code == 0, err
+    assert asked == [(2, False), (2, False)]
+    table = pandas.read_parquet(tmp_path / "talks" / "completions.parquet")
+    assert list(table["turns"]) == [2, 2]

@@ -18,7 +18,7 @@ from job import config, model
 from job.config import load_config as load
 from job.episodes.tool_format import ToolFormat
 from job.grading_pool import GradingPool
-from job.rollout import engine
+from job.rollout import decode_all, engine
 from job.run_folder import RunFolder
 
 TINY = config.ROOT / "configs" / "tiny.yaml"
@@ -501,3 +501,121 @@ def test_what_cannot_take_turns_is_refused(build, reason):
     kind._refuse_what_takes_no_turns(SimpleNamespace(**able))
     with pytest.raises(ValueError, match="completions with tools"):
         kind._refuse_what_takes_no_turns(SimpleNamespace(**able | {reason: True}))
+
+
+# ---- what the frozen base is asked
+
+
+def talk(*overrides):
+    """A config whose opponents are played by the base."""
+    return load(TINY, [
+        "task.type=prompt_injection_talk", "task.opponent=base", "task.opponent_tokens=8",
+        "task.messages=2", "task.num_rows=3", "task.num_eval_rows=0", "task.policies=[polite]",
+        "model.max_seq_length=640", "grpo.report_to=[]", "grpo.max_completion_length=200",
+        f"grpo.num_generations={SIZE}", f"grpo.per_device_train_batch_size={SIZE * 3}",
+        *overrides,
+    ])  # fmt: skip
+
+
+@pytest.fixture
+def talking(tmp_path, pool):
+    job = talk(f"grpo.output_dir={tmp_path / 'run'}")
+    chat, plan = train.prepare(job)
+    loaded = model.load_model(job.model, job.lora)
+    trainer = train.build_trainer(job, RunFolder(job), *loaded, pool, chat, plan)
+    trainer.model.train()
+    return trainer
+
+
+def perturb(trainer):
+    """Make the adapter one that changes what the model says."""
+    torch.manual_seed(1)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            weight.data.normal_(std=0.5)
+
+
+def logits_of(trainer, ids):
+    with torch.no_grad():
+        return trainer.model(input_ids=torch.tensor([ids])).logits
+
+
+def test_the_base_is_the_model_without_its_adapter_which_is_active_again(talking):
+    ids = talking.chat.ids("How much is 15 * 23?")
+    trained = trained_in(talking)
+    limit = talking.generation_config.max_new_tokens
+    plain = logits_of(talking, ids)
+
+    def said_by_base():
+        torch.manual_seed(0)
+        rollout = talking._base().rollout(8)
+        return [row.completion_ids for row in decode_all(rollout, [ids, ids[:5]])]
+
+    before = said_by_base()
+    assert all(len(said) <= 8 for said in before)
+    perturb(talking)
+    changed = logits_of(talking, ids)
+    assert not torch.allclose(plain, changed)
+    assert said_by_base() == before
+
+    # Also where decoding fails
+    def fail(prompts):
+        raise KeyError("lost")
+
+    failing = engine.base_rollout(talking.model, fail)
+    failing.add(ids)
+    with pytest.raises(KeyError):
+        failing.step()
+    assert torch.equal(logits_of(talking, ids), changed)
+    assert trained_in(talking) == trained and talking.generation_config.max_new_tokens == limit
+
+
+def test_what_the_base_says_is_masked_and_never_learned_from(talking, monkeypatch):
+    asked, trained = [], trained_in(talking)
+    of_trl = GRPOTrainer._generate_single_turn
+
+    def watched(self, prompts, *others):
+        asked.extend(self.processing_class.batch_decode(prompts))
+        assert trained_in(self) == []  # PEFT switches its layers off
+        return of_trl(self, prompts, *others)
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", watched)
+    said = [harmony_final("Hello."), harmony_final("Well?")]
+    in_turns(talking, [said] * (3 * SIZE))
+    output = talking._generate_and_score_completions(batch_of(talking, 0, 1, 2))
+    for row in range(3 * SIZE):
+        ids = output["completion_ids"][row][output["completion_mask"][row].bool()]
+        mask = output["tool_mask"][row][: len(ids)].bool()
+        assert talking.processing_class.decode(ids[mask]) == "".join(said)
+        assert "<|start|>user" in talking.processing_class.decode(ids[~mask])
+    # Each row asks twice; the second time the base has also its own first answer before it
+    assert len(asked) == 2 * 3 * SIZE and sum("Well?" in prompt for prompt in asked) == 3 * SIZE
+    assert all("Your secret code is" in prompt for prompt in asked)
+    assert trained_in(talking) == trained
+
+
+@pytest.mark.slow  # trains the tiny model for two steps
+def test_a_run_trains_against_the_base(tmp_path, run_job, monkeypatch):
+    asked = []
+    of_base = engine.base_rollout
+
+    def base_rollout(model, complete):
+        return of_base(model, lambda prompts: asked.append(len(prompts)) or complete(prompts))
+
+    monkeypatch.setattr(engine, "base_rollout", base_rollout)
+    done = run_job(
+        *("--config", TINY, "task.type=prompt_injection_talk", "task.opponent=base"),
+        *("task.opponent_tokens=16", "task.messages=2", "task.num_eval_rows=0"),
+        *("model.max_seq_length=640", "grpo.max_completion_length=200", "grpo.max_steps=2"),
+        *("grpo.report_to=[]", f"grpo.output_dir={tmp_path / 'run'}"),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [line for line in map(json.loads, lines) if "episodes/turns" in line]
+    assert len(steps) == 2 and asked and max(asked) > 1
+    assert any(line["episodes/turns"] > 1 for line in steps)
+
+
+def trained_in(trainer):
+    named = trainer.model.named_parameters()
+    return [name for name, weight in named if weight.requires_grad]
