@@ -132,6 +132,11 @@ class Environment:
         """Waits for ever."""
         time.sleep(1000)
 
+    def nap(self) -> str:
+        """Takes a while."""
+        time.sleep(1.0)
+        return "rested"
+
     def reply(self, message):
         return self._ask(message)
 
@@ -782,9 +787,11 @@ class RecordedBase:
 def talk_with_base(pool):
     """Plays scripts against a scripted base, in a pool of two processes."""
 
-    def talk_with_base(options, scripts, answers, max_seq_length=2000, is_whole=True):
+    def talk_with_base(
+        options, scripts, answers, max_seq_length=2000, is_whole=True, kind=ScriptedRollout
+    ):
         chat = Chat(AutoTokenizer.from_pretrained(TINY_MODEL), "2025-08-05")
-        rollout = ScriptedRollout(ToolFormat(chat), scripts, is_whole)
+        rollout = kind(ToolFormat(chat), scripts, is_whole)
         row = tasks.labelled(tasks.load(options.type).rows(options)[0], options)
         recorded = RecordedBase(answers)
         base = recorded.of(chat, max_seq_length)
@@ -834,6 +841,41 @@ def test_the_base_answers_all_rows_together_and_what_it_says_is_masked(talk_with
         heard.append(tuple(episode.grade.data["heard"]))
         assert reply == f"It says: {heard[-1][0]}"
     assert sorted(heard) == [("1", "bye"), ("3", "bye")]
+
+
+class OnePlace(ScriptedRollout):
+    """Has one place, which a row that stays keeps between its turns."""
+
+    held = None
+
+    def step(self):
+        assert len(self.steps) < 100, "the loop turns in vain"
+        if self.held not in self._staying:
+            self.held = next(iter(self._waiting), None)
+        self.is_blocked = bool(self._waiting) and self.held not in self._waiting
+        others = {row: most for row, most in self._waiting.items() if row != self.held}
+        for row in others:
+            del self._waiting[row]
+        finished = super().step()
+        self._waiting |= others
+        return finished
+
+
+def test_the_base_is_asked_where_rows_have_no_place_before_it_has_answered(talk_with_base):
+    scripts = [[harmony_final(text), harmony_final(text * 2)] for text in "abc"]
+    answers = [harmony_final(text) for text in ("1", "bye") * 3]
+    episodes, base = talk_with_base(asks(), scripts, answers, is_whole=False, kind=OnePlace)
+    assert [episode.grade.data["heard"] for episode in episodes] == [["1", "bye"]] * 3
+    assert [len(prompts) for prompts in base.batches] == [1] * 6
+
+
+def test_tools_go_on_while_the_base_answers(talk_with_base):
+    scripts = [[harmony_call("nap"), harmony_final("a")], [harmony_final("b"), harmony_final("c")]]
+    answers = [harmony_final(text) for text in ("1", "bye", "bye")]
+    episodes, base = talk_with_base(asks(), scripts, answers, is_whole=False)
+    assert [episode.grade.data["heard"] for episode in episodes] == [["bye"], ["1", "bye"]]
+    # The second talk was over before the tool of the first one had ended
+    assert [len(prompts) for prompts in base.batches] == [1, 1, 1]
 
 
 def test_an_answer_that_is_cut_off_is_heard_as_far_as_it_goes(talk_with_base):

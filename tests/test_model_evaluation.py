@@ -269,12 +269,16 @@ def test_the_same_base_plays_before_and_after_training(trained_run, tmp_path, ca
 
     monkeypatch.setattr(engine, "base_rollout", base_rollout)
     monkeypatch.setattr(engine, "make_rollout", make_rollout)
-    code, _, err = run(
-        capsys, trained_run, "--task", "prompt_injection_talk", "--rows", 2, "--completions", 1,
+    talk = (
+        trained_run, "--task", "prompt_injection_talk", "--rows", 2, "--completions", 1,
         "--output", tmp_path / "talks", "task.opponent=base", "task.opponent_tokens=8",
         "task.messages=2", "task.num_eval_rows=2", "model.max_seq_length=640",
     )  # fmt: skip
+    code, _, err = run(capsys, *talk)
     assert code == 0, err
     assert asked == [(2, False), (2, False)]
     table = pandas.read_parquet(tmp_path / "talks" / "completions.parquet")
     assert list(table["turns"]) == [2, 2]
+    # Another opponent is another evaluation
+    code, _, err = run(capsys, *(word for word in talk if word != "task.opponent=base"))
+    assert code == 2 and "talks holds an evaluation with another value of task" in err

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from tasks.data import columns, sources
 from tasks.data.mistakes import Mistakes, RowMistake
 
 BASE = "base"
+KEYS_OF_ROWS = ("type", "num_rows", "num_eval_rows", "weight", "check", "rewards", "curriculum")
 NO_DATA = Path(__file__).parent / "no_data.yaml"  # its task replaces those of a config
 DEFAULT_OUTPUT = "gpt-oss-grpo/evaluations"
 
@@ -294,9 +295,28 @@ def plan_model(
     }
     if source.base_only:
         settings |= {"model": config.model.name, "weights": None}
+    in_turns = [keys for keys in map(keys_of_turns, judging.tasks) if keys]
+    if in_turns:
+        settings["task"] = in_turns
     folder = EvaluationFolder(output_folder(source, judging, request, is_one_of_two))
     folder.check(settings)
     return ModelPlan(source, config, chat, problems, sampling, max_tokens, settings, folder)
+
+
+def keys_of_turns(options: tasks.Options) -> dict[str, str]:
+    """The keys of a task that say how completions of several turns go on, an opponent for instance,
+    where they are not at their defaults. Prompts and rewards are known without them."""
+    if not tasks.takes_turns(options):
+        return {}
+    found = {}
+    for key in fields(options):
+        default = key.default
+        if default is MISSING:
+            default = key.default_factory()
+        value = getattr(options, key.name)
+        if key.name not in KEYS_OF_ROWS and value != default:
+            found[key.name] = str(value)
+    return found
 
 
 def evaluate_model(plan: ModelPlan, asked: Asked, request: Request) -> dict[str, Any]:
