@@ -399,7 +399,13 @@ def rows(options: Options) -> list[dict[str, Any]]:
     Tests of a config stay here: a row holds the problem's number. A row of `data` holds its own.
     """
     if options.data:
-        return [row_of(text, options) for text in repeat(problems_of(options), options)]
+        problems = problems_of(options)
+        count, wanted = len(problems), options.num_rows
+        if 1 < wanted < count:  # one row is what check.py asks for
+            tasks.note_once(f"task.num_rows: the first {wanted} of {count} problems are used")
+        elif wanted > count:
+            tasks.note_once(f"task.num_rows: {count} problems are repeated to {wanted} rows")
+        return [row_of(text, options) for text in repeat(problems, options)]
     return [make_row(number, options) for number in repeat(range(len(options.problems)), options)]
 
 

@@ -207,7 +207,10 @@ def test_a_list_and_its_lines_are_read_alike(values):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("prompt,answer\nx,1\ny\nz,1,2\n", r":3: has 1 fields.*\(2 rows: 3, 4\)"),
+        (
+            "prompt,answer\nx,1\ny\nz,1,2\n",
+            r":3: fields: 1, but .*\(2 rows: 3, 4\)",
+        ),
         ("prompt,prompt\nx,1\n", ":1: two columns are called 'prompt'"),
         ("prompt,,b\nx,1,2\n", ":1: column 2 has no name"),
         ('prompt,answer\nx,1\n"y,2\n', ":3: not CSV: unexpected end of data"),
@@ -229,7 +232,7 @@ def test_mistakes_in_a_csv_have_lines(tmp_path, content, message):
 def test_a_field_may_hold_lines_and_the_next_row_has_its_own_line(tmp_path):
     path = tmp_path / "rows.csv"
     path.write_text('prompt,answer\n"a\nb\nc",1\nx\n')
-    with pytest.raises(ValueError, match=":5: has 1 fields, and the header names 2"):
+    with pytest.raises(ValueError, match=":5: fields: 1, but the header names 2"):
         options(path)
 
 
@@ -362,6 +365,28 @@ def test_columns_are_recognised_by_name_and_said(tmp_path, capsys, row, prompt, 
     assert said.count("\n") == ("prompt" not in row or "answer" not in row)
     if "prompt" not in row:
         assert f"prompt from column {next(iter(row))}" in said and "task.columns" in said
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.string(), pa.large_string()])
+def test_texts_of_parquet_may_be_kept_as_bytes(tmp_path, kind):
+    path = tmp_path / "rows.parquet"
+    column = pa.array(["Käse?".encode(), b"2 + 2"]).cast(kind)
+    picture = pa.array([b"\xff\xd8", None], pa.binary())
+    columns = {"prompt": column, "answer": [1, 4], "picture": picture}
+    pq.write_table(pa.table(columns), path)
+    read = [row for _, row in formats.read_parquet(path, None, "rows.parquet")]
+    assert [row["prompt"] for row in read] == ["Käse?", "2 + 2"]
+    assert [row["picture"] for row in read] == [b"\xff\xd8", None]
+
+
+def test_a_text_of_parquet_that_is_no_utf_8_spoils_its_row_alone(tmp_path):
+    path = tmp_path / "rows.parquet"
+    broken = pa.array([b"fine", b"K\xe4se", b"fine"])
+    broken = pa.StringArray.from_buffers(3, *broken.buffers()[1:])
+    pq.write_table(pa.table({"prompt": broken, "answer": [1, 2, 3]}), path)
+    with pytest.raises(ValueError) as caught:
+        jsonl.rows(options(path))
+    assert f"{path}:2: not UTF-8: byte 0xe4 in prompt" in str(caught.value)
 
 
 def test_messages_may_end_with_the_answer(tmp_path):

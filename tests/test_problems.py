@@ -7,6 +7,7 @@ import zlib
 
 import pytest
 
+import tasks
 from job import config
 from job.errors import ConfigError
 from job.reward_check import check_rewards
@@ -239,6 +240,28 @@ def test_a_csv_holds_lists_as_texts(tmp_path, sandbox):
     options = code.Options(type="code", data=str(path), num_rows=1)
     (row,) = code.rows(options)
     assert code.grade(fenced("def f(x): return x + 1"), row, options, sandbox, None).correct
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "says"),
+    [
+        (2, "the first 2 of 3 problems are used"),
+        (3, ""),
+        (7, "3 problems are repeated to 7 rows"),
+        (1, ""),
+    ],
+)
+def test_problems_that_are_cut_or_repeated_are_said(tmp_path, capsys, num_rows, says):
+    path = tmp_path / "problems.jsonl"
+    kept = [row for row, _, _ in list(ROWS.values())[:3]]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    options = code.Options(type="code", data=str(path), num_rows=num_rows)
+    tasks.note_once.cache_clear()
+    assert len(code.rows(options)) == num_rows
+    assert ("task.num_rows" in capsys.readouterr().err) == bool(says)
+    tasks.note_once.cache_clear()
+    code.rows(options)
+    assert says in capsys.readouterr().err
 
 
 def test_a_pickle_that_holds_code_is_not_run(tmp_path):

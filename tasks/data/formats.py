@@ -32,6 +32,7 @@ Placed = Iterator[tuple[str, Any]]  # (place, row), the row being a RowMistake i
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".zstd": "zstd"}
 DELIMITERS = ",;\t"
 PARQUET_BATCH = 1000  # rows that are read at once
+BYTES = (pa.binary(), pa.large_binary())  # what some writers keep texts as
 # Marks of files whose texts have two or four bytes a letter
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\x00\x00\xfe\xff")
 SAVE_AS_UTF_8 = "save the file as UTF-8"
@@ -318,7 +319,7 @@ def record(header: list[str], fields: list[str]) -> dict[str, str | None] | RowM
     """The row of a line, or the mistake in its place."""
     if len(fields) != len(header):
         return RowMistake(
-            f"has {len(fields)} fields, and the header names {len(header)} columns",
+            f"fields: {len(fields)}, but the header names {len(header)} columns",
             "fields",
             "a field with a comma, a quote or a line break in it needs quotes",
         )
@@ -355,17 +356,44 @@ def read_parquet(path: Path, compression: str | None, shown: str) -> Placed:
     for name in names:
         if names.count(name) > 1:
             raise ValueError(f"data: {shown}: two columns are called {name!r}")
+    # Bytes, so that a text that is no UTF-8 spoils its own row alone
+    types = {field.name: field.type for field in file.schema_arrow}
+    texts = {name for name, kind in types.items() if kind in (pa.string(), pa.large_string())}
+    maybe_texts = texts | {name for name, kind in types.items() if kind in BYTES}
     number = 0
     for batch in file.iter_batches(PARQUET_BATCH):
+        columns = [
+            column.cast(pa.large_binary()) if name in texts else column
+            for name, column in zip(names, batch.columns, strict=True)
+        ]
         try:
-            rows = batch.to_pylist()
-        except UnicodeDecodeError as error:
+            rows = pa.RecordBatch.from_arrays(columns, names).to_pylist()
+        except UnicodeDecodeError as error:  # in lists and the like
             raise ValueError(
                 f"data: {shown}: a text of the rows from {number + 1} on is not UTF-8"
             ) from error
         for row in rows:
             number += 1
-            yield f"{shown}:{number}", row
+            yield f"{shown}:{number}", decoded(row, maybe_texts, texts)
+
+
+def decoded(row: dict[str, Any], names: Iterable[str], texts: Iterable[str]) -> Any:
+    """A row with texts in place of bytes, or the mistake in its place.
+
+    Args:
+        names: columns that hold bytes.
+        texts: of these, the columns that must be texts. Other bytes may be something else.
+    """
+    for name in names:
+        if row[name] is None:
+            continue
+        try:
+            row[name] = row[name].decode("utf-8")
+        except UnicodeDecodeError as error:
+            if name in texts:
+                byte = row[name][error.start]
+                return RowMistake(f"not UTF-8: byte 0x{byte:02x} in {name}", "not UTF-8")
+    return row
 
 
 def open_parquet(path: Path, compression: str | None) -> pq.ParquetFile:
