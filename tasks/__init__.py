@@ -370,9 +370,8 @@ class Ask:
     stand_in: str = ""  # the answer where there is no model: in check.py, for instance
 
     def __post_init__(self):
-        mistake = row_mistake({"prompt": list(self.messages)})
-        if mistake:
-            raise ValueError(f"an Ask: {mistake}")
+        if not self.messages or not all(map(is_message, self.messages)):
+            raise ValueError(f"an Ask: its messages must be a chat, not {self.messages!r:.200}")
         for message in self.messages:
             if message["role"] not in ("system", "user", "assistant"):
                 raise ValueError(f"an Ask: there is no role {message['role']!r:.80}")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from linear import name_of, patterns_of, slow_pieces
 
 from job import config
+from job.episodes import episode
 from job.errors import ConfigError
 from job.grading import Grader
 from job.reward_check import check_rewards
@@ -666,6 +667,13 @@ def test_known_answers_are_played_against_the_scripted_opponent(sandbox):
         prompt_injection_talk.Options(type="prompt_injection_talk"), sandbox
     )
     assert table == scripted
+
+
+def test_half_a_letter_in_a_file_is_judged_as_before():
+    row = {"agent_code": MINE, "opponent_code": THEIRS, "opponent_policy": "polite"}
+    for opponent in ("scripted", "base"):
+        options = prompt_injection_talk.Options(type="prompt_injection_talk", opponent=opponent)
+        assert episode.play([f"\ud800 {POLITE_QUESTION}"], row, options, None, None).correct
 
 
 @pytest.mark.parametrize(
