@@ -98,6 +98,31 @@ def test_attend_prompts(length, window, kv_heads, follows, with_sinks, softcap):
         assert difference(found[i, :, :own], wanted[i, :, :own]) < 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("width", [64, 80, 128, 256])
+def test_attention_of_wide_heads_fits_the_card(width, dtype):
+    rows, length, tokens = 3, 90, 40
+    held = [normal(rows, KV_HEADS, length, width).to(dtype) for _ in range(2)]
+    q = normal(rows, HEADS, width).to(dtype)
+    options = {"scale": width**-0.5, "softcap": 5.0}
+    positions = torch.tensor([0, 40, 89], device="cuda")
+    wide = [tensor.float() for tensor in (q, *held)]
+    found = kernels.attend(q, *held, positions, **options)
+    assert difference(found, functional.attend(*wide, positions, **options)) < 0.01
+    prompts = Prompts(
+        ids=torch.zeros((rows, tokens), dtype=torch.int64, device="cuda"),
+        lengths=torch.full((rows,), tokens, device="cuda"),
+        sources=torch.arange(rows, device="cuda"),
+        rows=torch.tensor([1, 2, 0], device="cuda"),
+        starts=torch.tensor([0, 17, 50], device="cuda"),
+    )
+    q = normal(rows, HEADS, tokens, width).to(dtype)
+    own = [normal(rows, KV_HEADS, tokens, width).to(dtype) for _ in range(2)]
+    found = kernels.attend_prompts(q, *own, *held, prompts, **options)
+    wide = [tensor.float() for tensor in (q, *own, *held)]
+    assert difference(found, functional.attend_prompts(*wide, prompts, **options)) < 0.01
+
+
 @pytest.mark.parametrize("rank", [16, 64])
 def test_route(rank):
     rows, eps = 7, 1e-5

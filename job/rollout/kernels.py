@@ -234,6 +234,10 @@ def attend(q, keys, values, positions, *, scale, window=None, sinks=None, softca
     rows, kv_heads, length, D = keys.shape
     heads = q.shape[1]
     group = heads // kv_heads
+    width = max(16, triton.next_power_of_2(D))
+    block_l, stages = 64, 3
+    if keys.element_size() == 4 and width > 64:
+        block_l, stages = 32, 2  # what small cards have shared memory for
     out = torch.empty((rows, heads, D), dtype=q.dtype, device=q.device)
     _attend_kernel[(rows, kv_heads)](
         q,
@@ -254,10 +258,10 @@ def attend(q, keys, values, positions, *, scale, window=None, sinks=None, softca
         GROUP=group,
         GROUP_PADDED=max(16, triton.next_power_of_2(group)),
         D=D,
-        D_PADDED=max(16, triton.next_power_of_2(D)),
-        BLOCK_L=64,
+        D_PADDED=width,
+        BLOCK_L=block_l,
         num_warps=4,
-        num_stages=3,
+        num_stages=stages,
     )
     return out
 
@@ -401,6 +405,8 @@ def attend_prompts(
     kv_heads = keys.shape[1]
     group = heads // kv_heads
     tile = max(64, triton.next_power_of_2(group))
+    width = max(16, triton.next_power_of_2(D))
+    block_l, stages = places_at_once(width, q.element_size())
     out = torch.empty((count, tokens, heads, D), dtype=q.dtype, device=q.device)
     _attend_prompts_kernel[(count, kv_heads, triton.cdiv(tokens, tile // group))](
         q,
@@ -428,12 +434,26 @@ def attend_prompts(
         GROUP=group,
         TILE=tile,
         D=D,
-        D_PADDED=max(16, triton.next_power_of_2(D)),
-        BLOCK_L=64 if D <= 128 else 32,
+        D_PADDED=width,
+        BLOCK_L=block_l,
         num_warps=4,
-        num_stages=2,
+        num_stages=stages,
     )
     return out.transpose(1, 2)
+
+
+def places_at_once(width, bytes_each):
+    """(BLOCK_L, stages) of attend_prompts. It takes at most 84 KB of shared memory on cards of
+    compute capability 8.6, which have 99 KB, and 96 KB on 9.0.
+
+    Args:
+        width: D, as a power of 2.
+    """
+    if width * bytes_each <= 256:
+        return 64, 2
+    if width * bytes_each <= 512:
+        return 32, 1
+    return 16, 1
 
 
 # ---- experts
