@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network
 # Threads that share work on a tiny model mostly wait for each other
 os.environ["OMP_NUM_THREADS"] = "1"
+# nohup ignores it, which a run respects, and tests send it
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 import train  # noqa: E402
 from job.report.live_report import LiveReport  # noqa: E402
