@@ -895,7 +895,7 @@ read, write, leave = os.read, os.write, os._exit
 from_marshal, to_marshal = marshal.loads, marshal.dumps
 true_name = type.__dict__["__name__"].__get__  # a metaclass may have its own idea of __name__
 true_exit_code = SystemExit.__dict__["code"].__get__
-printed_in = BytesIO.getvalue
+printed_in, exact_text = BytesIO.getvalue, str.__str__
 true_traceback = BaseException.__dict__["__traceback__"].__get__
 
 
@@ -1029,10 +1029,10 @@ def snapshot(arguments, dump=marshal.dumps):
 
 
 @exposed
-def text_of(box):
-    """The text of the exception in `box`; None if it has none."""
+def text_of(box, text=str, exactly=str.__str__):
+    """The text of the exception in `box`, of exactly the type str; None if it has none."""
     try:
-        return str.__str__(str(box[0]))
+        return exactly(text(box[0]))
     except BaseException:
         return None
 
@@ -1040,6 +1040,23 @@ def text_of(box):
 @exposed
 def empty(items):
     items.clear()
+
+
+@exposed
+def show(box, shown=print):
+    """Print the one value in `box`, and drop it."""
+    shown(box.pop())
+
+
+@exposed
+def print_to(streams, system=sys):
+    """Print to the stream in the list `streams`, and drop it and the one before it."""
+    system.stdout = system.stderr = streams.pop()
+
+
+# Streams, modules and compiled texts of the program. What it may have tied to their end must not
+# happen on a frame of this file.
+kept: list = []
 
 
 def describe(box: list) -> str:
@@ -1062,7 +1079,7 @@ def describe(box: list) -> str:
 
 
 def type_name(value) -> str:
-    return true_name(type(value))[:80]
+    return exact_text(true_name(type(value)))[:80]  # the name may be of a subclass of str
 
 
 def all_are(values, kind) -> bool:
@@ -1157,6 +1174,7 @@ def load(
         for finding in scan(tree, is_script):
             report(finding)
         own_code = compile(tree, FILE_NAME, "exec")
+        kept.append(own_code)
     except SyntaxError as error:
         return "syntax_error", f"SyntaxError: {error.msg} (line {error.lineno})", True, None
     except (ValueError, RecursionError, MemoryError) as error:
@@ -1169,6 +1187,7 @@ def load(
     if mistake:
         return "crash", f"the setup of the problem fails: {mistake}", True, None
     screen = BytesIO()
+    kept.extend([module, screen])
     if is_script:
         namespace["__name__"] = "__main__"
         sys.modules["__main__"] = module
@@ -1279,10 +1298,10 @@ def run_piece(source: str, namespace: dict, collecting: bool) -> tuple[str, str,
     for code, runs in pieces:
         empty(box)
         own_code = code
+        kept.append(code)
         status, collecting = call_program(runs, [code, namespace], box, collecting)
         if status == "ok" and runs is eval and box[0] is not None:
-            value = box.pop()
-            status, collecting = call_program(print, [value], box, collecting)
+            status, collecting = call_program(show, [box], box, collecting)
         if status == "crash" and has_ended(box[0]):  # by exit()
             break
         if status != "ok":
@@ -1306,13 +1325,15 @@ def run_session():
     gc.disable()
     watching = collecting = True
     send(frame("ok", ""))
+    screens: list = []
     while True:
         (source,) = read_request()
-        screen = BytesIO()
-        sys.stdout = sys.stderr = TextIOWrapper(screen, "utf-8", "replace", write_through=True)
+        empty(screens)
+        screens.append(BytesIO())
+        print_to([TextIOWrapper(screens[0], "utf-8", "replace", write_through=True)])
         status, error, collecting = run_piece(source, namespace, collecting)
         try:
-            text = printed(screen)
+            text = printed(screens[0])
         except MemoryError:  # it has filled the memory
             text = ""
         if len(text) > MAX_OUTPUT:

@@ -178,3 +178,76 @@ def test_the_hostile_corpus_is_contained_in_sessions(tmp_path):
     assert (out / "adapter_model.safetensors").read_bytes() == b"weights"
     assert list(leak.iterdir()) == []
     assert dict(os.environ) == environment and os.getcwd() == folder
+
+
+# What is run on a frame of the sandbox's own would see its names
+SILENCE = "global report, scan\nreport = print\nscan = lambda *a: []"
+DYING = f"""
+import functools, operator, sys, weakref
+class D: pass
+D.__del__ = functools.partial(exec, {SILENCE!r})
+class R(weakref.ref): pass
+def watch(it):
+    global r
+    r = R(it, operator.methodcaller("m"))
+    r.m = functools.partial(exec, {SILENCE!r})
+"""
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "D()",
+        "sys.stdout = D()",
+        "sys.stderr = sys.stdout = D()",
+        "watch(sys.stdout.buffer)",
+        "watch(sys.stdout)",
+        "raise type('E', (Exception,), {'__str__': lambda self: 'x', 'd': D()})",
+        "raise Exception(D())",
+        "watch(sys.modules['completion'])\nsys.modules.clear()",
+    ],
+)
+def test_what_dies_does_so_on_no_frame_of_the_sandbox(box, piece):
+    with Session(box) as session:
+        session.run(DYING)
+        session.run(piece)
+        session.run("1")
+        session.run("open('/etc/passwd')")
+        assert any("open" in finding for finding in session.findings)
+
+
+DYING_IN_A_FUNCTION = f"""
+class T(str): pass
+T.__del__ = functools.partial(exec, {SILENCE!r})
+class F(str):
+    def __new__(cls, *a): return "x"
+    @staticmethod
+    def __str__(x): return T("boo")
+places = [v for k, v in globals().items() if k.startswith("__b")][0]
+real = str
+def f(number):
+    places["str"] = F if number == 0 else real
+    if number == 0:
+        raise ValueError("a")
+    try:
+        open("/etc/passwd")
+    except Exception:
+        pass
+    return number
+"""
+
+
+def test_the_text_of_an_exception_dies_on_no_frame_of_the_sandbox(box):
+    code = DYING + DYING_IN_A_FUNCTION
+    with box.open(code, "f") as program:
+        assert program.call([0]).status is Status.CRASH
+        assert program.call([1]).value == 1
+        assert any("open" in finding for finding in program.findings)
+
+
+def test_the_stream_of_a_script_dies_on_no_frame_of_the_sandbox(box):
+    forge = "global frame\nreal = frame\nframe = lambda s, e, v=None, raw=b'': real('ok', '', 'no')"
+    code = DYING.replace(repr(SILENCE), repr(forge))
+    code += "print('said')\nwatch(sys.stdout.buffer)\nsys.stdout = None\n"
+    with box.open(code, "", stdin="") as program:
+        assert program.output != "no"
