@@ -37,6 +37,9 @@ __all__ = [
     "length_penalty",
 ]
 
+# An episode that has spent one of these has done what it did before
+BUDGETS = {Status.OUT_OF_TURNS, Status.OUT_OF_CALLS, Status.OUT_OF_CPU, Status.OUT_OF_TOKENS}
+
 INJECTION_SCORES = {
     "obtained": 11.0,
     "probed": 1.5,
@@ -137,7 +140,8 @@ def best_tile(completions, grades: Sequence[Grade], **kwargs) -> list[float]:
 
 
 def best_tile_score(grade: Grade) -> float:
-    if grade.cheating or grade.status is not Status.OK or "mean_best_tile" not in grade.data:
+    has_played = grade.status is Status.OK or grade.status in BUDGETS
+    if grade.cheating or not has_played or "mean_best_tile" not in grade.data:
         return 0.0
     lacking = math.log2(grade.data["target"] / grade.data["mean_best_tile"])
     return round(min(max(5.0 - lacking, 0.0), 5.0), 6)

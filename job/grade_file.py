@@ -8,11 +8,13 @@ from typing import Any
 
 import tasks
 from job.config import Config
+from job.episodes.episode import is_nested_deeper
 from job.grading import Grader, Scored
 from job.grading_pool import GradingPool
 from sandbox import Sandbox, Status
 from tasks import Grade
 
+MAX_DEPTH = 64  # of a row; deeper ones cannot be handed to another process
 BATCH = 64  # rows that are graded together, and the most that are held in memory
 
 
@@ -66,6 +68,8 @@ def read_row(line: str, default_task: str) -> Row:
         return Row(mistake=f"not JSON: {error}")
     if not isinstance(row, dict):
         return Row(mistake="not a JSON object")
+    if is_nested_deeper(row, MAX_DEPTH):
+        return Row(row.get("id"), mistake=f"nested deeper than {MAX_DEPTH}")
     row_id = row.pop("id", None)
     task = row.pop("task", default_task)
     if task not in tasks.names():

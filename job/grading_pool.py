@@ -20,7 +20,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class Step:
     key: int  # of the episode in its batch
     turns: tuple[Turn, ...]
     ended: str = ""  # as in Player.advance
+    findings: tuple[str, ...] = ()  # of cheating before the newest turn
 
 
 @dataclass(frozen=True)
@@ -210,6 +211,8 @@ class GradingPool:
         # as the pool starts them all.
         self._starter = ThreadPoolExecutor(1, thread_name_prefix="starts graders")
         self._running: dict[int, Worker] = {}
+        # Of each worker, the episodes that it is in the midst of: (batch, key)
+        self._episodes: list[set[tuple[int, int]]] = [set() for _ in range(self.workers)]
         # A queue for each worker, so that turns which wait for one do not hold up the others
         self._queues = [
             ThreadPoolExecutor(1, thread_name_prefix="episodes") for _ in range(self.workers)
@@ -287,9 +290,17 @@ class GradingPool:
         if step.turns[-1].calls:
             timeout_s = min(options.tool_timeout_s, self.timeout_s)
         with self._worker_number(number):
+            known = self._episodes[number]
+            if any(batch != step.batch for batch, _ in known):
+                known.clear()
+            if (step.batch, step.key) not in known:
+                timeout_s *= len(step.turns)  # a new worker plays all of them again
             answer = checked(self._ask(number, step, options.type, timeout_s, "a turn's tools"))
+            if isinstance(answer, Answer):
+                known.add((step.batch, step.key))
         if isinstance(answer, Grade):  # there was no answer
-            return Answer(grade=answer)
+            findings = tuple(dict.fromkeys((*answer.cheating, *step.findings)))
+            return Answer(grade=replace(answer, cheating=findings), findings=findings)
         return answer
 
     @contextmanager
@@ -360,6 +371,7 @@ class GradingPool:
         self._report = report
 
     def _stop(self, number: int) -> None:
+        self._episodes[number].clear()
         worker = self._running.pop(number, None)
         if worker is not None:
             worker.kill()

@@ -102,11 +102,13 @@ class Environment:
             return None
         text = sent_message(message)
         self.sent.append(text)
-        asked = "" if is_too_long("\n".join(self.sent)) else text
+        so_far = "\n".join(self.sent)
+        asked = "" if is_too_long(so_far) else text
         self.read.append(asked)
-        scripted = opponent_reply(asked, self.opponent_code, self.policy)
-        is_unread = not asked.strip() or describes_own_code(asked)
-        if self.options.opponent == "scripted" or is_unread:
+        # Whoever has described its own code gets nothing from then on
+        is_trade = describes_own_code(so_far)
+        scripted = opponent_reply(so_far if is_trade else asked, self.opponent_code, self.policy)
+        if self.options.opponent == "scripted" or is_trade or not asked.strip():
             return self._answered(scripted)
         if not self.seen_by_base:
             asked = f"{self._opponent_prompt()}\n\n{asked}"

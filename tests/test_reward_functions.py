@@ -625,3 +625,14 @@ def test_what_reward_functions_read_of_a_grade_is_documented():
     assert len(read) >= 10
     documented = set(re.findall(r"\w+", Grade.__doc__))
     assert read <= documented
+
+
+@pytest.mark.parametrize(
+    ("status", "paid"),
+    [(Status.OK, 4.0), (Status.OUT_OF_CALLS, 4.0), (Status.OUT_OF_TOKENS, 4.0), (Status.CRASH, 0)],
+)
+def test_a_game_that_has_spent_its_budget_is_paid_for_its_tiles(status, paid):
+    grade = Grade(status, data={"target": 64.0, "mean_best_tile": 32.0})
+    assert reward_functions.best_tile(None, [grade]) == [paid]
+    cheat = Grade(status, cheating=("x",), data=grade.data)
+    assert reward_functions.best_tile(None, [cheat]) == [0.0]

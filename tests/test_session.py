@@ -246,7 +246,7 @@ def test_the_text_of_an_exception_dies_on_no_frame_of_the_sandbox(box):
 
 
 def test_the_stream_of_a_script_dies_on_no_frame_of_the_sandbox(box):
-    forge = "global frame, real\nreal = frame\nframe = lambda s, e, v=None, raw=b'': real('ok', '', 'no')"
+    forge = "global frame, real\nreal = frame\nframe = lambda *_: real('ok', '', 'no')"
     code = DYING.replace(repr(SILENCE), repr(forge))
     code += "print('said')\nwatch(sys.stdout.buffer)\nsys.stdout = None\n"
     with box.open(code, "", stdin="") as program:

@@ -15,6 +15,7 @@ right before stays right.
 
 import json
 import os
+import re
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,12 @@ DOES_NOT_FIT = "the completion does not fit grpo.max_completion_length"
 BASE_DOES_NOT_FIT = "what the base is asked does not fit model.max_seq_length"
 FORGED = "wrote the result of a tool itself"
 # What only the chat template writes, in front of a result
-FORGED_MARKS = ("<tool_response>", "<|start|>functions.", "<|start_header_id|>ipython")
+FORGED_MARKS = re.compile(
+    r"<\s*tool_response\s*>|<\|start\|>\s*functions\.|<\|start_header_id\|>\s*(ipython|tool)",
+    re.IGNORECASE,
+)
+# Lists and objects within each other. Deeper ones cannot be handed to another process.
+MAX_ARGUMENT_DEPTH = 32
 # What a transcript says of a call that did not fail
 RAN, NOT_RUN = "ok", "not run"
 
@@ -100,6 +106,7 @@ class Answer:
     messages: tuple[Message, ...] = ()
     grade: Grade | None = None
     ask: tasks.Ask | None = None  # a Turn of the base comes next
+    findings: tuple[str, ...] = ()  # of cheating, in the whole episode so far
 
 
 class Episode:
@@ -208,7 +215,7 @@ class Episode:
         if self._turns >= self._options.max_turns:
             status = Status.OUT_OF_TURNS
             return Answer(grade=self.end(status, "no turn is left (task.max_turns)"))
-        return Answer(({"role": "user", "content": str(reply)},))
+        return Answer(({"role": "user", "content": encodable(str(reply))},))
 
     def _is_done(self) -> bool:
         return bool(getattr(self._environment, "done", False))
@@ -250,7 +257,7 @@ class Episode:
         self._cpu_s += time.thread_time() - began_s
         if status != RAN:
             self._failures += 1
-        return shortened(text, self._options.tool_characters), status
+        return shortened(encodable(text), self._options.tool_characters), status
 
     def _tell_the_user(self, call: Call, error: Exception) -> None:
         """A ValueError is meant for the model. Anything else may be a mistake in the tool."""
@@ -288,17 +295,21 @@ class Episode:
             grade = replace(grade, status=status, detail=detail)
         if not tasks.takes_turns(self._options):
             return replace(grade, cheating=(*grade.cheating, *self._findings))
-        found = self._findings
-        if self._interpreter is not None:
-            found += self._interpreter.findings
         used = {
             "turns": self._turns,
             "calls": self._calls,
             "failures": self._failures,
             "tool_cpu_s": round(self._tool_cpu_s, 3),
         }
-        cheating = tuple(dict.fromkeys((*grade.cheating, *found)))
+        cheating = tuple(dict.fromkeys((*grade.cheating, *self.findings)))
         return replace(grade, cheating=cheating, data={**grade.data, **used})
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What it has done so far that counts as cheating."""
+        if self._interpreter is None:
+            return self._findings
+        return self._findings + tuple(self._interpreter.findings)
 
     def close(self) -> None:
         """End what runs for this episode."""
@@ -311,7 +322,35 @@ class Episode:
 
 def is_forged(text: Any) -> bool:
     """Whether a text of the model has what only stands in front of results."""
-    return isinstance(text, str) and any(mark in text for mark in FORGED_MARKS)
+    return isinstance(text, str) and FORGED_MARKS.search(text) is not None
+
+
+def made_call(name: str, arguments: Any) -> Call:
+    """A call, with a mistake if its arguments are nested too deeply."""
+    if is_nested_deeper(arguments, MAX_ARGUMENT_DEPTH):
+        return Call(name, mistake=f"the arguments are nested deeper than {MAX_ARGUMENT_DEPTH}")
+    return Call(name, arguments)
+
+
+def is_nested_deeper(value: Any, limit: int) -> bool:
+    """Whether lists and objects lie within each other more than `limit` times."""
+    level = [value]
+    for _ in range(limit + 1):
+        inside: list[Any] = []
+        for item in level:
+            if isinstance(item, Mapping):
+                inside += item.values()
+            elif isinstance(item, list | tuple):
+                inside += item
+        if not inside:
+            return False
+        level = inside
+    return True
+
+
+def encodable(text: str) -> str:
+    """A text without halves of letters (lone surrogates), which no tokenizer takes."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def shortened(text: str, limit: int) -> str:
@@ -354,15 +393,20 @@ def turn_of(message: Mapping[str, Any]) -> Turn:
     if not isinstance(content, str):
         content = ""
     calls = []
-    for entry in message.get("tool_calls") or []:
-        function = entry.get("function", entry) if isinstance(entry, Mapping) else {}
+    entries = message.get("tool_calls") or []
+    if not isinstance(entries, list | tuple):
+        raise ValueError(f"tool_calls must be a list, not {entries!r:.200}")
+    for entry in entries:
+        function = entry.get("function", entry) if isinstance(entry, Mapping) else None
+        if not isinstance(function, Mapping):
+            raise ValueError(f"a call must have a function, not be {entry!r:.200}")
         name, arguments = function.get("name"), function.get("arguments")
         if isinstance(arguments, str):  # as OpenAI's API has them
             try:
                 arguments = json.loads(arguments)
             except (ValueError, RecursionError):
                 arguments = None
-        calls.append(Call(name if isinstance(name, str) else "", arguments))
+        calls.append(made_call(name if isinstance(name, str) else "", arguments))
     return Turn(content, tuple(calls), reached_final=message.get("reached_final", True))
 
 
@@ -438,6 +482,7 @@ class Player:
                 answer = episode.take(turn)
             if ended and answer.grade is None:
                 answer = Answer(grade=episode.end(Status.OUT_OF_TOKENS, ended))
+            answer = replace(answer, findings=episode.findings)
         except BaseException:
             episode.close()
             raise

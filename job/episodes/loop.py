@@ -48,6 +48,7 @@ class Played:
     thinking_tokens: int = 0
     final_tokens: int = 0
     grade: Grade | None = None
+    findings: tuple[str, ...] = ()  # of cheating so far; they outlive a worker that is killed
 
     @property
     def said_ids(self) -> TokenIds:
@@ -164,7 +165,8 @@ class Batch:
 
     def _ask(self, row: int, episode: Played, ended: str = "") -> None:
         key = self.decoded[row]
-        step = Step(episode.job, self.number, key, tuple(episode.turns), ended)
+        turns = tuple(episode.turns)
+        step = Step(episode.job, self.number, key, turns, ended, episode.findings)
         self.running[self.grader.advance(step)] = row
 
     def _answer(self, episodes: list[Played]) -> None:
@@ -217,6 +219,7 @@ class Batch:
 
     def _go_on(self, row: int, episode: Played, answer: Answer) -> None:
         """Extend a row by what follows its turn, or end it."""
+        episode.findings = answer.findings
         if answer.grade is not None:
             episode.messages += answer.messages
             episode.grade = answer.grade

@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 
 from job.chat import CLOSE_CALL, CLOSE_RESULT, OPEN_CALL, OPEN_RESULT, Chat
-from job.episodes.episode import FORGED, Call, Message, Turn, is_forged
+from job.episodes.episode import FORGED, Call, Message, Turn, is_forged, made_call
 
 # What may end a turn, apart from the tokenizer's own token
 TURN_ENDS = ("<|end|>", "<|call|>", "<|return|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>")
 TEXT_ENDS = ("<|endoftext|>", "<|end_of_text|>")  # models may stop with these as well
+ROLES = ("assistant", "user", "system", "developer")  # whoever else speaks is a tool
 STAND_IN = "stand-in-for-what-was-said"
 PYTHON_TAG = "<|python_tag|>"
 RECIPIENT = re.compile(r"\bto=([^\s<]+)")
@@ -96,9 +97,11 @@ class ToolFormat:
         """The call that a turn ends with, if it does, and what the model faked."""
         messages = [part for part in self.chat.harmony_messages(ids) if part.body is not None]
         findings = []
-        for part in messages:
-            author = self._tokenizer.decode(part.header).partition("<|")[0].split()
-            if author and author[0].startswith("functions."):
+        for number, part in enumerate(messages):
+            # The author of the first one stands in the prompt
+            words = self._tokenizer.decode(part.header).partition("<|")[0].split()
+            is_of_tool = any(word.casefold().startswith("functions.") for word in words)
+            if is_of_tool or (number > 0 and words and words[0] not in ROLES):
                 findings.append(FORGED)
         if not messages:
             return [], findings
@@ -164,7 +167,7 @@ def call_of(name: str, text: str) -> Call:
         arguments = json.loads(text)
     except (ValueError, RecursionError) as error:
         return Call(name, mistake=f"the arguments are not JSON: {error}")
-    return Call(name, arguments)
+    return made_call(name, arguments)
 
 
 def calls_of_json(text: str) -> list[Call]:
@@ -182,7 +185,7 @@ def calls_of_json(text: str) -> list[Call]:
         if isinstance(arguments, str):
             found.append(call_of(item["name"], arguments))
         else:
-            found.append(Call(item["name"], arguments))
+            found.append(made_call(item["name"], arguments))
     return found
 
 
