@@ -34,7 +34,8 @@ Not covered
 
 - Holes of the kernel in the calls that are left; side channels of shared hardware (timing, caches).
 - A program may use its CPU and memory limits in full: `workers` times `memory_mb` should fit the
-  machine. Memory is limited as address space; page tables and socket buffers come on top.
+  machine, and `memory_mb` for each session that is open. Memory is limited as address space; page
+  tables and socket buffers come on top.
 - Findings are words about what was attempted, for a penalty; containment does not rest on them. An
   attack that computes its names at run time may fail without being named. One that gets hold of
   ctypes by such names and writes into its own memory could silence later findings, not those
