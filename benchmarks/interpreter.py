@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import train  # noqa: E402
 from benchmarks import adversary, sums  # noqa: E402
+from job.chat import CLOSE_CALL, CLOSE_RESULT, OPEN_CALL, OPEN_RESULT  # noqa: E402
+from job.evaluation.run_evaluation import step_of  # noqa: E402
 
 FORM = "write the result alone on a last line, in this form:\nAnswer: <integer>"
 ASKED = {
@@ -100,7 +102,7 @@ def measure(
         return code, {}
     figures: dict[str, Any] = {"seconds": round(time.monotonic() - began)}
     answers = {asked(name, row["question"]): row["answer"] for row in rows}
-    for path in sorted(run.glob("evaluation/step-*"), key=lambda path: int(path.name[5:])):
+    for path in sorted(run.glob("evaluation/step-*"), key=step_of):
         figures[path.name] = judged(path / "completions.parquet", answers)
     return code, figures
 
@@ -128,8 +130,8 @@ def called(calculation: str, result: int) -> list[dict[str, str]]:
     """A call and its result, as models without a format of their own write them."""
     call = json.dumps({"name": "python", "arguments": {"code": calculation}})
     return [
-        {"role": "assistant", "content": f"<tool_call>{call}</tool_call>"},
-        {"role": "user", "content": f"<tool_response>\n{result}\n</tool_response>"},
+        {"role": "assistant", "content": f"{OPEN_CALL}{call}{CLOSE_CALL}"},
+        {"role": "user", "content": f"{OPEN_RESULT}\n{result}\n{CLOSE_RESULT}"},
     ]
 
 

@@ -220,16 +220,7 @@ class GptOssDecoder:
         normed = functional.rms_norm(x, self.layers[0].attention_norm, self.eps)
         for i, layer in enumerate(self.layers):
             keys, values = cache.keys[i][:rows], cache.values[i][:rows]
-            q = self._operations.rotate_and_store(
-                layer.qkv(normed),
-                layer.qkv.b,
-                self._cos,
-                self._sin,
-                positions,
-                keys,
-                values,
-                self.heads,
-            )
+            q = self._queries(layer, normed, positions, keys, values)
             attended = self._operations.attend(
                 q,
                 keys,
@@ -251,16 +242,7 @@ class GptOssDecoder:
         for i, layer in enumerate(self.layers):
             keys = torch.empty(shape, dtype=self.dtype, device=self.device)
             values = torch.empty_like(keys)
-            q = self._operations.rotate_and_store(
-                layer.qkv(normed),
-                layer.qkv.b,
-                self._cos,
-                self._sin,
-                positions,
-                keys,
-                values,
-                self.heads,
-            )
+            q = self._queries(layer, normed, positions, keys, values)
             q, keys, values = (
                 part.view(count, tokens, -1, self.head_dim).transpose(1, 2)
                 for part in (q, keys, values)
@@ -281,6 +263,26 @@ class GptOssDecoder:
             )
             attended = attended.transpose(1, 2).reshape(count * tokens, -1)
             x, normed = self._mix(layer.output(attended), x, layer, self._norms[i])
+
+    def _queries(
+        self,
+        layer: Layer,
+        normed: torch.Tensor,
+        positions: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+    ) -> torch.Tensor:
+        """(rows, heads, head_dim); keys and values are written. See kernels.rotate_and_store."""
+        return self._operations.rotate_and_store(
+            layer.qkv(normed),
+            layer.qkv.b,
+            self._cos,
+            self._sin,
+            positions,
+            keys,
+            values,
+            self.heads,
+        )
 
     def _embed(self, tokens: torch.Tensor) -> torch.Tensor:
         if self._embedding.device == self.device:
